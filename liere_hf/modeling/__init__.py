@@ -1,0 +1,1 @@
+"""What travels to the Hub: the model and its parts, importing only torch, transformers and each other."""
