@@ -195,7 +195,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate_blocks()
 
     def _validate_sizes(self) -> None:
-        fields = ["image_size", "patch_size"] + ["encoder_stride"] * (self.encoder_stride is not None)
+        fields = ["patch_size", "image_size"] + ["encoder_stride"] * (self.encoder_stride is not None)
         for field in fields:
             values = self._per_axis(getattr(self, field))
             if len(values) != self.num_axes:

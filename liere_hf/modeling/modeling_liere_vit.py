@@ -134,16 +134,27 @@ class LiereViTEmbeddings(nn.Module):
         patches = self.patch_embeddings(pixel_values)
         grid_size = tuple(patches.shape[1:-1])
         embeddings = patches.flatten(1, -2)
+        if positions is not None:
+            self._check_positions(positions, embeddings)
         if bool_masked_pos is not None:
             embeddings = self._mask(embeddings, bool_masked_pos)
         if self.position_embeddings is not None:
             embeddings = embeddings + self._absolute_positions(grid_size, positions)
         prefix = [
-            token.expand(len(embeddings), -1, -1)
+            token.expand(embeddings.shape[0], -1, -1)
             for token in (self.cls_token, self.register_tokens)
             if token is not None
         ]
         return self.dropout(torch.cat((*prefix, embeddings), dim=1)), grid_size
+
+    def _check_positions(self, positions: torch.Tensor, embeddings: torch.Tensor) -> None:
+        batch_size, num_patches = embeddings.shape[:2]
+        shape = (num_patches, len(self.training_grid_size))
+        if positions.ndim != 3 or positions.shape[0] not in (1, batch_size) or positions.shape[1:] != shape:
+            raise ValueError(
+                f"positions has shape {tuple(positions.shape)}, expected (1 or batch, patches, axes) = "
+                f"(1 or {batch_size}, {num_patches}, {shape[1]})"
+            )
 
     def _mask(self, embeddings: torch.Tensor, bool_masked_pos: torch.Tensor) -> torch.Tensor:
         if self.mask_token is None:
@@ -316,7 +327,7 @@ class LiereViTDropPath(nn.Module):
         if not self.training:
             return hidden_states
         keep_prob = 1 - self.drop_prob
-        keep = torch.rand(len(hidden_states), 1, 1, device=hidden_states.device) < keep_prob
+        keep = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) < keep_prob
         return hidden_states * keep.to(hidden_states.dtype) / keep_prob
 
     def extra_repr(self) -> str:
@@ -468,15 +479,6 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
     def _rotations(
         self, positions: torch.Tensor | None, grid_size: tuple[int, ...], hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        batch_size, num_tokens = hidden_states.shape[:2]
-        shape = (num_tokens - self.config.num_prefix_tokens, self.config.num_axes)
-        if positions is not None and (
-            positions.ndim != 3 or positions.shape[0] not in (1, batch_size) or positions.shape[1:] != shape
-        ):
-            raise ValueError(
-                f"positions has shape {tuple(positions.shape)}, expected (1 or batch, patches, axes) = "
-                f"(1 or {batch_size}, {shape[0]}, {shape[1]})"
-            )
         if self.rotations is None:
             return (None,) * len(self.layers)
         device = hidden_states.device

@@ -1,0 +1,91 @@
+"""The command `liere-hf`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError
+from .version import __version__
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends in one sentence on standard error and exit code 2."""
+    parser = _parser()
+    arguments, flags = parser.parse_known_args(argv)
+    if flags and not arguments.takes_flags:
+        parser.error(f"unknown option {flags[0]!r}")
+    try:
+        code = arguments.run(arguments, flags)
+    except InputError as error:
+        print(f"liere-hf {arguments.command}: error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"liere-hf {arguments.command}: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="liere-hf", description="LieRE vision transformers.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train a model by a recipe", allow_abbrev=False)
+    train.add_argument("recipe", help="name of a recipe of the package, or a YAML file")
+    train.add_argument("--config", help="YAML file of options that override the recipe's")
+    train.set_defaults(run=_train, takes_flags=True)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate a saved model on a recipe's data", allow_abbrev=False)
+    evaluate.add_argument("model", help="directory or Hub id")
+    evaluate.add_argument("recipe", help="name of a recipe of the package, or a YAML file")
+    evaluate.add_argument("--config", help="YAML file of options that override the recipe's")
+    evaluate.add_argument("--results_file", type=Path, help="write the metrics here too, as JSON")
+    evaluate.set_defaults(run=_evaluate, takes_flags=True)
+
+    demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
+    demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models and figure go")
+    demo.add_argument("--results_file", type=Path, help="write the table here too, as JSON")
+    demo.set_defaults(run=_demo, takes_flags=False)
+    return parser
+
+
+# Each command imports what it needs itself, so that one does not pay for the others.
+
+
+def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .configuration import parse_recipe
+    from .report import print_metrics
+    from .training.run import TrainingInterruptedError, train
+
+    try:
+        metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
+    except TrainingInterruptedError as interruption:
+        print(f"liere-hf train: {interruption}", file=sys.stderr)
+        return INTERRUPTED
+    print_metrics(metrics, prefix="eval_")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .configuration import parse_recipe
+    from .evaluation import evaluate
+    from .report import print_metrics, write_json
+
+    metrics = evaluate(arguments.model, *parse_recipe(arguments.recipe, flags, arguments.config))
+    print_metrics(metrics)
+    if arguments.results_file:
+        write_json(arguments.results_file, metrics)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .demo import run_demo
+    from .report import write_json
+
+    results = run_demo(arguments.output_dir)
+    if arguments.results_file:
+        write_json(arguments.results_file, results)
+    return 0

@@ -1,0 +1,14 @@
+"""Model presets, checkpoints and training recipes as inputs, and the dataclasses that check them."""
+
+from .arguments import DataArguments, ModelArguments, build_model_config
+from .checkpoints import load_checkpoint
+from .recipes import parse_recipe, recipe_names
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "build_model_config",
+    "load_checkpoint",
+    "parse_recipe",
+    "recipe_names",
+]

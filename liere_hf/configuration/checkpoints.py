@@ -1,0 +1,57 @@
+"""Checkpoints as inputs: a directory or Hub id whose weights must be those of a LiereViT classifier."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+
+from ..errors import InputError
+from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..modeling.modeling_liere_vit import LiereViTForImageClassification
+from .arguments import model_overrides
+
+
+def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
+    """The classifier at `model_name_or_path`, with the arguments' fields and these labels set on its configuration.
+
+    Raises:
+        InputError: not there, of another architecture, truncated, or with weights missing or of other shapes (unless
+            `ignore_mismatched_sizes`).
+    """
+    name = arguments.model_name_or_path
+    config = load_config(name, **model_overrides(arguments), **labels)
+    try:
+        model, report = LiereViTForImageClassification.from_pretrained(
+            name,
+            config=config,
+            attn_implementation=arguments.attn_implementation,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"the weights of {name} cannot be read: {' '.join(str(error).split())}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(f"{name} lacks {len(missing)} weights of a LiereViT classifier, {', '.join(missing[:3])} ...")
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched and not arguments.ignore_mismatched_sizes:
+        key, shape, expected = mismatched[0]
+        raise InputError(
+            f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
+            "more such weights; set ignore_mismatched_sizes to train these anew"
+        )
+    return model
+
+
+def load_config(name: str, **overrides: Any) -> LiereViTConfig:
+    """The configuration of the checkpoint at `name`, a directory or a Hub id, with fields overridden."""
+    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
+        raise InputError(f"model {name} is not a directory")
+    try:
+        config = AutoConfig.from_pretrained(name, **overrides)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name} has no configuration to read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, LiereViTConfig):
+        raise InputError(f"model {name} has model_type {config.model_type!r}, expected {LiereViTConfig.model_type!r}")
+    return config

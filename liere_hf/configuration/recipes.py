@@ -1,0 +1,102 @@
+"""Recipes: YAML files that hold the options of a run. A file and a flag say the same thing, the later one wins."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import InputError
+from .arguments import DataArguments, ModelArguments
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of printing the several hundred lines of usage."""
+
+    def error(self, message: str):
+        raise InputError(message)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(recipe: str) -> Path:
+    """The file of a recipe: one of the package's by name, or any YAML file by path."""
+    if recipe in recipe_names():
+        return RECIPES / f"{recipe}.yaml"
+    if Path(recipe).is_file():
+        return Path(recipe)
+    raise InputError(f"recipe {recipe!r} is neither a file nor one of: {', '.join(recipe_names())}")
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options in a YAML file."""
+    try:
+        options = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise InputError(f"{path} must hold one mapping of options to values")
+    return options
+
+
+def parse_recipe(
+    recipe: str, flags: Sequence[str] = (), config: str | None = None
+) -> tuple[Any, DataArguments, TrainingArguments]:
+    """Model, data and training arguments of a recipe, a further YAML file and flags, each overriding the former.
+
+    Args:
+        recipe: name of one of the package's recipes, or path of a YAML file.
+        flags: `--option value ...`, any field of ModelArguments, DataArguments or TrainingArguments.
+        config: path of a YAML file of options.
+
+    Raises:
+        InputError: an unknown option or a value that is not allowed.
+    """
+    parser = _Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    path = recipe_path(recipe)
+    argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
+    argv += ["--dataloader_pin_memory", str(torch.accelerator.is_available())]
+    for file in (path, *([Path(config)] if config else [])):
+        options = read_options(file)
+        for name in options:
+            if name not in known:
+                raise InputError(f"{file} has the unknown option {name!r}{_suggest(name, known)}")
+        argv += _as_flags(options)
+    try:
+        *arguments, unknown = parser.parse_args_into_dataclasses(
+            [*argv, *flags], return_remaining_strings=True, look_for_args_file=False
+        )
+    except InputError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]!r}{_suggest(unknown[0].lstrip('-'), known)}")
+    return tuple(arguments)
+
+
+def _as_flags(options: dict[str, Any]) -> list[str]:
+    flags = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        else:
+            flags += [f"--{name}", json.dumps(value) if isinstance(value, dict | bool) else str(value)]
+    return flags
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,157 @@
+"""The demo: LieRE solves on a laptop the paper's spatial task that absolute positions do not."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, pipeline
+from transformers.trainer_callback import TrainerState
+
+from .configuration import parse_recipe
+from .errors import InputError
+from .report import hardware, with_interval
+from .training.arrows import DIRECTIONS, ArrowsTask
+from .training.data import ARROWS_EVAL_START
+from .training.run import train
+
+RECIPE = "arrows_demo"
+ENCODINGS = {"liere": "LieRE8", "absolute": "absolute"}
+# Okabe and Ito's colours, which colour-blind people tell apart.
+COLORS = {"liere": "#0072B2", "absolute": "#D55E00"}
+NUM_PICTURES = 4
+
+
+def run_demo(output_dir: Path) -> dict[str, Any]:
+    """Train both encodings, reload the LieRE model through AutoModel and a pipeline, and draw what was learned.
+
+    Returns:
+        Accuracies with intervals, training seconds and parameters by encoding, and the hardware.
+
+    Raises:
+        InputError: `output_dir` is not empty.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise InputError(f"output_dir {output_dir} already holds files: choose a new one or remove it")
+    console = Console()
+    results = {}
+    for encoding, name in ENCODINGS.items():
+        console.rule(f"Training {name} on arrows")
+        flags = ["--position_encoding", encoding, "--output_dir", str(output_dir / encoding)]
+        arguments = parse_recipe(RECIPE, flags)
+        start = time.perf_counter()
+        metrics = train(*arguments)
+        results[encoding] = {key.removeprefix("eval_"): metrics[key] for key in metrics if "accuracy" in key} | {
+            "training_examples": arguments[1].train_examples,
+            "evaluation_examples": arguments[1].eval_examples,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+    _print_table(console, results)
+
+    model_dir = output_dir / "liere"
+    model = AutoModelForImageClassification.from_pretrained(model_dir, attn_implementation="eager").eval()
+    task = _task()
+    pixels, labels = task.images(ARROWS_EVAL_START, ARROWS_EVAL_START + NUM_PICTURES)
+    classify = pipeline("image-classification", model=str(model_dir))
+    answers = [classify(_to_image(picture))[0]["label"] for picture in pixels]
+    console.print(f"Reloaded {model_dir} with AutoModel and a pipeline. On {NUM_PICTURES} pictures it says:")
+    for answer, label in zip(answers, labels, strict=True):
+        console.print(f"  {answer:<6} (truth: {DIRECTIONS[label]})")
+
+    figure = output_dir / "demo.png"
+    draw(
+        figure, {encoding: _curve(output_dir / encoding) for encoding in ENCODINGS}, pixels, answers, model, model_dir
+    )
+    console.print(f"Learning curves and where the CLS token looks: {figure}")
+    return {"encodings": results, "hardware": hardware()}
+
+
+def cls_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """How much each patch contributes to CLS: attention rollout (arXiv 2005.00928) over all layers, mean of heads.
+
+    Args:
+        model: a classifier with `eager` attention, which returns its attention weights.
+        pixel_values: (batch, channels, height, width).
+
+    Returns:
+        Tensor of shape (batch, *grid) that sums to 1 for each image.
+    """
+    with torch.no_grad():
+        attentions = model(pixel_values, output_attentions=True).attentions
+    rollout = torch.eye(attentions[0].shape[-1])
+    for attention in attentions:
+        rollout = (0.5 * attention.mean(dim=1) + 0.5 * torch.eye(attention.shape[-1])) @ rollout
+    patches = rollout[:, 0, model.config.num_prefix_tokens :]
+    return (patches / patches.sum(-1, keepdim=True)).unflatten(-1, model.config.grid_size)
+
+
+def draw(
+    path: Path,
+    curves: dict[str, tuple[list[float], list[float]]],
+    pixels: np.ndarray,
+    answers: list[str],
+    model: PreTrainedModel,
+    model_dir: Path,
+) -> None:
+    """Write the figure: accuracy over training examples, and pictures with CLS attention laid over."""
+    processor = AutoImageProcessor.from_pretrained(model_dir)
+    inputs = processor([_to_image(picture) for picture in pixels], return_tensors="pt")
+    attention = cls_attention(model, inputs["pixel_values"]).numpy()
+
+    figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
+    axes = left.subplots()
+    for encoding, (examples, accuracy) in curves.items():
+        axes.plot(examples, accuracy, marker="o", markersize=3, color=COLORS[encoding], label=ENCODINGS[encoding])
+    axes.axhline(25, color="grey", linestyle=":", label="chance")
+    axes.set(xlabel="training examples", ylabel="accuracy, %", ylim=(0, 102), title="Spatial reasoning, 5 x 5 cells")
+    axes.legend(loc="center right")
+
+    right.suptitle("Where CLS looks (attention rollout), and the model's answer")
+    for axes, picture, patches, answer in zip(right.subplots(2, 2).flat, pixels, attention, answers, strict=True):
+        extent = (0, picture.shape[1], picture.shape[0], 0)
+        axes.imshow(picture, cmap="gray", extent=extent)
+        axes.imshow(patches, cmap="viridis", alpha=0.6, extent=extent)
+        axes.set(xticks=[], yticks=[], title=answer)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _task() -> ArrowsTask:
+    _, data, _ = parse_recipe(RECIPE)
+    return ArrowsTask(
+        grid_size=data.arrows_grid_size,
+        cell_size=data.arrows_cell_size,
+        num_distractor_arrows=data.arrows_num_distractor_arrows,
+        num_distractor_letters=data.arrows_num_distractor_letters,
+        seed=data.arrows_seed,
+    )
+
+
+def _to_image(pixels: np.ndarray):
+    from PIL import Image
+
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _curve(run_dir: Path) -> tuple[list[float], list[float]]:
+    """Training examples seen and accuracy in percent, at each evaluation of a run."""
+    state = TrainerState.load_from_json(str(run_dir / "trainer_state.json"))
+    evaluations = [entry for entry in state.log_history if "eval_accuracy" in entry]
+    return (
+        [entry["step"] * state.train_batch_size for entry in evaluations],
+        [100 * entry["eval_accuracy"] for entry in evaluations],
+    )
+
+
+def _print_table(console: Console, results: dict[str, Any]) -> None:
+    table = Table("encoding", "accuracy, % (95% interval)", "training examples", "seconds", title="Spatial reasoning")
+    for encoding, row in results.items():
+        table.add_row(
+            ENCODINGS[encoding], with_interval(row, "accuracy"), str(row["training_examples"]), str(row["seconds"])
+        )
+    console.print(table)
