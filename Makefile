@@ -1,0 +1,33 @@
+# `make demo` and `make test` set everything up themselves, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+FASHION_MNIST := .cache/fashion-mnist
+
+.PHONY: demo test lint fashion-mnist clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/liere-hf demo --output_dir runs/demo
+
+# One thread a process: several processes share the cores.
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The real Fashion-MNIST without a hub, on Debian and its kin.
+fashion-mnist:
+	mkdir -p $(FASHION_MNIST)
+	cd $(FASHION_MNIST) && apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist*.deb . && \
+	mv usr/share/datasets/fashion-mnist/* . && rm -r usr *.deb
+
+clean:
+	rm -rf .venv .cache build dist runs *.egg-info

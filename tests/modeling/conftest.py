@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+# Set by transformers' own tests, which run here in test_transformers_suite.py.
+TRANSFORMERS_MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "slow",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in TRANSFORMERS_MARKERS:
+        config.addinivalue_line("markers", f"{marker}: set by transformers' own tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models run faster without sharing their work among threads."""
+    torch.set_num_threads(1)

@@ -1,0 +1,85 @@
+"""Tiny models and their inputs, with other sizes along every axis so that a confusion of axes shows."""
+
+import av
+import numpy as np
+import torch
+
+from liere_hf import LiereViTConfig
+
+ENCODINGS = ("liere", "rope_mixed", "visionllama", "absolute", "none")
+ROTARY_ENCODINGS = ("liere", "rope_mixed", "visionllama")
+LEARNED_ENCODINGS = ("liere", "rope_mixed")
+BLOCK_SIZES = (2, 4, 8, 16, 64)
+
+SIZES = {
+    1: {"image_size": [20], "patch_size": [4]},
+    2: {"image_size": [8, 12], "patch_size": [4, 3]},
+    3: {"image_size": [4, 6, 8], "patch_size": [2, 3, 2]},
+}
+
+
+def tiny_config(num_axes=2, **overrides):
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "num_labels": 5,
+        "generator_block_size": 8,
+        **SIZES[num_axes],
+    }
+    return LiereViTConfig(**{**settings, **overrides})
+
+
+def random_model(model_class, config, seed=0, **kwargs):
+    """A model in eval mode whose every parameter is drawn wide: no zero bias, and attention far from uniform."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = model_class(config, **kwargs).eval()
+        for name, parameter in model.named_parameters():
+            if not name.endswith("generators"):
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def random_input(config, batch_size=2, grid_size=None, seed=0):
+    """Pixels of a grid of patches, that of the training size when not given, in the layout of `pixel_values`."""
+    grid_size = config.grid_size if grid_size is None else grid_size
+    size = [steps * patch for steps, patch in zip(grid_size, config.spatial_patch_size, strict=True)]
+    if len(size) >= 3:
+        shape = (batch_size, size[0], config.num_channels, *size[1:])
+    else:
+        shape = (batch_size, config.num_channels, *size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def patch_window(config, window):
+    """The index of a window of patches, one slice an axis, in the layout of `pixel_values`."""
+    pixels = [
+        slice(part.start * patch, part.stop * patch)
+        for part, patch in zip(window, config.spatial_patch_size, strict=True)
+    ]
+    if len(pixels) >= 3:
+        return (slice(None), pixels[0], slice(None), *pixels[1:])
+    return (slice(None), slice(None), *pixels)
+
+
+def random_skew(*shape, scale=1.0, seed=0):
+    """Skew-symmetric float64 matrices with normal entries."""
+    raw = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * scale
+    return raw.triu(1) - raw.triu(1).mT
+
+
+def write_clip(path, num_frames=12, height=32, width=48, seed=0):
+    """An .mp4 of smooth moving colors, which survive its lossy compression well."""
+    phases = 2 * np.pi * np.random.default_rng(seed).random(3)
+    y, x = np.mgrid[:height, :width] / width
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(num_frames):
+            waves = np.sin(3 * x + 2 * y + 0.5 * index)[..., None] + np.cos(phases + index / 3)
+            frame = av.VideoFrame.from_ndarray((127.5 + 60 * waves).clip(0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

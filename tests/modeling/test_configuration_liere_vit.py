@@ -1,0 +1,186 @@
+"""The configuration: derived values, files, and one clear sentence for every value that is not allowed."""
+
+import json
+import math
+
+import pytest
+from factory import ENCODINGS, SIZES, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liere_hf import LiereViTConfig
+
+
+def test_defaults_are_the_base_model_of_the_paper():
+    config = LiereViTConfig()
+    expected = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "head_dim": 64,
+        "hidden_dropout_prob": 0.1,
+        "layer_norm_eps": 1e-5,
+        "qkv_bias": False,
+        "pooling": "cls",
+        "position_encoding": "liere",
+        "generator_block_size": 8,
+        "generator_init_scale": 2 * math.pi,
+    }
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "num_axes", "grid_size"),
+    [
+        (224, 16, 2, (14, 14)),
+        ([20], [4], 1, (5,)),
+        ([32, 48], 16, 2, (2, 3)),
+        (32, [8, 16], 2, (4, 2)),
+        ([8, 32, 48], [2, 16, 8], 3, (4, 2, 6)),
+        ((8, 32, 48), 4, 3, (2, 8, 12)),
+        ((2, 4, 6, 8), 2, 4, (1, 2, 3, 4)),
+    ],
+)
+def test_axes_follow_the_number_of_sizes(image_size, patch_size, num_axes, grid_size):
+    config = LiereViTConfig(image_size=image_size, patch_size=patch_size)
+    assert config.num_axes == num_axes
+    assert config.grid_size == grid_size
+    pixels = tuple(steps * patch for steps, patch in zip(grid_size, config.spatial_patch_size, strict=True))
+    assert config.spatial_image_size == pixels
+    assert config.spatial_encoder_stride == config.spatial_patch_size
+
+
+@pytest.mark.parametrize(
+    ("use_cls_token", "num_register_tokens", "expected"), [(True, 0, 1), (True, 4, 5), (False, 3, 3), (False, 0, 0)]
+)
+def test_prefix_tokens(use_cls_token, num_register_tokens, expected):
+    config = tiny_config(use_cls_token=use_cls_token, num_register_tokens=num_register_tokens, pooling="mean")
+    assert config.num_prefix_tokens == expected
+
+
+def test_num_frames_is_there_for_clips_only():
+    assert tiny_config(3).num_frames == 4
+    assert not hasattr(tiny_config(2), "num_frames")
+
+
+def test_rope_mixed_has_blocks_of_width_two():
+    assert tiny_config(position_encoding="rope_mixed", generator_block_size=8).generator_block_size == 2
+
+
+def test_encoder_stride_and_pooler_size():
+    config = tiny_config(encoder_stride=2, pooler_output_size=7)
+    assert config.spatial_encoder_stride == (2, 2)
+    assert config.pooler_output_size == 7
+    assert tiny_config().pooler_output_size == 32
+
+
+valid_settings = st.fixed_dictionaries(
+    {
+        "num_axes": st.integers(1, 3),
+        "position_encoding": st.sampled_from(ENCODINGS),
+        "position_mode": st.sampled_from(["sequential", "linspace", "rescaled"]),
+        "generator_block_size": st.sampled_from([2, 4, 8, 16]),
+        "share_generators_across_layers": st.booleans(),
+        "share_generators_across_heads": st.booleans(),
+        "use_absolute_position_embeddings": st.booleans(),
+        "use_cls_token": st.booleans(),
+        "num_register_tokens": st.integers(0, 3),
+        "pooling": st.just("mean"),
+        "num_labels": st.integers(1, 9),
+        "hidden_dropout_prob": st.floats(0, 0.9),
+        "out_indices": st.sampled_from([None, [1], [0, 2]]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(options=valid_settings)
+def test_survives_a_json_file(options, tmp_path_factory):
+    config = tiny_config(**options)
+    directory = tmp_path_factory.mktemp("config")
+    config.save_pretrained(directory)
+    loaded = LiereViTConfig.from_pretrained(directory)
+    assert loaded.to_dict() == config.to_dict()
+    for name in ("num_axes", "grid_size", "num_prefix_tokens", "spatial_patch_size", "out_features", "num_labels"):
+        assert getattr(loaded, name) == getattr(config, name)
+    written = json.loads((directory / "config.json").read_text())
+    assert written["model_type"] == "liere_vit"
+    assert written["position_encoding"] == options["position_encoding"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(head_dim=st.integers(1, 24), block_size=st.integers(-2, 26))
+def test_block_sizes_allowed_are_the_even_divisors(head_dim, block_size):
+    options = {"head_dim": head_dim, "generator_block_size": block_size}
+    if block_size > 0 and block_size % 2 == 0 and head_dim % block_size == 0:
+        assert tiny_config(**options).generator_block_size == block_size
+    else:
+        with pytest.raises(ValueError, match=rf"generator_block_size is {block_size}, it must be even and divide"):
+            tiny_config(**options)
+
+
+@settings(deadline=None, max_examples=40)
+@given(size=st.lists(st.integers(1, 12), min_size=1, max_size=3), data=st.data())
+def test_image_sizes_allowed_are_multiples_of_the_patch(size, data):
+    patch = data.draw(st.lists(st.integers(1, 4), min_size=len(size), max_size=len(size)))
+    if all(pixels % extent == 0 for pixels, extent in zip(size, patch, strict=True)):
+        expected = tuple(pixels // extent for pixels, extent in zip(size, patch, strict=True))
+        assert tiny_config(image_size=size, patch_size=patch).grid_size == expected
+    else:
+        with pytest.raises(ValueError, match=r"image_size is \[.*\], which patch_size \[.*\] does not divide"):
+            tiny_config(image_size=size, patch_size=patch)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"position_encoding": "fourier"},
+            "position_encoding is 'fourier', allowed are liere, rope_mixed, visionllama, absolute, none",
+        ),
+        ({"pooling": "max"}, "pooling is 'max', allowed are cls, mean"),
+        ({"position_mode": "polar"}, "position_mode is 'polar', allowed are sequential, linspace, rescaled"),
+        (
+            {"generator_block_size": 6},
+            r"generator_block_size is 6, it must be even and divide head_dim \(16\): allowed are 2, 4, 8, 16$",
+        ),
+        ({"generator_block_size": 1}, r"generator_block_size is 1, it must be even .* allowed are 2, 4, 8, 16$"),
+        ({"generator_block_size": 0}, r"generator_block_size is 0, it must be even .* allowed are 2, 4, 8, 16$"),
+        ({"generator_block_size": 32}, r"generator_block_size is 32, .* allowed are 2, 4, 8, 16$"),
+        ({"head_dim": 9, "generator_block_size": 3}, "generator_block_size is 3, .* allowed are none"),
+        ({"position_encoding": "rope_mixed", "head_dim": 9}, "head_dim is 9, which must be even for rope_mixed"),
+        ({"position_encoding": "visionllama", "head_dim": 9}, "head_dim is 9, which must be even for visionllama"),
+        (
+            {"position_encoding": "visionllama", "head_dim": 4, **SIZES[3]},
+            "head_dim is 4, visionllama needs at least 2 per axis, so 6 or more",
+        ),
+        (
+            {"image_size": [8, 13]},
+            r"image_size is \[8, 13\], which patch_size \[4, 3\] does not divide: along axis 1, 13 is not a multiple",
+        ),
+        (
+            {"image_size": [4, 8, 12]},
+            r"image_size is \[4, 8, 12\], 3 values where patch_size .* makes 2 axes",
+        ),
+        ({"encoder_stride": [4, 4, 4]}, r"encoder_stride is \[4, 4, 4\], 3 values where patch_size .* makes 2 axes"),
+        ({"image_size": [8, 0]}, r"image_size is \[8, 0\], allowed are positive integers"),
+        ({"patch_size": [4, -3]}, r"patch_size is \[4, -3\], allowed are positive integers"),
+        ({"patch_size": []}, r"patch_size is \[\], allowed are positive integers"),
+        ({"hidden_size": 33}, r"hidden_size is 33, which num_attention_heads \(2\) does not divide"),
+        ({"hidden_size": 0}, "hidden_size is 0, allowed are positive integers"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, allowed are positive integers"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, allowed are positive integers"),
+        ({"intermediate_size": 0}, "intermediate_size is 0, allowed are positive integers"),
+        ({"head_dim": 0}, "head_dim is 0, allowed are positive integers"),
+        ({"num_channels": 0}, "num_channels is 0, allowed are positive integers"),
+        ({"hidden_dropout_prob": 1.0}, "hidden_dropout_prob is 1.0, allowed is 0 or more and less than 1"),
+        ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob is -0.1, allowed is 0 or more"),
+        ({"drop_path_rate": 1.5}, "drop_path_rate is 1.5, allowed is 0 or more and less than 1"),
+        ({"num_register_tokens": -1}, "num_register_tokens is -1, allowed is 0 or more"),
+        ({"use_cls_token": False}, "pooling is 'cls' but use_cls_token is False: choose pooling 'mean'"),
+    ],
+)
+def test_values_that_are_not_allowed(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**overrides)

@@ -1,0 +1,243 @@
+"""Rotations against SciPy's exponential, explicit block-diagonal matrices, and the theory of relative positions."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from factory import BLOCK_SIZES, ENCODINGS, ROTARY_ENCODINGS, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from liere_hf import LiereViTModel
+from liere_hf.modeling.modeling_liere_vit import LiereViTRotations
+from liere_hf.modeling.rotations import apply_rotations, axial_generators, liere_rotations
+
+seeds = st.integers(0, 2**31)
+
+
+def uniform_generators(num_layers, num_axes, num_heads, num_blocks, size, seed=0):
+    shape = (num_layers, num_axes, num_heads, num_blocks, size, size)
+    return 2 * np.pi * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform_positions(*shape, seed=0):
+    """Coordinates in [-1, 2): inside the training grid and beyond."""
+    return 3 * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def full_rotation(generators, layer, head, position):
+    """R(p) of a whole head, (head_dim, head_dim): SciPy's exponential of the block-diagonal sum of p_i A_i."""
+    exponent = 0
+    for axis, coordinate in enumerate(position.tolist()):
+        upper = [np.triu(block, k=1) for block in generators[layer, axis, head].numpy()]
+        exponent = exponent + coordinate * scipy.linalg.block_diag(*(raw - raw.T for raw in upper))
+    return scipy.linalg.expm(exponent)
+
+
+def scores(generators, queries, keys, query_positions, key_positions):
+    """(tokens,) attention scores of one head: q_i^T R(p_i)^T R(p'_i) k_i."""
+    rotated = [
+        apply_rotations(states[None, :, None], liere_rotations(positions[None], generators)[0])[0, :, 0]
+        for states, positions in ((queries, query_positions), (keys, key_positions))
+    ]
+    return (rotated[0] * rotated[1]).sum(-1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    size=st.sampled_from(BLOCK_SIZES),
+    num_axes=st.integers(1, 4),
+    num_heads=st.integers(1, 2),
+    num_layers=st.integers(1, 2),
+    batch_size=st.integers(1, 2),
+    seed=seeds,
+)
+def test_liere_rotations_equal_scipy_exponential(size, num_axes, num_heads, num_layers, batch_size, seed):
+    num_blocks, num_tokens = 2, 2
+    generators = uniform_generators(num_layers, num_axes, num_heads, num_blocks, size, seed)
+    positions = uniform_positions(batch_size, num_tokens, num_axes, seed=seed)
+    rotations = liere_rotations(positions, generators)
+    assert rotations.shape == (num_layers, batch_size, num_tokens, num_heads, num_blocks, size, size)
+    assert rotations.dtype == torch.float64
+    for layer, batch, token, head in np.ndindex(num_layers, batch_size, num_tokens, num_heads):
+        expected = full_rotation(generators, layer, head, positions[batch, token])
+        actual = scipy.linalg.block_diag(*rotations[layer, batch, token, head].numpy())
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-10)
+        np.testing.assert_allclose(actual.T @ actual, np.eye(len(actual)), atol=1e-10)
+        np.testing.assert_allclose(np.linalg.det(actual), 1, atol=1e-10)
+
+
+@settings(deadline=None, max_examples=20)
+@given(num_axes=st.integers(1, 3), seed=seeds)
+def test_width_two_is_rope_mixed(num_axes, seed):
+    """With blocks of width 2 the angle is the scalar product of position and frequencies (RoPE-Mixed)."""
+    generators = uniform_generators(1, num_axes, 1, 3, 2, seed)
+    positions = uniform_positions(1, 5, num_axes, seed=seed)
+    angle = positions[0].numpy() @ generators[0, :, 0, :, 0, 1].numpy()
+    expected = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], -1).reshape(5, 3, 2, 2)
+    np.testing.assert_allclose(liere_rotations(positions, generators)[0, 0, :, 0].numpy(), expected, atol=1e-12)
+
+
+def test_only_the_strict_upper_triangle_of_generators_counts():
+    generators = uniform_generators(1, 2, 1, 2, 4)
+    positions = uniform_positions(1, 3, 2)
+    disturbed = generators + uniform_generators(1, 2, 1, 2, 4, seed=1).tril()
+    assert torch.equal(liere_rotations(positions, generators), liere_rotations(positions, disturbed))
+
+
+@settings(deadline=None, max_examples=20)
+@given(size=st.sampled_from(BLOCK_SIZES), num_axes=st.integers(1, 3), shift=st.floats(-3, 3), seed=seeds)
+def test_scores_along_a_straight_line_depend_on_the_distance_only(size, num_axes, shift, seed):
+    generators = uniform_generators(1, num_axes, 1, 64 // size, size, seed)
+    queries, keys = normal(4, 64, seed=seed), normal(4, 64, seed=seed + 1)
+    direction = uniform_positions(num_axes, seed=seed)
+    query_steps, key_steps = uniform_positions(4, 1, seed=seed + 2), uniform_positions(4, 1, seed=seed + 3)
+    here = scores(generators, queries, keys, query_steps * direction, key_steps * direction)
+    there = scores(generators, queries, keys, (query_steps + shift) * direction, (key_steps + shift) * direction)
+    assert (here - (queries * keys).sum(-1)).abs().max() > 1e-3
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(size=st.sampled_from(BLOCK_SIZES), num_axes=st.integers(2, 3), seed=seeds)
+def test_scores_of_commuting_generators_depend_on_the_offset_only(size, num_axes, seed):
+    """Generators of all axes are multiples of one another, by other factors in every block."""
+    basis = uniform_generators(1, 1, 1, 64 // size, size, seed)
+    generators = basis * uniform_positions(1, num_axes, 1, 64 // size, 1, 1, seed=seed + 1)
+    queries, keys = normal(4, 64, seed=seed), normal(4, 64, seed=seed + 1)
+    query_positions, key_positions = (uniform_positions(4, num_axes, seed=seed + offset) for offset in (2, 3))
+    shift = uniform_positions(num_axes, seed=seed + 4)
+    here = scores(generators, queries, keys, query_positions, key_positions)
+    there = scores(generators, queries, keys, query_positions + shift, key_positions + shift)
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [4, 8, 64])
+def test_scores_of_generators_that_do_not_commute_depend_on_the_place(size):
+    """The opposite of the property above: LieRE in 2D is not purely relative."""
+    generators = uniform_generators(1, 2, 1, 64 // size, size)
+    queries, keys = normal(4, 64), normal(4, 64, seed=1)
+    query_positions, key_positions = uniform_positions(4, 2, seed=2), uniform_positions(4, 2, seed=3)
+    here = scores(generators, queries, keys, query_positions, key_positions)
+    there = scores(generators, queries, keys, query_positions + 0.5, key_positions + 0.5)
+    assert (here - there).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("head_dim", "num_axes"), [(64, 1), (64, 2), (64, 3), (16, 3), (6, 3), (10, 2)])
+def test_axial_generators_are_the_published_frequencies(head_dim, num_axes):
+    """exp(-4 linspace(0, 1)), axis after axis, [[0, -1], [1, 0]] times the angle; the rest is not rotated."""
+    generators = axial_generators(head_dim, num_axes, dtype=torch.float64)
+    assert generators.shape == (1, num_axes, 1, head_dim // 2, 2, 2)
+    count = head_dim // (2 * num_axes)
+    position = np.linspace(0.3, 2.1, num_axes)
+    angles = np.zeros(head_dim // 2)
+    for axis in range(num_axes):
+        for index in range(count):
+            fraction = index / (count - 1) if count > 1 else 0
+            angles[axis * count + index] = position[axis] * np.exp(-4 * fraction)
+    blocks = [np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) for angle in angles]
+    rotations = liere_rotations(torch.from_numpy(position)[None, None], generators)
+    np.testing.assert_allclose(
+        scipy.linalg.block_diag(*rotations[0, 0, 0, 0].numpy()), scipy.linalg.block_diag(*blocks), atol=1e-14
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.sampled_from(BLOCK_SIZES),
+    share_heads=st.booleans(),
+    share_batch=st.booleans(),
+    batch_size=st.integers(1, 3),
+    num_heads=st.integers(1, 3),
+    num_tokens=st.integers(1, 4),
+    seed=seeds,
+)
+def test_apply_rotations_multiplies_by_the_block_diagonal_matrix(
+    size, share_heads, share_batch, batch_size, num_heads, num_tokens, seed
+):
+    shape = (1 if share_batch else batch_size, num_tokens, 1 if share_heads else num_heads, 64 // size, size, size)
+    rotations = normal(*shape, seed=seed)
+    states = normal(batch_size, num_tokens, num_heads, 64, seed=seed + 1)
+    rotated = apply_rotations(states, rotations)
+    assert rotated.shape == states.shape
+    full = rotations.expand(batch_size, num_tokens, num_heads, *shape[3:]).numpy()
+    for index in np.ndindex(batch_size, num_tokens, num_heads):
+        expected = scipy.linalg.block_diag(*full[index]) @ states[index].numpy()
+        np.testing.assert_allclose(rotated[index].numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [2, 8])
+def test_apply_rotations_keeps_the_dtype_of_states_and_lengths(dtype, size):
+    states = normal(2, 3, 2, 16).to(dtype)
+    rotations = liere_rotations(uniform_positions(1, 3, 2), uniform_generators(1, 2, 2, 16 // size, size))[0]
+    rotated = apply_rotations(states, rotations)
+    assert rotated.dtype == dtype
+    torch.testing.assert_close(
+        rotated.double().norm(dim=-1), states.double().norm(dim=-1), rtol=4 * torch.finfo(dtype).eps, atol=0
+    )
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_gradients_of_liere_rotations(size, batch_size):
+    generators = uniform_generators(1, 2, 2, 1, size).requires_grad_()
+    positions = uniform_positions(batch_size, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(liere_rotations, (positions, generators))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_gradients_of_apply_rotations(size, batch, heads):
+    states = normal(2, 2, 3, 8).requires_grad_()
+    rotations = normal(batch, 2, heads, 8 // size, size, size, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(apply_rotations, (states, rotations))
+
+
+@pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
+@pytest.mark.parametrize(("use_cls_token", "registers"), [(True, 0), (True, 3), (False, 2), (False, 0)])
+def test_prefix_tokens_get_the_identity_and_patches_their_rotation(encoding, use_cls_token, registers):
+    config = tiny_config(
+        position_encoding=encoding, use_cls_token=use_cls_token, num_register_tokens=registers, pooling="mean"
+    )
+    module = LiereViTRotations(config)
+    if module.generators is not None:
+        torch.nn.init.uniform_(module.generators, 0, 2 * np.pi)
+    positions = 0.5 + torch.rand(2, 8, 2)
+    rotations = module(positions, torch.float32)
+    num_prefix = use_cls_token + registers
+    assert len(rotations) == config.num_hidden_layers
+    generators = axial_generators(16, 2) if module.generators is None else module.generators.detach()
+    for layer, rotation in enumerate(rotations):
+        assert rotation.shape[:2] == (2, num_prefix + 8)
+        prefix = rotation[:, :num_prefix]
+        assert torch.equal(prefix, torch.eye(prefix.shape[-1]).expand_as(prefix))
+        layer = min(layer, len(generators) - 1)
+        for batch, token, head in np.ndindex(2, 8, rotation.shape[2]):
+            expected = full_rotation(generators.double(), layer, head, positions[batch, token].double())
+            actual = scipy.linalg.block_diag(*rotation[batch, num_prefix + token, head].detach().numpy())
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("share_layers", [False, True])
+@pytest.mark.parametrize("share_heads", [False, True])
+def test_generators_have_one_basis_per_layer_and_head_unless_shared(encoding, share_layers, share_heads):
+    config = tiny_config(
+        num_axes=3,
+        num_hidden_layers=3,
+        position_encoding=encoding,
+        share_generators_across_layers=share_layers,
+        share_generators_across_heads=share_heads,
+    )
+    parameters = dict(LiereViTModel(config).named_parameters())
+    if encoding not in ("liere", "rope_mixed"):
+        assert "rotations.generators" not in parameters
+        return
+    size = 8 if encoding == "liere" else 2
+    expected = (1 if share_layers else 3, 3, 1 if share_heads else 2, 16 // size, size, size)
+    assert parameters["rotations.generators"].shape == expected
