@@ -74,7 +74,8 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     from .evaluation import evaluate
     from .report import print_metrics, write_json
 
-    metrics = evaluate(arguments.model, *parse_recipe(arguments.recipe, flags, arguments.config))
+    flags = [*flags, "--model_name_or_path", arguments.model]
+    metrics = evaluate(*parse_recipe(arguments.recipe, flags, arguments.config))
     print_metrics(metrics)
     if arguments.results_file:
         write_json(arguments.results_file, metrics)

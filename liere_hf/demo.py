@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, pipeline
@@ -109,7 +110,7 @@ def draw(
         axes.plot(examples, accuracy, marker="o", markersize=3, color=COLORS[encoding], label=ENCODINGS[encoding])
     axes.axhline(25, color="grey", linestyle=":", label="chance")
     axes.set(xlabel="training examples", ylabel="accuracy, %", ylim=(0, 102), title="Spatial reasoning, 5 x 5 cells")
-    axes.legend(loc="center right")
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.75))
 
     right.suptitle("Where CLS looks (attention rollout), and the model's answer")
     for axes, picture, patches, answer in zip(right.subplots(2, 2).flat, pixels, attention, answers, strict=True):
@@ -132,9 +133,7 @@ def _task() -> ArrowsTask:
     )
 
 
-def _to_image(pixels: np.ndarray):
-    from PIL import Image
-
+def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 

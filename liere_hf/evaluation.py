@@ -11,31 +11,30 @@ from .training.run import build_trainer
 
 
 def evaluate(
-    model_name_or_path: str, model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
+    model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, float]:
-    """Top-1 and top-5 accuracy and loss, each with a 95% confidence interval, by the model's own image processor.
+    """Top-1 and top-5 accuracy and loss of the checkpoint `model_name_or_path`, with its own image processor.
 
     Returns:
-        The metrics of [`ClassificationMetric`], and the number of examples as `examples`.
+        The metrics of [`ClassificationMetric`], each with a 95% confidence interval, and the number of `examples`.
 
     Raises:
         InputError: a checkpoint or data that cannot be read, or that have different classes.
     """
-    model_arguments.model_name_or_path = model_name_or_path
+    name = model_arguments.model_name_or_path
     model = load_checkpoint(model_arguments)
     try:
-        processor = AutoImageProcessor.from_pretrained(model_name_or_path)
+        processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {model_name_or_path} has no image processor to read") from error
+        raise InputError(f"model {name} has no image processor to read") from error
     data = load_data(data_arguments, training_arguments.seed)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if names != data.label_names:
         raise InputError(
-            f"model {model_name_or_path} has the {len(names)} classes {', '.join(names[:3])} ..., the data set the "
+            f"model {name} has the {len(names)} classes {', '.join(names[:3])} ..., the data set the "
             f"{len(data.label_names)} classes {', '.join(data.label_names[:3])} ..."
         )
     trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
-    metrics = trainer.evaluate(metric_key_prefix="eval")
-    kept = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    return {"examples": len(data.test)} | {name: value for name, value in kept.items() if name not in timing}
+    metrics = trainer.evaluate()
+    measured = [f"{metric}{end}" for metric in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high")]
+    return {"examples": len(data.test)} | {metric: metrics[f"eval_{metric}"] for metric in measured}

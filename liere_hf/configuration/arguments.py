@@ -44,6 +44,8 @@ def _architecture_fields() -> list[tuple[str, type, Any]]:
     return fields
 
 
+ARCHITECTURE_OPTIONS = frozenset({"model_preset"} | {name for name, _, _ in _architecture_fields()})
+
 ModelArguments = dataclasses.make_dataclass("ModelArguments", _architecture_fields(), bases=(_ModelSource,))
 ModelArguments.__doc__ = "Which model: a preset or a checkpoint, and any field of LiereViTConfig on top of it."
 
@@ -114,7 +116,7 @@ class DataArguments:
 def model_overrides(arguments: "ModelArguments") -> dict[str, Any]:
     """The fields of LiereViTConfig that the arguments set: the preset's, then those given by name."""
     overrides = dict(PRESETS[arguments.model_preset]) if arguments.model_preset else {}
-    for name, _, _ in _architecture_fields():
+    for name in ARCHITECTURE_OPTIONS - {"model_preset"}:
         value = getattr(arguments, name)
         if value is not None:
             overrides[name] = value[0] if isinstance(value, list) and len(value) == 1 else value

@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError
-from .arguments import DataArguments, ModelArguments
+from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -37,14 +37,17 @@ def recipe_path(recipe: str) -> Path:
     raise InputError(f"recipe {recipe!r} is neither a file nor one of: {', '.join(recipe_names())}")
 
 
-def read_options(path: Path) -> dict[str, Any]:
-    """The options in a YAML file."""
+def read_options(path: Path, known: set[str]) -> dict[str, Any]:
+    """The options in a YAML file, each of which must be a known one."""
     try:
         options = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise InputError(f"{path} must hold one mapping of options to values")
+    for name in options:
+        if name not in known:
+            raise InputError(f"{path} has the unknown option {name!r}{_suggest(str(name), known)}")
     return options
 
 
@@ -52,6 +55,8 @@ def parse_recipe(
     recipe: str, flags: Sequence[str] = (), config: str | None = None
 ) -> tuple[Any, DataArguments, TrainingArguments]:
     """Model, data and training arguments of a recipe, a further YAML file and flags, each overriding the former.
+
+    A checkpoint (`model_name_or_path`) given on top of a recipe brings its own architecture: the recipe's is left out.
 
     Args:
         recipe: name of one of the package's recipes, or path of a YAML file.
@@ -66,11 +71,11 @@ def parse_recipe(
     path = recipe_path(recipe)
     argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
     argv += ["--dataloader_pin_memory", str(torch.accelerator.is_available())]
-    for file in (path, *([Path(config)] if config else [])):
-        options = read_options(file)
-        for name in options:
-            if name not in known:
-                raise InputError(f"{file} has the unknown option {name!r}{_suggest(name, known)}")
+    layers = [read_options(file, known) for file in (path, *([Path(config)] if config else []))]
+    on_top = {*(layers[1] if config else {}), *(flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags)}
+    if "model_name_or_path" in on_top and "model_name_or_path" not in layers[0]:
+        layers[0] = {name: value for name, value in layers[0].items() if name not in ARCHITECTURE_OPTIONS}
+    for options in layers:
         argv += _as_flags(options)
     try:
         *arguments, unknown = parser.parse_args_into_dataclasses(

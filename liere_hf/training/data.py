@@ -1,4 +1,4 @@
-"""The data sets of the recipes: `datasets.Dataset`s with an `Image` column `image` and a `ClassLabel` column `label`."""
+"""The data sets of the recipes: `datasets.Dataset`s with an `Image` column and a `ClassLabel` column, `label`."""
 
 import gzip
 import os

@@ -22,7 +22,7 @@ from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from .data import ImageData, load_data
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
-from .transforms import ImageTransform, build_augmentation, build_image_processor
+from .transforms import EpochCallback, TransformedImages, build_augmentation, build_image_processor
 
 RECIPE_FILE = "recipe.yaml"
 # Options that may differ between a run and its continuation.
@@ -101,22 +101,22 @@ def build_trainer(
     training_arguments: TrainingArguments,
 ) -> Trainer:
     """A Trainer that augments, evaluates with confidence intervals, and saves when interrupted."""
-    training_arguments.remove_unused_columns = False
     metric = ClassificationMetric(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
 
     augmentation = build_augmentation(model.config, data_arguments)
+    train_images = TransformedImages(data.train, processor, augmentation, seed=training_arguments.seed)
     return Trainer(
         model=model,
         args=training_arguments,
-        train_dataset=data.train.with_transform(ImageTransform(processor, augmentation)),
-        eval_dataset=data.test.with_transform(ImageTransform(processor)),
+        train_dataset=train_images,
+        eval_dataset=TransformedImages(data.test, processor),
         processing_class=processor,
         data_collator=default_data_collator,
         compute_metrics=compute_metrics,
-        callbacks=[InterruptionCallback()],
+        callbacks=[InterruptionCallback(), EpochCallback(train_images)],
     )
 
 

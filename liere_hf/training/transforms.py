@@ -1,11 +1,21 @@
 """From images to `pixel_values`: augmentation in training, then the model's own image processor."""
 
+import math
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import v2
-from transformers import BaseImageProcessor, ViTImageProcessor
+from transformers import (
+    BaseImageProcessor,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    ViTImageProcessor,
+)
 
 from ..configuration import DataArguments
 from ..errors import InputError
@@ -36,22 +46,72 @@ def build_augmentation(config: LiereViTConfig, arguments: DataArguments) -> v2.T
     return v2.Compose(transforms) if transforms else None
 
 
-class ImageTransform:
-    """A `datasets` transform: `image` and `label` to `pixel_values` (batch, 3, height, width) and `labels`."""
+class TransformedImages(torch.utils.data.Dataset):
+    """A data set's images as `pixel_values` (3, height, width) with `labels`.
 
-    def __init__(self, processor: BaseImageProcessor, augmentation: v2.Transform | None = None):
+    The augmentation of an image depends on the seed, the epoch and the image's index alone, so that neither the number
+    of workers and processes nor an interruption changes what a run sees.
+
+    Args:
+        dataset: with columns `image` and `label`.
+        processor: the model's image processor.
+        augmentation: of one uint8 image (channels, height, width).
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        processor: BaseImageProcessor,
+        augmentation: v2.Transform | None = None,
+        seed: int = 0,
+    ):
+        self.dataset = dataset
         self.processor = processor
         self.augmentation = augmentation
+        self.seed = seed
+        # In shared memory, so that workers that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
-        images = [_to_rgb(image) for image in batch["image"]]
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other augmentations than in other epochs."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        batch = self.dataset[indices]
+        images = [to_rgb(image) for image in batch["image"]]
         if self.augmentation is not None:
-            images = [self.augmentation(image) for image in images]
+            images = [self._augment(image, index) for image, index in zip(images, indices, strict=True)]
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": batch["label"]}
+        return [
+            {"pixel_values": pixels, "labels": label}
+            for pixels, label in zip(pixel_values, batch["label"], strict=True)
+        ]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def _augment(self, image: torch.Tensor, index: int) -> torch.Tensor:
+        seed = np.random.SeedSequence([self.seed, int(self._epoch), index]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed[0]))
+            return self.augmentation(image)
 
 
-def _to_rgb(image: Image.Image) -> torch.Tensor:
+class EpochCallback(TrainerCallback):
+    """Tells the training images which epoch it is."""
+
+    def __init__(self, images: TransformedImages):
+        self.images = images
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.images.set_epoch(math.floor(state.epoch + 1e-6))
+
+
+def to_rgb(image: Image.Image) -> torch.Tensor:
     """Any mode to uint8 (3, height, width)."""
     if image.mode == "L":
         return v2.functional.pil_to_tensor(image).expand(3, -1, -1)

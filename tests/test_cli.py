@@ -1,0 +1,277 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from liere_hf import LiereViTConfig, LiereViTForImageClassification
+from liere_hf.cli import main
+
+TINY = {
+    "dataset": "digits",
+    "image_size": 8,
+    "patch_size": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "random_crop_padding": 1,
+    "max_steps": 30,
+    "per_device_train_batch_size": 16,
+    "eval_strategy": "steps",
+    "eval_steps": 15,
+    "save_steps": 10,
+    "logging_steps": 5,
+    "learning_rate": 1e-3,
+    "disable_tqdm": True,
+}
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-c", "from liere_hf.cli import main; main()", *map(str, words)]
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*words), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished_run(recipe, tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("runs") / "finished"
+    result = run("train", recipe, "--output_dir", output_dir)
+    assert result.returncode == 0, result.stderr
+    assert "top-1 accuracy" in result.stdout
+    return output_dir
+
+
+def fails(capsys, *words: object) -> str:
+    """The one sentence of a command that must fail without a traceback."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in words])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    # Progress bars and library warnings may come before it.
+    assert error[-1].startswith("liere-hf"), error
+    assert not any("Traceback" in line for line in error)
+    return error[-1]
+
+
+def test_run_directory(finished_run):
+    assert json.loads((finished_run / "eval_results.json").read_text())["eval_accuracy"] > 0
+    assert json.loads((finished_run / "train_results.json").read_text())["skipped_images"] == 0
+    assert yaml.safe_load((finished_run / "recipe.yaml").read_text())["learning_rate"] == 1e-3
+    model = AutoModelForImageClassification.from_pretrained(finished_run)
+    assert model.config.id2label[7] == "7"
+    assert list(AutoImageProcessor.from_pretrained(finished_run).image_mean) == [0.4914, 0.4822, 0.4465]
+
+
+def test_same_seed_same_result(recipe, finished_run, tmp_path):
+    assert run("train", recipe, "--output_dir", tmp_path / "again").returncode == 0
+    assert run("train", recipe, "--output_dir", tmp_path / "other", "--seed", 1).returncode == 0
+    weights = (finished_run / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_saves_and_resume_ends_as_if_uninterrupted(recipe, finished_run, tmp_path, signal_number):
+    output_dir = tmp_path / "run"
+    options = ["train", recipe, "--output_dir", output_dir]
+    process = subprocess.Popen(command(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # The first of the periodic checkpoints shows that training is under way.
+    deadline = time.monotonic() + 120
+    while not (output_dir / "checkpoint-10").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal_number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert "checkpoint saved" in error.strip().splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (output_dir / "model.safetensors").exists()
+
+    result = run(*options, "--resume_from_checkpoint", "true")
+    assert result.returncode == 0, result.stderr
+    resumed, uninterrupted = (load_file(path / "model.safetensors") for path in (output_dir, finished_run))
+    assert resumed.keys() == uninterrupted.keys()
+    for name, tensor in uninterrupted.items():
+        assert tensor.equal(resumed[name]), name
+
+
+def test_evaluate_repeats_the_final_evaluation(recipe, finished_run, tmp_path):
+    results_file = tmp_path / "results" / "evaluation.json"
+    result = run("evaluate", finished_run, recipe, "--results_file", results_file)
+    assert result.returncode == 0, result.stderr
+    results = json.loads(results_file.read_text())
+    trained = json.loads((finished_run / "eval_results.json").read_text())
+    assert results["examples"] == 360
+    for name in ("accuracy", "accuracy_low", "accuracy_high", "top5_accuracy", "loss", "loss_low", "loss_high"):
+        assert results[name] == pytest.approx(trained[f"eval_{name}"], rel=1e-6)
+
+
+def test_every_recipe_of_the_package_makes_a_model():
+    from liere_hf.configuration import build_model_config, parse_recipe, recipe_names
+
+    for name in recipe_names():
+        model_arguments, data_arguments, _ = parse_recipe(name)
+        assert build_model_config(model_arguments).position_encoding == "liere"
+        assert data_arguments.dataset
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--position_encoding", "sinus"], "position_encoding is 'sinus', allowed are liere, rope_mixed"),
+        (["--generator_block_size", "3"], "generator_block_size is 3, it must be even and divide head_dim (8)"),
+        (["--generator_block_size", "16"], "generator_block_size is 16, it must be even and divide head_dim (8)"),
+        (["--patch_size", "3"], "image_size is 8, which patch_size 3 does not divide"),
+        (["--image_size", "8", "8", "8"], "training needs two axes and three channels"),
+        (["--num_channels", "1"], "num_channels 1, training needs two axes and three channels"),
+        (["--learning_rat", "1"], "unknown option '--learning_rat', did you mean 'learning_rate'?"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--dataset", "mnist"], "invalid choice: 'mnist'"),
+        (["--eval_fraction", "2"], "eval_fraction is 2.0"),
+        (["--image_std", "1", "0", "1"], "image_std is [1.0, 0.0, 1.0], allowed are values above 0"),
+        (["--config", "missing.yaml"], "missing.yaml cannot be read"),
+        (["--model_name_or_path", "./missing"], "model ./missing is not a directory"),
+        (["--resume_from_checkpoint", "true"], "holds no checkpoint to resume from"),
+    ],
+)
+def test_bad_options(capsys, recipe, tmp_path, flags, message):
+    output_dir = tmp_path / "run"
+    assert message in fails(capsys, "train", recipe, "--output_dir", output_dir, *flags)
+    assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("learning_rats: 1", "unknown option 'learning_rats', did you mean 'learning_rate'?"),
+        ("- a list", "must hold one mapping"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_bad_recipe(capsys, tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    assert message in fails(capsys, "train", path)
+
+
+def test_unknown_recipe(capsys):
+    assert "recipe 'cifar' is neither a file nor one of: arrows_demo" in fails(capsys, "train", "cifar")
+
+
+def test_output_dir_of_another_run(capsys, recipe, finished_run):
+    before = sorted(finished_run.rglob("*"))
+    error = fails(capsys, "train", recipe, "--output_dir", finished_run)
+    assert f"output_dir {finished_run} already holds another run" in error
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def test_resume_with_other_options(capsys, recipe, finished_run):
+    flags = ["--resume_from_checkpoint", "true", "--learning_rate", "0.5"]
+    error = fails(capsys, "train", recipe, "--output_dir", finished_run, *flags)
+    assert "learning_rate is 0.5, but the run to resume was started with 0.001" in error
+
+
+def test_corrupt_image_is_skipped_and_counted(capsys, recipe, tmp_path):
+    random = np.random.default_rng(0)
+    for label in ("light", "dark"):
+        folder = tmp_path / "images" / label
+        folder.mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(128, size=(8, 8), dtype=np.uint8) + 127 * (label == "light")
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    (tmp_path / "images" / "dark" / "7.png").write_bytes(b"")
+    words = ["train", recipe, "--dataset", "imagefolder", "--data_dir", tmp_path / "images", "--max_steps", 2]
+    words += ["--output_dir", tmp_path / "run", "--data_num_proc", 1]
+    assert "dark/7.png; remove them or set skip_corrupt_images" in fails(capsys, *words)
+    result = run(*words, "--skip_corrupt_images")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["skipped_images"] == 1
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    config = LiereViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        id2label={index: str(index) for index in range(10)},
+    )
+    LiereViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_evaluate_truncated_checkpoint(capsys, recipe, checkpoint):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"the weights of {checkpoint} cannot be read" in fails(capsys, "evaluate", checkpoint, recipe)
+
+
+def test_evaluate_without_weights(capsys, recipe, checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    assert f"the weights of {checkpoint} cannot be read" in fails(capsys, "evaluate", checkpoint, recipe)
+
+
+def test_evaluate_other_architecture(capsys, recipe, tmp_path):
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    error = fails(capsys, "evaluate", tmp_path / "vit", recipe)
+    assert "has model_type 'vit', expected 'liere_vit'" in error
+
+
+def test_evaluate_checkpoint_of_other_shape(capsys, recipe, checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"intermediate_size": 32}))
+    error = fails(capsys, "evaluate", checkpoint, recipe)
+    assert "mlp.fc1.bias of shape (16,) where (32,) is expected" in error
+
+
+def test_evaluate_checkpoint_that_lacks_weights(capsys, recipe, checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert "lacks 13 weights of a LiereViT classifier" in fails(capsys, "evaluate", checkpoint, recipe)
+
+
+def test_evaluate_other_classes(capsys, recipe, checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    labels = {str(index): f"class {index}" for index in range(10)}
+    (checkpoint / "config.json").write_text(json.dumps(config | {"id2label": labels}))
+    assert "has no image processor" in fails(capsys, "evaluate", checkpoint, recipe)
+    ViTImageProcessor().save_pretrained(checkpoint)
+    error = fails(capsys, "evaluate", checkpoint, recipe)
+    assert "has the 10 classes class 0, class 1, class 2 ..., the data set the 10 classes 0, 1, 2 ..." in error
+
+
+def test_version_and_usage():
+    result = run("--version")
+    assert (result.returncode, result.stdout.strip()) == (0, "0.1.0")
+    result = run("translate")
+    assert result.returncode == 2
+    assert "invalid choice: 'translate'" in result.stderr
