@@ -18,7 +18,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import DataArguments, build_model_config, load_checkpoint
 from ..errors import InputError
+from ..hub import build_model_card
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
+from ..report import hardware
 from .data import ImageData, load_data
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
@@ -45,7 +47,7 @@ def train(
 ) -> dict[str, float]:
     """Train, evaluate and save a model.
 
-    `output_dir` then holds the model with its code, its image processor, `recipe.yaml` (every option),
+    `output_dir` then holds the model with its code, its image processor and card, `recipe.yaml` (every option),
     `train_results.json`, `eval_results.json` and `trainer_state.json` (the curves).
 
     Returns:
@@ -75,9 +77,16 @@ def train(
             f"{output_dir}; go on with --resume_from_checkpoint true"
         )
     trainer.save_model()
-    trainer.save_metrics("train", result.metrics | {"skipped_images": len(data.skipped_images)}, combined=False)
+    facts = {
+        "num_parameters": model.num_parameters(),
+        "skipped_images": len(data.skipped_images),
+        "hardware": hardware(),
+    }
+    trainer.save_metrics("train", result.metrics | facts, combined=False)
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics, combined=False)
+    if trainer.is_world_process_zero():
+        build_model_card(output_dir).save(output_dir / "README.md")
     return metrics
 
 
