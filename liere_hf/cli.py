@@ -49,6 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models and figure go")
     demo.add_argument("--results_file", type=Path, help="write the table here too, as JSON")
     demo.set_defaults(run=_demo, takes_flags=False)
+
+    benchmark = commands.add_parser("benchmark", help="measure speed on this machine")
+    benchmark.add_argument("subject", choices=["data"], help="data: the input side")
+    benchmark.add_argument("--results_file", type=Path, help="write the results here too, as JSON")
+    benchmark.set_defaults(run=_benchmark, takes_flags=False)
     return parser
 
 
@@ -87,6 +92,16 @@ def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
     from .report import write_json
 
     results = run_demo(arguments.output_dir)
+    if arguments.results_file:
+        write_json(arguments.results_file, results)
+    return 0
+
+
+def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .benchmark.data import benchmark_data
+    from .report import write_json
+
+    results = benchmark_data()
     if arguments.results_file:
         write_json(arguments.results_file, results)
     return 0

@@ -105,6 +105,7 @@ def test_logits_equal_the_numpy_reference(
         layer_scale_init_value=layer_scale,
         num_attention_heads=num_heads,
         head_dim=8,
+        layer_norm_eps=0.1,
     )
     pixel_values = random_input(model.config)
     np.testing.assert_allclose(
@@ -460,6 +461,27 @@ def test_initial_generators_are_uniform(encoding, scale):
     assert scipy.stats.kstest(values, "uniform", args=(0, scale)).pvalue > 1e-3
 
 
+def test_other_initial_values():
+    """Tokens and table normal with `initializer_range`, the mask token zero, LayerScale as configured."""
+    torch.manual_seed(0)
+    config = tiny_config(
+        hidden_size=256,
+        num_register_tokens=4,
+        use_absolute_position_embeddings=True,
+        initializer_range=0.3,
+        layer_scale_init_value=0.1,
+    )
+    model = LiereViTModel(config, use_mask_token=True)
+    embeddings = model.embeddings
+    for table in (embeddings.cls_token, embeddings.register_tokens, embeddings.position_embeddings):
+        values = table.detach().flatten().numpy()
+        assert scipy.stats.kstest(values, "norm", args=(0, 0.3)).pvalue > 1e-3
+    assert not embeddings.mask_token.any()
+    for layer in model.layers:
+        for scale in (layer.layer_scale1, layer.layer_scale2):
+            assert torch.equal(scale.lambda1, torch.full((256,), 0.1))
+
+
 @pytest.mark.parametrize("encoding", LEARNED_ENCODINGS)
 def test_frozen_generators_stay_while_the_rest_trains(encoding):
     model = classifier(position_encoding=encoding).train()
@@ -632,7 +654,8 @@ def test_a_padded_batch_with_any_prefix_and_pooling(encoding, prefix):
 
 
 def check_padded_batch(num_axes, **overrides):
-    model = classifier(num_axes, **overrides)
+    """A large epsilon, so that the final normalization does not hide the scale of a mean over too many tokens."""
+    model = classifier(num_axes, layer_norm_eps=0.1, **overrides)
     config = model.config
     num_prefix = config.num_prefix_tokens
     grids = [LARGER_GRIDS[num_axes], SMALLER_GRIDS[num_axes]]
@@ -665,7 +688,7 @@ def check_padded_batch(num_axes, **overrides):
 
 @prefixes
 def test_pooled_output_is_the_normalized_cls_token_or_mean(prefix):
-    model = random_model(LiereViTModel, tiny_config(**prefix))
+    model = random_model(LiereViTModel, tiny_config(layer_norm_eps=0.1, **prefix))
     config = model.config
     outputs = model(random_input(config), output_hidden_states=True)
     assert len(outputs.hidden_states) == 3

@@ -1,0 +1,42 @@
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> Path:
+    """An sdist, and a wheel built from it."""
+    directory = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--outdir", directory, ROOT]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return directory
+
+
+def test_wheel_has_code_data_and_license(distributions):
+    (wheel,) = distributions.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {
+        str(path.relative_to(ROOT))
+        for pattern in ("*.py", "*.yaml", "py.typed")
+        for path in (ROOT / "liere_hf").rglob(pattern)
+    }
+    assert package <= names
+    others = {name for name in names if not name.startswith("liere_hf/")}
+    assert {Path(name).parts[0] for name in others} == {"liere_hf-0.1.0.dist-info"}
+    assert "liere_hf-0.1.0.dist-info/licenses/LICENSE" in others
+    entry_points = zipfile.ZipFile(wheel).read("liere_hf-0.1.0.dist-info/entry_points.txt").decode()
+    assert "liere-hf = liere_hf.cli:main" in entry_points
+
+
+def test_sdist_has_what_the_wheel_is_built_from(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {Path(name).relative_to("liere_hf-0.1.0").as_posix() for name in archive.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "liere_hf/configuration/presets.yaml"} <= names
