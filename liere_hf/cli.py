@@ -45,6 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--results_file", type=Path, help="write the metrics here too, as JSON")
     evaluate.set_defaults(run=_evaluate, takes_flags=True)
 
+    convert = commands.add_parser("convert", help="turn a checkpoint from elsewhere into a model", allow_abbrev=False)
+    convert.add_argument("source", help="a file, or for --from timm and vit a Hub id too")
+    convert.add_argument("output_dir", type=Path, help="a new directory")
+    convert.add_argument(
+        "--from", dest="kind", required=True, choices=["liere", "timm", "vit"], help="where it is from"
+    )
+    convert.set_defaults(run=_convert, takes_flags=True)
+
     demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models and figure go")
     demo.add_argument("--results_file", type=Path, help="write the table here too, as JSON")
@@ -84,6 +92,15 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     print_metrics(metrics)
     if arguments.results_file:
         write_json(arguments.results_file, metrics)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .configuration import parse_flags
+    from .conversion import ConversionOptions, convert
+
+    model = convert(arguments.source, arguments.output_dir, arguments.kind, parse_flags(ConversionOptions, flags))
+    print(f"{arguments.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters")
     return 0
 
 

@@ -2,13 +2,14 @@
 
 from .arguments import DataArguments, ModelArguments, build_model_config
 from .checkpoints import load_checkpoint
-from .recipes import parse_recipe, recipe_names
+from .recipes import parse_flags, parse_recipe, recipe_names
 
 __all__ = [
     "DataArguments",
     "ModelArguments",
     "build_model_config",
     "load_checkpoint",
+    "parse_flags",
     "parse_recipe",
     "recipe_names",
 ]

@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..errors import InputError
 from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments
 
+T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -67,7 +68,7 @@ def parse_recipe(
         InputError: an unknown option or a value that is not allowed.
     """
     parser = _Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
-    known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
+    known = _known_options(parser)
     path = recipe_path(recipe)
     argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
     argv += ["--dataloader_pin_memory", str(torch.accelerator.is_available())]
@@ -77,9 +78,23 @@ def parse_recipe(
         layers[0] = {name: value for name, value in layers[0].items() if name not in ARCHITECTURE_OPTIONS}
     for options in layers:
         argv += _as_flags(options)
+    return _parse(parser, [*argv, *flags], known)
+
+
+def parse_flags(dataclass: type[T], flags: Sequence[str]) -> T:
+    """The dataclass that the flags `--field value ...` describe.
+
+    Raises:
+        InputError: an unknown option or a value that is not allowed.
+    """
+    parser = _Parser(dataclass, allow_abbrev=False)
+    return _parse(parser, flags, _known_options(parser))[0]
+
+
+def _parse(parser: _Parser, flags: Sequence[str], known: set[str]) -> tuple[Any, ...]:
     try:
         *arguments, unknown = parser.parse_args_into_dataclasses(
-            [*argv, *flags], return_remaining_strings=True, look_for_args_file=False
+            list(flags), return_remaining_strings=True, look_for_args_file=False
         )
     except InputError:
         raise
@@ -88,6 +103,10 @@ def parse_recipe(
     if unknown:
         raise InputError(f"unknown option {unknown[0]!r}{_suggest(unknown[0].lstrip('-'), known)}")
     return tuple(arguments)
+
+
+def _known_options(parser: _Parser) -> set[str]:
+    return {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions}
 
 
 def _as_flags(options: dict[str, Any]) -> list[str]:

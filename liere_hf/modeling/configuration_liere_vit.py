@@ -42,8 +42,12 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_encoding: `liere`, `rope_mixed`, `visionllama`, `absolute` or `none`.
         use_absolute_position_embeddings: learned table added to the patches; always there for `absolute`, an
             addition beside the other encodings.
+        position_embedding_antialias: how the table is read at other sizes: bicubic as in ViT, or, as in timm, bicubic
+            with antialiasing.
         position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
             `linspace` (as the authors' code) or `rescaled` (always [0, 1]).
+        prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
+            logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
             always 2 for `rope_mixed`.
         generator_init_scale: initial generators are uniform in [0, generator_init_scale).
@@ -53,7 +57,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         pooler_output_size: width of the optional dense pooler of the bare model; hidden_size when not given.
         pooler_act: activation of that pooler.
         apply_layernorm: backbone: whether the feature maps are normalized.
-        reshape_hidden_states: backbone: whether feature maps are (batch, hidden_size, *grid), else (batch, tokens, hidden_size).
+        reshape_hidden_states: backbone: whether feature maps are (batch, hidden_size, *grid), or else
+            (batch, tokens, hidden_size).
 
     Raises:
         ValueError: a value that is not allowed, in one sentence that names the field, the value and what is allowed.
@@ -92,7 +97,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     pooling: str = "cls"
     position_encoding: str = "liere"
     use_absolute_position_embeddings: bool = False
+    position_embedding_antialias: bool = False
     position_mode: str = "sequential"
+    prefix_attention_bias: float = 0.0
     generator_block_size: int = 8
     generator_init_scale: float = 6.283185307179586
     share_generators_across_layers: bool = False

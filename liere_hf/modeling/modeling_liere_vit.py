@@ -1,4 +1,4 @@
-"""LiereViT: a vision transformer whose attention rotates queries and keys by learned rotations, in any number of axes."""
+"""LiereViT: a vision transformer on any number of axes, with learned rotations of queries and keys in attention."""
 
 import math
 from collections.abc import Callable
@@ -111,6 +111,7 @@ class LiereViTEmbeddings(nn.Module):
     def __init__(self, config: LiereViTConfig, use_mask_token: bool = False):
         super().__init__()
         self.training_grid_size = config.grid_size
+        self.antialias = config.position_embedding_antialias
         self.patch_embeddings = LiereViTPatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.register_tokens = (
@@ -171,12 +172,15 @@ class LiereViTEmbeddings(nn.Module):
 
     def _absolute_positions(self, grid_size: tuple[int, ...], positions: torch.Tensor | None) -> torch.Tensor:
         """The table itself at the training size, else read at the coordinates: stretched over any other grid."""
-        table = self.position_embeddings
+        table, training_grid_size = self.position_embeddings, self.training_grid_size
+        spacing = (1.0,) * len(grid_size)
         if positions is None:
-            if grid_size == self.training_grid_size:
+            if grid_size == training_grid_size:
                 return table
-            positions = stretched_positions(grid_size, self.training_grid_size, device=table.device)[None]
-        return interpolate_position_table(table[0], self.training_grid_size, positions.to(table.device))
+            positions = stretched_positions(grid_size, training_grid_size, device=table.device)[None]
+            spacing = tuple(before / now for before, now in zip(training_grid_size, grid_size, strict=True))
+        antialias = spacing if self.antialias else None
+        return interpolate_position_table(table[0], training_grid_size, positions.to(table.device), antialias)
 
 
 class LiereViTRotations(nn.Module):
@@ -246,7 +250,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention. Query, key, value: (batch, heads, tokens, head_dim); output: (batch, tokens, heads, head_dim)."""
+    """Plain attention of (batch, heads, tokens, head_dim); the output is (batch, tokens, heads, head_dim)."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -456,6 +460,8 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=token_mask
         )
+        if self.config.prefix_attention_bias:
+            attention_mask = self._with_prefix_bias(attention_mask, hidden_states)
         rotations = self._rotations(positions, grid_size, hidden_states)
         for layer, rotation in zip(self.layers, rotations, strict=True):
             hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
@@ -475,6 +481,21 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
             f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, patches) = "
             f"{(batch_size, num_patches)} or (batch, prefix + patches) = {(batch_size, num_tokens)}"
         )
+
+    def _with_prefix_bias(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The mask as scores to add, boolean ones (sdpa's) too, plus the bias of the prefix tokens as keys."""
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"prefix_attention_bias is {self.config.prefix_attention_bias}, which attn_implementation "
+                f"{self.config._attn_implementation!r} cannot add: use eager or sdpa"
+            )
+        bias = hidden_states.new_zeros(1, 1, 1, hidden_states.shape[1])
+        bias[..., : self.config.num_prefix_tokens] = self.config.prefix_attention_bias
+        if attention_mask is None:
+            return bias
+        if attention_mask.dtype == torch.bool:
+            return torch.where(attention_mask, bias, torch.finfo(bias.dtype).min)
+        return attention_mask + bias
 
     def _rotations(
         self, positions: torch.Tensor | None, grid_size: tuple[int, ...], hidden_states: torch.Tensor
@@ -589,7 +610,7 @@ class LiereViTForImageClassification(LiereViTPreTrainedModel):
 
 
 class LiereViTForVideoClassification(LiereViTForImageClassification):
-    """Linear classifier on the normalized pooled token, for clips of shape (batch, frames, channels, height, width)."""
+    """Linear classifier on the normalized pooled token, for clips (batch, frames, channels, height, width)."""
 
     _auto_class = "AutoModelForVideoClassification"
 

@@ -1,7 +1,7 @@
 """Rotations of queries and keys: coordinates and generators -> rotations -> rotated vectors.
 
 Every rotary encoding of this package is exp(sum_i p_i A_i) with block-diagonal skew-symmetric A_i (LieRE, equation 3):
-LieRE learns A_i with blocks of any even width, RoPE-Mixed is width 2, VisionLLaMA's axial RoPE is width 2 with fixed A_i.
+LieRE learns A_i with blocks of any even width, RoPE-Mixed is width 2, VisionLLaMA's axial RoPE is width 2 and fixed.
 A generator is a raw (b, b) matrix of which the strict upper triangle U gives A = U - U^T.
 """
 

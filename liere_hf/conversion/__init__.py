@@ -1,0 +1,20 @@
+"""Checkpoints from elsewhere, and models grown from models, without changing what they compute."""
+
+from .convert import convert
+from .growth import widen_generators
+from .inflation import inflate
+from .liere import export_state_dict, from_liere
+from .options import ConversionOptions
+from .timm import from_timm
+from .vit import from_vit
+
+__all__ = [
+    "ConversionOptions",
+    "convert",
+    "export_state_dict",
+    "from_liere",
+    "from_timm",
+    "from_vit",
+    "inflate",
+    "widen_generators",
+]

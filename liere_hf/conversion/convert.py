@@ -1,0 +1,135 @@
+"""One conversion: a source in, a normal saved directory out."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
+from transformers.image_utils import PILImageResampling
+
+from ..errors import InputError
+from ..modeling.video_processing_liere_vit import LiereViTVideoProcessor
+from ..version import __version__
+from . import liere, timm
+from .files import read_tensors
+from .growth import widen_generators
+from .options import ConversionOptions
+from .vit import from_vit
+
+SOURCES = {
+    "liere": "a checkpoint of the authors' code (StanfordMIMI/LieRE)",
+    "timm": "a RoPE-Mixed vision transformer of timm",
+    "vit": "a ViT, DeiT or DINOv2 of transformers",
+}
+
+CARD = """\
+---
+library_name: transformers
+tags:
+- liere_vit
+- liere
+- position-encoding
+- vision
+---
+
+# {name}
+
+Converted by liere_hf {version} (`liere-hf convert {source} ... --from {kind}`) from `{source}`, {description}.
+{promise}
+
+Position encoding: {encoding}. Normalization: that of the source. The source's license applies.
+"""
+
+
+def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions) -> PreTrainedModel:
+    """Convert a checkpoint and save model, code, processor and card to `output_dir`, whole or not at all.
+
+    Args:
+        source: a file; for `timm` also a model name or Hub id; for `vit` a directory or Hub id.
+        output_dir: a directory that does not exist yet.
+        kind: `liere`, `timm` or `vit`.
+
+    Raises:
+        InputError: anything about the source or the options that does not fit, before anything is written.
+    """
+    if output_dir.exists():
+        raise InputError(f"output directory {output_dir} already exists")
+    if kind == "liere":
+        model = liere.from_liere(read_tensors(Path(source)), options, source)
+        processor = _processor(model, liere.IMAGE_MEAN, liere.IMAGE_STD, PILImageResampling.BILINEAR)
+    elif kind == "timm":
+        model = timm.from_timm(read_tensors(_timm_file(source)), options, source)
+        processor = _processor(model, timm.IMAGE_MEAN, timm.IMAGE_STD, PILImageResampling.BICUBIC)
+    elif kind == "vit":
+        model = from_vit(source, options)
+        processor = _processor_of(source)
+    else:
+        raise InputError(f"from is {kind!r}, allowed are {', '.join(SOURCES)}")
+    if options.generator_block_size and kind != "vit":
+        model = widen_generators(model, options.generator_block_size)
+    _save(model, processor, _card(source, kind, output_dir.name, model, options), output_dir)
+    return model
+
+
+def _timm_file(source: str) -> Path:
+    """A local file, or the weights of a timm model on the Hub by its name or id."""
+    if Path(source).exists() or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
+        return Path(source)
+    repo_id = source if "/" in source else f"timm/{source}"
+    try:
+        return Path(hf_hub_download(repo_id, "model.safetensors"))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"{source} is no file, and {repo_id} could not be had from the Hub ({type(error).__name__})"
+        ) from error
+
+
+def _processor(
+    model: PreTrainedModel, mean: tuple[float, ...], std: tuple[float, ...], resample: PILImageResampling
+) -> BaseImageProcessor | LiereViTVideoProcessor | None:
+    config = model.config
+    if config.num_axes < 2 or config.num_channels != 3:
+        return None
+    *_, height, width = config.spatial_image_size
+    size = {"height": height, "width": width}
+    if config.num_axes == 2:
+        return ViTImageProcessor(size=size, image_mean=mean, image_std=std, resample=resample)
+    return LiereViTVideoProcessor(size=size, do_center_crop=False, image_mean=mean, image_std=std, resample=resample)
+
+
+def _processor_of(source: str) -> BaseImageProcessor | None:
+    try:
+        return AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):
+        return None
+
+
+def _card(source: str, kind: str, name: str, model: PreTrainedModel, options: ConversionOptions) -> str:
+    unchanged = not (options.drop_position_embeddings or (kind == "vit" and options.pooling == "mean"))
+    return CARD.format(
+        name=name,
+        version=__version__,
+        kind=kind,
+        source=Path(source).name,
+        description=SOURCES[kind],
+        promise="It computes what the source computes." if unchanged else "It differs from the source as asked for.",
+        encoding=model.config.position_encoding,
+    )
+
+
+def _save(model: PreTrainedModel, processor, card: str, output_dir: Path) -> None:
+    """Write beside the target, then rename."""
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    try:
+        model.save_pretrained(temporary)
+        if processor is not None:
+            processor.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card)
+        temporary.chmod(0o755)
+        temporary.rename(output_dir)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

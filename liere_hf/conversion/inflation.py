@@ -1,0 +1,76 @@
+"""Inflation: from an image model to a video model that sees, at first, the same in a still clip."""
+
+import copy
+import math
+
+import torch
+
+from ..errors import InputError
+from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..modeling.modeling_liere_vit import (
+    LiereViTForImageClassification,
+    LiereViTForVideoClassification,
+    LiereViTPreTrainedModel,
+)
+
+
+def inflate(
+    model: LiereViTPreTrainedModel, num_frames: int, tubelet: int = 2, balance_prefix: bool = False
+) -> LiereViTPreTrainedModel:
+    """A copy of a model with two axes that has a third one, time, in front.
+
+    The patch weights are spread evenly over the frames of a tubelet, and the generators of time start at 0. A still
+    clip then gives the image's outputs exactly if it is a single tubelet, or if the model has no prefix tokens. With
+    several tubelets a CLS token has a smaller share in the softmax than beside one image; `balance_prefix` sets
+    `config.prefix_attention_bias` to the logarithm of their number, which gives that share back in attention.
+
+    Args:
+        num_frames: frames of a clip, a multiple of `tubelet`.
+        tubelet: frames of a patch.
+        balance_prefix: whether prefix tokens keep their share.
+
+    Returns:
+        A model of the same class, a video classifier for an image classifier.
+
+    Raises:
+        InputError: a model with other than two axes, or frames that tubelets do not divide.
+    """
+    before = model.config
+    if before.num_axes != 2:
+        raise InputError(f"the model has {before.num_axes} axes, inflation takes one with two")
+    if tubelet < 1 or num_frames < 1 or num_frames % tubelet:
+        raise InputError(f"num_frames is {num_frames}, which tubelet ({tubelet}) does not divide")
+    if before.position_encoding == "visionllama":
+        raise InputError("position_encoding is 'visionllama', whose fixed frequencies depend on the number of axes")
+    num_tubelets = num_frames // tubelet
+    config = _inflated_config(before, num_frames, tubelet)
+    if balance_prefix:
+        config.prefix_attention_bias = before.prefix_attention_bias + math.log(num_tubelets)
+    is_classifier = isinstance(model, LiereViTForImageClassification)
+    inflated = (LiereViTForVideoClassification if is_classifier else type(model))._from_config(config)
+    state_dict = {name: _inflated(name, tensor, num_tubelets, tubelet) for name, tensor in model.state_dict().items()}
+    inflated.load_state_dict(state_dict)
+    return inflated.to(model.device).train(model.training)
+
+
+def _inflated_config(before: LiereViTConfig, num_frames: int, tubelet: int) -> LiereViTConfig:
+    config = copy.deepcopy(before)
+    config.image_size = [num_frames, *before.spatial_image_size]
+    config.patch_size = [tubelet, *before.spatial_patch_size]
+    if before.encoder_stride is not None:
+        config.encoder_stride = [tubelet, *before.spatial_encoder_stride]
+    config.validate()
+    return config
+
+
+def _inflated(name: str, tensor: torch.Tensor, num_tubelets: int, tubelet: int) -> torch.Tensor:
+    if name.endswith("patch_embeddings.projection.weight"):
+        return tensor.repeat(1, tubelet) / tubelet
+    if name.endswith("position_embeddings"):
+        return tensor.repeat(1, num_tubelets, 1)
+    if name.endswith("rotations.generators"):
+        return torch.cat((torch.zeros_like(tensor[:, :1]), tensor), dim=1)
+    # Masked image modeling: each frame of a tubelet is decoded as the image was.
+    if name.startswith("decoder."):
+        return tensor.repeat(tubelet, *(1,) * (tensor.ndim - 1))
+    return tensor

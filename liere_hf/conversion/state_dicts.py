@@ -1,0 +1,72 @@
+"""Renaming of weights, with every tensor accounted for."""
+
+from collections.abc import Callable
+
+import torch
+
+from ..errors import InputError
+
+
+class Tensors:
+    """A state dict that is taken apart; what is missing, of another shape or left over is named."""
+
+    def __init__(self, source: str, tensors: dict[str, torch.Tensor]):
+        self.source = source
+        self._tensors = dict(tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def count(self, prefix: str) -> int:
+        """How many different numbers follow a prefix such as `blocks.`."""
+        return len({name.removeprefix(prefix).split(".")[0] for name in self._tensors if name.startswith(prefix)})
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, which stays."""
+        return tuple(self._get(name).shape)
+
+    def take(self, name: str) -> torch.Tensor:
+        """Remove a tensor and return it in float32."""
+        tensor = self._get(name)
+        del self._tensors[name]
+        return tensor.float()
+
+    def take_linear(self, name: str, target: str, into: dict[str, torch.Tensor]) -> None:
+        """Move weight and, where there is one, bias."""
+        into[f"{target}.weight"] = self.take(f"{name}.weight")
+        if f"{name}.bias" in self:
+            into[f"{target}.bias"] = self.take(f"{name}.bias")
+
+    def drop(self, is_unused: Callable[[str], bool]) -> None:
+        """Forget tensors that take no part in the computation."""
+        self._tensors = {name: tensor for name, tensor in self._tensors.items() if not is_unused(name)}
+
+    def require_empty(self) -> None:
+        """Raise when something was not taken."""
+        if self._tensors:
+            raise InputError(f"{self.source} has {len(self._tensors)} unknown weights: {_first(self._tensors)}")
+
+    def _get(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            raise InputError(f"{self.source} lacks the weight {name} (it has {_first(self._tensors)})")
+        return self._tensors[name]
+
+
+def load_exactly(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
+    """Put converted weights into a model whose every weight they must fill, with the same shape."""
+    expected = model.state_dict()
+    missing, extra = sorted(expected.keys() - state_dict.keys()), sorted(state_dict.keys() - expected.keys())
+    if missing or extra:
+        problem = f"lacks {_first(missing)}" if missing else f"has in addition {_first(extra)}"
+        raise InputError(f"{source} {problem}, in the names of LiereViT")
+    for name, tensor in state_dict.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{source} has {name} of shape {tuple(tensor.shape)} where {tuple(expected[name].shape)} is expected"
+            )
+    model.load_state_dict(state_dict)
+
+
+def _first(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,145 @@
+"""transformers' own plain vision transformers: ViT, DeiT and DINOv2."""
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from ..errors import InputError
+from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTModel
+from .options import ConversionOptions
+from .state_dicts import Tensors, load_exactly
+from .timm import convolution_as_linear
+
+MODEL_TYPES = ("vit", "deit", "dinov2")
+
+
+def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassification | LiereViTModel:
+    """A model that computes what the ViT, DeiT or DINOv2 at `name` computes, with generators at zero beside its table.
+
+    DeiT's distillation token becomes a register. DINOv2's classifiers read other features than ours, so its bare model
+    is converted; so is a ViT without a classifier.
+
+    Args:
+        name: directory or Hub id.
+        options: `position_encoding` is `liere` (the default), `rope_mixed` or `absolute`.
+
+    Raises:
+        InputError: not there, of another architecture, or with blocks that differ.
+    """
+    source = load_source(name)
+    config = _read_config(source.config, options, name)
+    is_classifier = hasattr(source, "classifier")
+    model_class = LiereViTForImageClassification if is_classifier else LiereViTModel
+    model = model_class(config).eval()
+    load_exactly(model, _rename(source, config, name), name)
+    return model
+
+
+def load_source(name: str) -> PreTrainedModel:
+    """The model at `name`, with the classifier that its checkpoint has."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in MODEL_TYPES:
+            raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(MODEL_TYPES)}")
+        has_classifier = any("ForImageClassification" in architecture for architecture in config.architectures or [])
+        auto_class = AutoModelForImageClassification if has_classifier and config.model_type != "dinov2" else AutoModel
+        return auto_class.from_pretrained(name).eval()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"model {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str) -> LiereViTConfig:
+    if getattr(source, "use_swiglu_ffn", False):
+        raise InputError(f"{name} has SwiGLU MLPs, which LiereViT does not have")
+    encoding = options.position_encoding or "liere"
+    if encoding not in ("liere", "rope_mixed", "absolute"):
+        raise InputError(f"position_encoding is {encoding!r}, allowed are liere, rope_mixed, absolute")
+    hidden_size = source.hidden_size
+    return options.build_config(
+        image_size=_two(source.image_size),
+        patch_size=_two(source.patch_size),
+        num_channels=source.num_channels,
+        hidden_size=hidden_size,
+        num_hidden_layers=source.num_hidden_layers,
+        num_attention_heads=source.num_attention_heads,
+        intermediate_size=int(hidden_size * source.mlp_ratio)
+        if hasattr(source, "mlp_ratio")
+        else source.intermediate_size,
+        hidden_act=source.hidden_act,
+        hidden_dropout_prob=source.hidden_dropout_prob,
+        attention_probs_dropout_prob=source.attention_probs_dropout_prob,
+        layer_norm_eps=source.layer_norm_eps,
+        qkv_bias=source.qkv_bias,
+        drop_path_rate=getattr(source, "drop_path_rate", 0.0),
+        layer_scale_init_value=getattr(source, "layerscale_value", 0.0),
+        num_register_tokens=1 if source.model_type == "deit" else 0,
+        pooling=options.pooling or "cls",
+        position_encoding=encoding,
+        generator_block_size=options.generator_block_size or 8,
+        use_absolute_position_embeddings=not options.drop_position_embeddings,
+        id2label=source.id2label,
+        label2id=source.label2id,
+    )
+
+
+def _two(size: int | list[int] | tuple[int, ...]) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
+
+
+# Names of the parts of a layer, ours by theirs, in the two styles of transformers.
+LAYER_PARTS = {
+    "attention.q_proj": "attention.q_proj",
+    "attention.k_proj": "attention.k_proj",
+    "attention.v_proj": "attention.v_proj",
+    "attention.o_proj": "attention.o_proj",
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "layernorm_before": "layernorm_before",
+    "layernorm_after": "layernorm_after",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+
+
+def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[str, torch.Tensor]:
+    prefix = f"{source.base_model_prefix}."
+    tensors = {key.removeprefix(prefix): value for key, value in source.state_dict().items()}
+    weights = Tensors(name, {key.replace("encoder.layer.", "layers."): value for key, value in tensors.items()})
+    weights.drop(lambda key: key.startswith("pooler.") or key == "embeddings.mask_token")
+    renamed: dict[str, torch.Tensor] = {}
+    prefix_tokens = [weights.take("embeddings.cls_token")]
+    if "embeddings.distillation_token" in weights:
+        prefix_tokens.append(weights.take("embeddings.distillation_token"))
+    table = weights.take("embeddings.position_embeddings")
+    # The table's rows for the tokens in front are part of our tokens.
+    for row, target in enumerate(("cls_token", "register_tokens")[: len(prefix_tokens)]):
+        renamed[f"embeddings.{target}"] = prefix_tokens[row] + table[:, row : row + 1]
+    if config.use_absolute_position_embeddings or config.position_encoding == "absolute":
+        renamed["embeddings.position_embeddings"] = table[:, len(prefix_tokens) :].clone()
+    patches = "embeddings.patch_embeddings.projection"
+    renamed |= convolution_as_linear(weights, patches, patches)
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}"
+        for theirs, ours in LAYER_PARTS.items():
+            if f"{layer}.{theirs}.weight" in weights:
+                weights.take_linear(f"{layer}.{theirs}", f"{layer}.{ours}", renamed)
+        if config.layer_scale_init_value:
+            for part in ("layer_scale1", "layer_scale2"):
+                renamed[f"{layer}.{part}.lambda1"] = weights.take(f"{layer}.{part}.lambda1")
+    weights.take_linear("layernorm", "layernorm", renamed)
+    if config.position_encoding != "absolute":
+        blocks = config.head_dim // config.generator_block_size
+        shape = (config.num_hidden_layers, 2, config.num_attention_heads, blocks)
+        renamed["rotations.generators"] = torch.zeros(*shape, *(config.generator_block_size,) * 2)
+    if hasattr(source, "classifier"):
+        renamed = {f"liere_vit.{key}": value for key, value in renamed.items()}
+        weights.take_linear("classifier", "classifier", renamed)
+    weights.require_empty()
+    return renamed
