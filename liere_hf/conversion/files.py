@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import InputError
@@ -26,8 +25,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(
             f"checkpoint {path} is refused, it is no state dict or holds more than tensors: {_sentence(reason)}"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"checkpoint {path} cannot be read, it is truncated or no checkpoint: {error}") from error
+    except Exception as error:  # Damage to a pickle or an archive shows in any way it likes.
+        raise InputError(
+            f"checkpoint {path} cannot be read, it is truncated or no checkpoint: {_sentence(str(error))}"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

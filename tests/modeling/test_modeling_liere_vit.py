@@ -161,7 +161,7 @@ def vit_pair(encoding):
 
 
 @pytest.mark.parametrize("encoding", ["liere", "rope_mixed", "absolute", "none"])
-@pytest.mark.parametrize("size", [(16, 16), (24, 24), (12, 28), (8, 8), (20, 4)])
+@pytest.mark.parametrize("size", [(16, 16), (24, 24), (12, 28), (8, 32), (8, 8), (20, 4)])
 def test_without_rotation_it_is_vit(encoding, size):
     vit, model = vit_pair(encoding)
     pixel_values = torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(0))

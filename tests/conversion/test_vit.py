@@ -1,0 +1,111 @@
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    BertConfig,
+    BertModel,
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from liere_hf.conversion import ConversionOptions, convert, from_vit
+from liere_hf.errors import InputError
+
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 5,
+}
+
+
+def saved_model(directory, config_class, model_class, **settings):
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**SMALL, **settings})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(directory)
+    return model
+
+
+@pytest.mark.parametrize("config_class, model_class", [
+    (ViTConfig, ViTForImageClassification),
+    (DeiTConfig, DeiTForImageClassification),
+])  # fmt: skip
+@pytest.mark.parametrize("position_encoding", ["liere", "rope_mixed", "absolute"])
+def test_logits_are_those_of_the_source(tmp_path, config_class, model_class, position_encoding):
+    source = saved_model(tmp_path / "source", config_class, model_class)
+    ViTImageProcessor(image_mean=(0.1, 0.2, 0.3)).save_pretrained(tmp_path / "source")
+    options = ConversionOptions(position_encoding=position_encoding)
+    convert(str(tmp_path / "source"), tmp_path / "model", "vit", options)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
+    assert model.config.position_encoding == position_encoding
+    for size, interpolate in ((32, {}), (48, {"interpolate_pos_encoding": True})):
+        pixel_values = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            expected = source(pixel_values, **interpolate).logits
+            # At another size the interpolation of the table adds its own rounding.
+            tolerance = 1e-6 if size == 32 else 5e-6
+            torch.testing.assert_close(model(pixel_values).logits, expected, atol=tolerance, rtol=1e-6)
+    assert tuple(ViTImageProcessor.from_pretrained(tmp_path / "model").image_mean) == (0.1, 0.2, 0.3)
+
+
+def test_bare_models(tmp_path):
+    pixel_values = torch.randn(2, 3, 32, 32)
+    for name, config_class, model_class in (("vit", ViTConfig, ViTModel), ("dinov2", Dinov2Config, Dinov2Model)):
+        source = saved_model(tmp_path / name, config_class, model_class)
+        convert(str(tmp_path / name), tmp_path / f"{name}_converted", "vit", ConversionOptions())
+        model = AutoModel.from_pretrained(tmp_path / f"{name}_converted")
+        with torch.no_grad():
+            expected, converted = source(pixel_values), model(pixel_values)
+        torch.testing.assert_close(converted.last_hidden_state, expected.last_hidden_state, atol=5e-6, rtol=1e-6)
+
+
+def test_generators_start_at_zero_and_learn(tmp_path):
+    saved_model(tmp_path / "source", ViTConfig, ViTForImageClassification)
+    model = from_vit(str(tmp_path / "source"), ConversionOptions(generator_block_size=16))
+    generators = model.liere_vit.rotations.generators
+    assert generators.shape == (2, 2, 4, 1, 16, 16)
+    assert not generators.any()
+    model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
+    assert generators.grad.triu(1).abs().amax((-1, -2)).min() > 0
+
+
+def test_the_table_can_be_dropped(tmp_path):
+    source = saved_model(tmp_path / "source", ViTConfig, ViTForImageClassification)
+    model = from_vit(str(tmp_path / "source"), ConversionOptions(drop_position_embeddings=True))
+    assert model.liere_vit.embeddings.position_embeddings is None
+    with torch.no_grad():
+        source.vit.embeddings.position_embeddings[:, 1:] = 0
+        pixel_values = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(model(pixel_values).logits, source(pixel_values).logits, atol=1e-6, rtol=1e-6)
+
+
+def test_sources_that_do_not_fit(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        from_vit(str(tmp_path / "missing"), ConversionOptions())
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    ).save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match="model_type 'bert', allowed are vit, deit, dinov2"):
+        from_vit(str(tmp_path / "bert"), ConversionOptions())
+    saved_model(tmp_path / "swiglu", Dinov2Config, Dinov2Model, use_swiglu_ffn=True)
+    with pytest.raises(InputError, match="SwiGLU"):
+        from_vit(str(tmp_path / "swiglu"), ConversionOptions())
+    saved_model(tmp_path / "vit", ViTConfig, ViTForImageClassification)
+    with pytest.raises(InputError, match="position_encoding is 'visionllama', allowed are liere"):
+        from_vit(str(tmp_path / "vit"), ConversionOptions(position_encoding="visionllama"))
+    weights = tmp_path / "vit" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(InputError, match="cannot be read"):
+        from_vit(str(tmp_path / "vit"), ConversionOptions())
