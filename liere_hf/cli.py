@@ -54,8 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert, takes_flags=True)
 
     demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
-    demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models and figure go")
-    demo.add_argument("--results_file", type=Path, help="write the table here too, as JSON")
+    demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
     demo.set_defaults(run=_demo, takes_flags=False)
 
     benchmark = commands.add_parser("benchmark", help="measure speed on this machine")
@@ -106,11 +105,8 @@ def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
     from .demo import run_demo
-    from .report import write_json
 
-    results = run_demo(arguments.output_dir)
-    if arguments.results_file:
-        write_json(arguments.results_file, results)
+    run_demo(arguments.output_dir)
     return 0
 
 

@@ -15,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 
 from .configuration import parse_recipe
 from .errors import InputError
-from .report import hardware, with_interval
+from .report import hardware, with_interval, write_json
 from .training.arrows import DIRECTIONS, ArrowsTask
 from .training.data import ARROWS_EVAL_START
 from .training.run import train
@@ -30,8 +30,10 @@ NUM_PICTURES = 4
 def run_demo(output_dir: Path) -> dict[str, Any]:
     """Train both encodings, reload the LieRE model through AutoModel and a pipeline, and draw what was learned.
 
+    `output_dir` then holds the two runs, `results.json` and the figure `demo.png`.
+
     Returns:
-        Accuracies with intervals, training seconds and parameters by encoding, and the hardware.
+        What is in `results.json`: accuracies with intervals and training seconds by encoding, and the hardware.
 
     Raises:
         InputError: `output_dir` is not empty.
@@ -68,7 +70,9 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
         figure, {encoding: _curve(output_dir / encoding) for encoding in ENCODINGS}, pixels, answers, model, model_dir
     )
     console.print(f"Learning curves and where the CLS token looks: {figure}")
-    return {"encodings": results, "hardware": hardware()}
+    report = {"encodings": results, "hardware": hardware()}
+    write_json(output_dir / "results.json", report)
+    return report
 
 
 def cls_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:

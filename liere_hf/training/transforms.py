@@ -97,7 +97,8 @@ class TransformedImages(torch.utils.data.Dataset):
     def _augment(self, image: torch.Tensor, index: int) -> torch.Tensor:
         seed = np.random.SeedSequence([self.seed, int(self._epoch), index]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed[0]))
+            # Not torch.manual_seed, which also formats a stack trace each time for devices that are not there.
+            torch.default_generator.manual_seed(int(seed[0]))
             return self.augmentation(image)
 
 

@@ -83,7 +83,9 @@ def reference_logits(model, pixel_values):
                     for token, position in enumerate(positions, start=num_prefix):
                         rotation = head_rotation(config, weights.get("rotations.generators"), layer, head, position)
                         q[token], k[token] = rotation @ q[token], rotation @ k[token]
-                mixed[:, part] = scipy.special.softmax(q @ k.T / np.sqrt(head_dim), axis=-1) @ value[:, part]
+                scores = q @ k.T / np.sqrt(head_dim)
+                scores[:, :num_prefix] += config.prefix_attention_bias
+                mixed[:, part] = scipy.special.softmax(scores, axis=-1) @ value[:, part]
             states = states + linear(mixed, f"layers.{layer}.attention.o_proj") * weights.get(
                 f"layers.{layer}.layer_scale1.lambda1", 1
             )

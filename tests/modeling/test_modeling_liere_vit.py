@@ -88,10 +88,21 @@ def default_positions(config, grid_size):
     table=st.booleans(),
     qkv_bias=st.booleans(),
     layer_scale=st.sampled_from([0.0, 0.5]),
+    prefix_bias=st.sampled_from([0.0, 1.5]),
     num_heads=st.sampled_from([1, 3]),
 )
 def test_logits_equal_the_numpy_reference(
-    num_axes, prefix, encoding, block_size, share_layers, share_heads, table, qkv_bias, layer_scale, num_heads
+    num_axes,
+    prefix,
+    encoding,
+    block_size,
+    share_layers,
+    share_heads,
+    table,
+    qkv_bias,
+    layer_scale,
+    prefix_bias,
+    num_heads,
 ):
     model = classifier(
         num_axes,
@@ -103,6 +114,7 @@ def test_logits_equal_the_numpy_reference(
         use_absolute_position_embeddings=table,
         qkv_bias=qkv_bias,
         layer_scale_init_value=layer_scale,
+        prefix_attention_bias=prefix_bias,
         num_attention_heads=num_heads,
         head_dim=8,
         layer_norm_eps=0.1,
@@ -181,6 +193,25 @@ def test_without_rotation_its_gradients_and_hidden_states_are_vits():
     ours, theirs = dict(model.named_parameters()), dict(vit.named_parameters())
     for name in ("layers.0.attention.q_proj.weight", "layers.1.mlp.fc1.bias", "layernorm.weight"):
         torch.testing.assert_close(ours[f"liere_vit.{name}"].grad, theirs[f"vit.{name}"].grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid_size", [(6, 6), (3, 7), (2, 2), (2, 8), (4, 4)])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_table_at_other_sizes_is_torchs_bicubic(grid_size, antialias):
+    """The patches' embeddings less those of a model whose table is zero."""
+    config = tiny_config(
+        image_size=16, patch_size=4, position_encoding="absolute", position_embedding_antialias=antialias
+    )
+    embeddings = random_model(LiereViTModel, config).embeddings
+    pixel_values = random_input(config, grid_size=grid_size)
+    with torch.no_grad():
+        both = embeddings(pixel_values)[0][:, 1:]
+        table = embeddings.position_embeddings.clone()
+        embeddings.position_embeddings.zero_()
+        read = both - embeddings(pixel_values)[0][:, 1:]
+    image = table.reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
+    expected = functional.interpolate(image, grid_size, mode="bicubic", align_corners=False, antialias=antialias)
+    torch.testing.assert_close(read, expected.flatten(2).mT.expand_as(read), rtol=0, atol=1e-5)
 
 
 # ----- Gradients, precision, compilation and export -----
@@ -392,6 +423,53 @@ def test_attentions_are_distributions_over_all_tokens():
         torch.testing.assert_close(attention.sum(-1), torch.ones(2, 2, 11), rtol=0, atol=1e-5)
         assert attention[1, :, :, -3:].max() == 0
         assert attention[0].min() > 0
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_prefix_attention_bias_is_the_weight_of_repeated_tokens(attention):
+    """With log n as bias, one register weighs as much as n equal ones, with and without padding."""
+    single, repeated = (
+        classifier(
+            use_cls_token=False,
+            pooling="mean",
+            num_register_tokens=count,
+            prefix_attention_bias=bias,
+            attn_implementation=attention,
+        )
+        for count, bias in ((1, math.log(3)), (3, 0.0))
+    )
+    weights = single.state_dict()
+    name = "liere_vit.embeddings.register_tokens"
+    repeated.load_state_dict({**weights, name: weights[name].repeat(1, 3, 1)})
+    pixel_values = random_input(single.config)
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    for arguments in ({}, {"attention_mask": mask}):
+        expected = repeated(pixel_values, **arguments).logits
+        torch.testing.assert_close(single(pixel_values, **arguments).logits, expected, rtol=0, atol=1e-5)
+    single.config.prefix_attention_bias = 0.0
+    assert (single(pixel_values).logits - repeated(pixel_values).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_prefix_attention_bias_in_half_precision(attention, masked):
+    """In bfloat16 and under autocast, where queries are of another dtype than the residual stream."""
+    model = classifier(prefix_attention_bias=1.0, attn_implementation=attention)
+    pixel_values = random_input(model.config)
+    arguments = {"attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3])} if masked else {}
+    expected = model(pixel_values, **arguments).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = model(pixel_values, **arguments).logits
+    half = model.to(torch.bfloat16)(pixel_values, **arguments).logits
+    for logits in (autocast, half):
+        torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_prefix_attention_bias_with_an_attention_that_cannot_add_it():
+    model = classifier(prefix_attention_bias=1.0, attn_implementation="flex_attention")
+    message = "prefix_attention_bias is 1.0, which attn_implementation 'flex_attention' cannot add: use eager or sdpa"
+    with pytest.raises(ValueError, match=message):
+        model(random_input(model.config))
 
 
 @pytest.mark.parametrize("num_axes", ALL_AXES)

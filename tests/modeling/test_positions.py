@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional
 
 from liere_hf import grid_positions
@@ -82,6 +83,22 @@ def test_stretched_table_equals_torch_bicubic_in_2d(training, grid_size, seed):
         table.permute(2, 0, 1)[None].double(), size=grid_size, mode="bicubic", align_corners=False
     )
     torch.testing.assert_close(read_table(table, grid_size).double(), expected[0].flatten(1).mT, rtol=0, atol=2e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    training=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    grid_size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=seeds,
+)
+def test_antialiased_table_equals_pillows_bicubic(training, grid_size, seed):
+    """Pillow, since torch's antialiased bicubic is wrong where the result is one pixel wide."""
+    table = normal(*training, seed=seed)
+    expected = np.asarray(Image.fromarray(table.numpy()).resize(grid_size[::-1], Image.Resampling.BICUBIC))
+    spacing = [before / now for before, now in zip(training, grid_size, strict=True)]
+    positions = stretched_positions(grid_size, training)[None]
+    values = interpolate_position_table(table.reshape(-1, 1), training, positions, spacing)
+    np.testing.assert_allclose(values.reshape(grid_size).numpy(), expected, rtol=0, atol=2e-5)
 
 
 @settings(deadline=None, max_examples=30)

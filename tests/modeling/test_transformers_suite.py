@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import av
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch import nn
