@@ -17,7 +17,7 @@ demo: .venv/installed
 
 # One thread a process: several processes share the cores.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -275,3 +275,18 @@ def test_version_and_usage():
     result = run("translate")
     assert result.returncode == 2
     assert "invalid choice: 'translate'" in result.stderr
+
+
+def test_fine_tuning_a_checkpoint_with_other_classes(capsys, recipe, checkpoint, tmp_path):
+    config = json.loads((checkpoint / "config.json").read_text())
+    labels = {str(index): f"class {index}" for index in range(3)}
+    config |= {"id2label": labels, "label2id": {name: int(index) for index, name in labels.items()}}
+    LiereViTForImageClassification(LiereViTConfig.from_dict(config)).save_pretrained(checkpoint)
+    words = ["train", recipe, "--model_name_or_path", checkpoint, "--max_steps", 2, "--output_dir", tmp_path / "run"]
+    assert "classifier.bias of shape (3,) where (10,) is expected" in fails(capsys, *words)
+    result = run(*words, "--ignore_mismatched_sizes")
+    assert result.returncode == 0, result.stderr
+    tuned = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    # The checkpoint brings its own architecture: one layer, where the recipe has two.
+    assert tuned.config.num_hidden_layers == 1
+    assert tuned.config.num_labels == 10

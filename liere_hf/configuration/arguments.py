@@ -27,9 +27,19 @@ class _ModelSource:
         default=False,
         metadata={"help": "Give layers whose shapes differ from the checkpoint's, a new head say, new weights."},
     )
+    anneal_position_embeddings_steps: int | None = field(
+        default=None,
+        metadata={"help": "Shrink the absolute table beside another encoding to nothing over so many first steps."},
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, flex_attention: as in from_pretrained."}
     )
+
+    def __post_init__(self):
+        if self.anneal_position_embeddings_steps is not None and self.anneal_position_embeddings_steps < 1:
+            raise InputError(
+                f"anneal_position_embeddings_steps is {self.anneal_position_embeddings_steps}, allowed is 1 or more"
+            )
 
 
 def _architecture_fields() -> list[tuple[str, type, Any]]:

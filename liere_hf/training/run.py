@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..hub import build_model_card
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..report import hardware
+from .annealing import PositionTableAnnealing
 from .data import ImageData, load_data
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
@@ -65,6 +66,8 @@ def train(
     model = build_model(model_arguments, data.label_names)
     processor = build_image_processor(model.config, data_arguments)
     trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
+    if model_arguments.anneal_position_embeddings_steps:
+        trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
 
     output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():

@@ -1,0 +1,73 @@
+"""Committed results, checkpoints and the pages that quote them agree."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from liere_hf.configuration import parse_recipe
+from liere_hf.demo import ENCODINGS
+from liere_hf.evaluation import evaluate
+from liere_hf.hub import build_model_card
+from liere_hf.report import with_interval
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
+
+
+def test_demo_shows_what_it_promises():
+    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text())["encodings"]
+    assert results["liere"]["accuracy"] >= 0.99
+    assert results["absolute"]["accuracy"] <= 0.65
+    assert (ROOT / "results" / "demo" / "demo.png").stat().st_size > 10_000
+
+
+def test_readme_quotes_the_demo():
+    results = json.loads((ROOT / "results" / "demo" / "results.json").read_text())
+    for encoding, name in ENCODINGS.items():
+        row = results["encodings"][encoding]
+        cells = (name, with_interval(row, "accuracy"), f"{row['training_examples']:,}", f"{row['seconds']:.0f}")
+        assert f"| {' | '.join(cells)} |" in README
+    assert results["hardware"]["device"] in README
+
+
+def test_readme_quotes_the_checkpoint():
+    metrics = json.loads((CHECKPOINT / "eval_results.json").read_text())
+    metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+    assert with_interval(metrics, "accuracy") in README
+
+
+def test_arrows_are_drawn_fast_enough():
+    results = json.loads((ROOT / "results" / "benchmark_data.json").read_text())["arrows"]
+    assert results["processes"] == 2
+    assert results["median_images_per_second"] >= 10_000
+
+
+def test_checkpoint_is_small_accurate_and_has_its_card():
+    model = AutoModelForImageClassification.from_pretrained(CHECKPOINT)
+    assert model.num_parameters() <= 1_500_000
+    assert (CHECKPOINT / "model.safetensors").stat().st_size < 6_000_000
+    assert json.loads((CHECKPOINT / "eval_results.json").read_text())["eval_accuracy"] >= 0.88
+    assert str(build_model_card(CHECKPOINT)).strip() == (CHECKPOINT / "README.md").read_text().strip()
+
+
+def test_checkpoint_works_in_a_pipeline():
+    answers = pipeline("image-classification", model=str(CHECKPOINT))(Image.new("L", (28, 28)))
+    labels = AutoModelForImageClassification.from_pretrained(CHECKPOINT).config.id2label.values()
+    assert {answer["label"] for answer in answers} < set(labels)
+    assert AutoImageProcessor.from_pretrained(CHECKPOINT).size == {"height": 28, "width": 28}
+
+
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="the real test set is not there: make fashion-mnist")
+def test_checkpoint_has_the_accuracy_that_its_results_say(tmp_path):
+    flags = ["--data_dir", str(FASHION_MNIST), "--output_dir", str(tmp_path), "--model_name_or_path", str(CHECKPOINT)]
+    measured = evaluate(*parse_recipe("fashion_mnist", [*flags, "--disable_tqdm", "true"]))
+    stated = json.loads((CHECKPOINT / "eval_results.json").read_text())
+    assert measured["examples"] == 10_000
+    # Another machine may round a handful of close calls differently.
+    assert measured["accuracy"] == pytest.approx(stated["eval_accuracy"], abs=5e-4)
+    assert measured["loss"] == pytest.approx(stated["eval_loss"], abs=1e-3)
