@@ -41,12 +41,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def hardware() -> dict[str, Any]:
     """What a result was measured on and with."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        device = f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+    cpu = f"{_cpu_name()}, {os.cpu_count()} cores"
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -69,6 +69,7 @@ def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str
         hidden_act=source.hidden_act,
         hidden_dropout_prob=source.hidden_dropout_prob,
         attention_probs_dropout_prob=source.attention_probs_dropout_prob,
+        initializer_range=source.initializer_range,
         layer_norm_eps=source.layer_norm_eps,
         qkv_bias=source.qkv_bias,
         drop_path_rate=getattr(source, "drop_path_rate", 0.0),

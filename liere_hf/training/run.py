@@ -64,7 +64,7 @@ def train(
     set_seed(training_arguments.seed)
     data = load_data(data_arguments, training_arguments.seed)
     model = build_model(model_arguments, data.label_names)
-    processor = build_image_processor(model.config, data_arguments)
+    processor = build_image_processor(model.config, data_arguments, model_arguments.model_name_or_path)
     trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))

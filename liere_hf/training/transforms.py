@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 from transformers import (
+    AutoImageProcessor,
     BaseImageProcessor,
     TrainerCallback,
     TrainerControl,
@@ -22,17 +23,31 @@ from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 
 
-def build_image_processor(config: LiereViTConfig, arguments: DataArguments) -> ViTImageProcessor:
-    """The processor that is saved with a model: resize to the training size, normalize by the recipe's statistics."""
+def build_image_processor(
+    config: LiereViTConfig, arguments: DataArguments, checkpoint: str | None = None
+) -> BaseImageProcessor:
+    """The processor that is saved with a model: resize to the training size and normalize.
+
+    Args:
+        checkpoint: where the model is from; its processor, where it has one, decides the normalization, else the
+            recipe does.
+
+    Raises:
+        InputError: the model does not take images of three channels.
+    """
     if config.num_axes != 2 or config.num_channels != 3:
         raise InputError(
             f"image_size is {config.image_size!r} and num_channels {config.num_channels}, training needs two axes "
             "and three channels"
         )
     height, width = config.spatial_image_size
-    return ViTImageProcessor(
-        size={"height": height, "width": width}, image_mean=arguments.image_mean, image_std=arguments.image_std
-    )
+    size = {"height": height, "width": width}
+    if checkpoint is not None:
+        try:
+            return AutoImageProcessor.from_pretrained(checkpoint, size=size)
+        except (OSError, ValueError):
+            pass
+    return ViTImageProcessor(size=size, image_mean=arguments.image_mean, image_std=arguments.image_std)
 
 
 def build_augmentation(config: LiereViTConfig, arguments: DataArguments) -> v2.Transform | None:
