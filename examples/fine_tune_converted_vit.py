@@ -1,4 +1,4 @@
-"""From transformers' ViT to LieRE: convert a trained ViT, fine-tune it as a LieRE8, compare with training from scratch.
+"""From transformers' ViT to LieRE: convert a trained ViT, fine-tune it as a LieRE8, compare with one from scratch.
 
 A small ViT learns Fashion-MNIST with transformers alone. `liere-hf convert` makes it a LieRE8 that computes the same.
 That is fine-tuned on scikit-learn's digits with the recipe `digits_finetune`, once with its absolute table and once
