@@ -1,0 +1,249 @@
+"""LiereViT model configuration."""
+
+from collections.abc import Sequence
+
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from .positions import POSITION_MODES
+
+POSITION_ENCODINGS = ("liere", "rope_mixed", "visionllama", "absolute", "none")
+POOLINGS = ("cls", "mean")
+
+
+class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""Configuration of a vision transformer with LieRE or one of the encodings it is compared with.
+
+    The defaults are the base model of the LieRE paper (arXiv 2406.10322) with LieRE8. Names are those of
+    [`~transformers.ViTConfig`] wherever it has them.
+
+    Args:
+        hidden_size: width of the residual stream.
+        num_hidden_layers: number of transformer layers.
+        num_attention_heads: number of attention heads.
+        intermediate_size: width of the MLP.
+        head_dim: width of a head; hidden_size // num_attention_heads when not given.
+        hidden_act: activation of the MLP.
+        hidden_dropout_prob: dropout after the embeddings, the attention projection and each MLP layer.
+        attention_probs_dropout_prob: dropout of the attention probabilities.
+        drop_path_rate: stochastic depth of the last layer, rising linearly from 0 at the first.
+        layer_scale_init_value: initial LayerScale factor; 0 for none.
+        initializer_range: standard deviation of the initial weights.
+        layer_norm_eps: epsilon of the layer normalizations.
+        qkv_bias: whether queries, keys and values have a bias.
+        image_size: pixels at the training size, an int or one value per axis: (height, width),
+            (frames, height, width), (length,) ...
+        patch_size: pixels of a patch, an int or one value per axis. The number of values in `patch_size` (or, where
+            that is an int, `image_size`) is the number of spatial axes; two when both are ints.
+        num_channels: input channels.
+        use_cls_token: whether a CLS token is put in front of the patches.
+        num_register_tokens: register tokens between CLS and the patches.
+        pooling: `cls`, or `mean` over CLS and patch tokens (registers left out), then the final normalization.
+        position_encoding: `liere`, `rope_mixed`, `visionllama`, `absolute` or `none`.
+        use_absolute_position_embeddings: learned table added to the patches; always there for `absolute`, an
+            addition beside the other encodings.
+        position_embedding_antialias: how the table is read at other sizes: bicubic as in ViT, or, as in timm, bicubic
+            with antialiasing.
+        position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
+            `linspace` (as the authors' code) or `rescaled` (always [0, 1]).
+        prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
+            logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
+        generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
+            always 2 for `rope_mixed`.
+        generator_init_scale: initial generators are uniform in [0, generator_init_scale).
+        share_generators_across_layers: one set of generators for all layers.
+        share_generators_across_heads: one set of generators for all heads of a layer.
+        encoder_stride: pixels that one patch token is decoded to in masked image modeling; patch_size if not given.
+        pooler_output_size: width of the optional dense pooler of the bare model; hidden_size when not given.
+        pooler_act: activation of that pooler.
+        apply_layernorm: backbone: whether the feature maps are normalized.
+        reshape_hidden_states: backbone: whether feature maps are (batch, hidden_size, *grid), or else
+            (batch, tokens, hidden_size).
+
+    Raises:
+        ValueError: a value that is not allowed, in one sentence that names the field, the value and what is allowed.
+
+    Example:
+
+    ```python
+    >>> from liere_hf import LiereViTConfig, LiereViTModel
+
+    >>> image_config = LiereViTConfig(position_encoding="liere", generator_block_size=8)
+    >>> video_config = LiereViTConfig(image_size=(8, 224, 224), patch_size=(2, 16, 16))
+    >>> model = LiereViTModel(image_config)
+    ```"""
+
+    model_type = "liere_vit"
+    _auto_class = "AutoConfig"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    head_dim: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    drop_path_rate: float = 0.0
+    layer_scale_init_value: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    image_size: int | list[int] | tuple[int, ...] = 224
+    patch_size: int | list[int] | tuple[int, ...] = 16
+    num_channels: int = 3
+    use_cls_token: bool = True
+    num_register_tokens: int = 0
+    pooling: str = "cls"
+    position_encoding: str = "liere"
+    use_absolute_position_embeddings: bool = False
+    position_embedding_antialias: bool = False
+    position_mode: str = "sequential"
+    prefix_attention_bias: float = 0.0
+    generator_block_size: int = 8
+    generator_init_scale: float = 6.283185307179586
+    share_generators_across_layers: bool = False
+    share_generators_across_heads: bool = False
+    encoder_stride: int | list[int] | tuple[int, ...] | None = None
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._require_positive_integers("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size is {self.hidden_size}, which num_attention_heads ({self.num_attention_heads}) does "
+                    "not divide: choose a multiple, or give head_dim"
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.position_encoding == "rope_mixed":
+            self.generator_block_size = 2
+        if self.pooler_output_size is None:
+            self.pooler_output_size = self.hidden_size
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+        self.validate()
+
+    @property
+    def num_axes(self) -> int:
+        """Number of spatial axes: 1 for signals, 2 for images, 3 for video and volumes."""
+        for size in (self.patch_size, self.image_size):
+            if isinstance(size, Sequence):
+                return len(size)
+        return 2
+
+    @property
+    def spatial_image_size(self) -> tuple[int, ...]:
+        """`image_size` with one value per axis."""
+        return self._per_axis(self.image_size)
+
+    @property
+    def spatial_patch_size(self) -> tuple[int, ...]:
+        """`patch_size` with one value per axis."""
+        return self._per_axis(self.patch_size)
+
+    @property
+    def spatial_encoder_stride(self) -> tuple[int, ...]:
+        """`encoder_stride` with one value per axis, the patch size where none is given."""
+        return self._per_axis(self.patch_size if self.encoder_stride is None else self.encoder_stride)
+
+    @property
+    def grid_size(self) -> tuple[int, ...]:
+        """Patches along each axis at the training size."""
+        return tuple(
+            size // patch for size, patch in zip(self.spatial_image_size, self.spatial_patch_size, strict=True)
+        )
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """CLS and register tokens, which come before the patches and are not rotated."""
+        return int(self.use_cls_token) + self.num_register_tokens
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip at the training size, for models with three axes or more."""
+        if self.num_axes < 3:
+            raise AttributeError(f"num_frames: a model with {self.num_axes} axes has no frames")
+        return self.spatial_image_size[0]
+
+    def _per_axis(self, size: int | Sequence[int]) -> tuple[int, ...]:
+        return tuple(size) if isinstance(size, Sequence) else (size,) * self.num_axes
+
+    def validate(self) -> None:
+        """Raise a ValueError that names the first field whose value is not allowed."""
+        self._require_positive_integers(
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "head_dim", "num_channels"
+        )
+        for field, allowed in (
+            ("position_encoding", POSITION_ENCODINGS),
+            ("position_mode", POSITION_MODES),
+            ("pooling", POOLINGS),
+        ):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are {', '.join(allowed)}")
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed is 0 or more and less than 1")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens is {self.num_register_tokens}, allowed is 0 or more")
+        if self.pooling == "cls" and not self.use_cls_token:
+            raise ValueError(
+                "pooling is 'cls' but use_cls_token is False: choose pooling 'mean' or keep the CLS token"
+            )
+        self._validate_sizes()
+        self._validate_blocks()
+
+    def _validate_sizes(self) -> None:
+        fields = ["patch_size", "image_size"] + ["encoder_stride"] * (self.encoder_stride is not None)
+        for field in fields:
+            values = self._per_axis(getattr(self, field))
+            if len(values) != self.num_axes:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}, {len(values)} values where patch_size "
+                    f"({self.patch_size!r}) makes {self.num_axes} axes: give {self.num_axes} values or one int"
+                )
+            if not values or any(not _is_positive_integer(value) for value in values):
+                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are positive integers")
+        for axis, (size, patch) in enumerate(zip(self.spatial_image_size, self.spatial_patch_size, strict=True)):
+            if size % patch:
+                raise ValueError(
+                    f"image_size is {self.image_size!r}, which patch_size {self.patch_size!r} does not divide: along "
+                    f"axis {axis}, {size} is not a multiple of {patch}"
+                )
+
+    def _validate_blocks(self) -> None:
+        if self.position_encoding in ("rope_mixed", "visionllama") and self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, which must be even for {self.position_encoding}")
+        if self.position_encoding == "visionllama" and self.head_dim < 2 * self.num_axes:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, visionllama needs at least 2 per axis, so {2 * self.num_axes} or more"
+            )
+        block_size = self.generator_block_size
+        if self.position_encoding == "liere" and (
+            not _is_positive_integer(block_size) or block_size % 2 or self.head_dim % block_size
+        ):
+            divisors = [str(width) for width in range(2, self.head_dim + 1, 2) if self.head_dim % width == 0]
+            raise ValueError(
+                f"generator_block_size is {block_size!r}, it must be even and divide head_dim ({self.head_dim}): "
+                f"allowed are {', '.join(divisors) or 'none, since head_dim is odd'}"
+            )
+
+    def _require_positive_integers(self, *fields: str) -> None:
+        for field in fields:
+            if not _is_positive_integer(getattr(self, field)):
+                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are positive integers")
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+__all__ = ["LiereViTConfig"]
