@@ -41,6 +41,13 @@ def test_readme_quotes_the_checkpoint():
     assert with_interval(metrics, "accuracy") in README
 
 
+def test_conversion_page_quotes_the_fine_tuning():
+    page = (ROOT / "docs" / "conversion.md").read_text()
+    results = json.loads((ROOT / "results" / "fine_tuning" / "results.json").read_text())["digits"]
+    for row in results.values():
+        assert f"| {with_interval(row, 'accuracy')} |" in page
+
+
 def test_arrows_are_drawn_fast_enough():
     results = json.loads((ROOT / "results" / "benchmark_data.json").read_text())["arrows"]
     assert results["processes"] == 2
