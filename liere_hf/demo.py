@@ -16,8 +16,8 @@ from transformers.trainer_callback import TrainerState
 from .configuration import parse_recipe
 from .errors import InputError
 from .report import hardware, with_interval, write_json
-from .training.arrows import DIRECTIONS, ArrowsTask
-from .training.data import ARROWS_EVAL_START
+from .training.arrows import DIRECTIONS
+from .training.data import ARROWS_EVAL_START, arrows_task
 from .training.run import train
 
 RECIPE = "arrows_demo"
@@ -57,8 +57,7 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
 
     model_dir = output_dir / "liere"
     model = AutoModelForImageClassification.from_pretrained(model_dir, attn_implementation="eager").eval()
-    task = _task()
-    pixels, labels = task.images(ARROWS_EVAL_START, ARROWS_EVAL_START + NUM_PICTURES)
+    pixels, labels = arrows_task(arguments[1]).images(ARROWS_EVAL_START, ARROWS_EVAL_START + NUM_PICTURES)
     classify = pipeline("image-classification", model=str(model_dir))
     answers = [classify(_to_image(picture))[0]["label"] for picture in pixels]
     console.print(f"Reloaded {model_dir} with AutoModel and a pipeline. On {NUM_PICTURES} pictures it says:")
@@ -124,17 +123,6 @@ def draw(
         axes.set(xticks=[], yticks=[], title=answer)
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def _task() -> ArrowsTask:
-    _, data, _ = parse_recipe(RECIPE)
-    return ArrowsTask(
-        grid_size=data.arrows_grid_size,
-        cell_size=data.arrows_cell_size,
-        num_distractor_arrows=data.arrows_num_distractor_arrows,
-        num_distractor_letters=data.arrows_num_distractor_letters,
-        seed=data.arrows_seed,
-    )
 
 
 def _to_image(pixels: np.ndarray) -> Image.Image:

@@ -57,10 +57,10 @@ def load_data(arguments: DataArguments, seed: int) -> ImageData:
     )
 
 
-def load_arrows(arguments: DataArguments, seed: int) -> ImageData:
-    """The paper's spatial-reasoning task, drawn by worker processes."""
+def arrows_task(arguments: DataArguments) -> ArrowsTask:
+    """The setting of the spatial-reasoning task that the arguments describe."""
     try:
-        task = ArrowsTask(
+        return ArrowsTask(
             grid_size=arguments.arrows_grid_size,
             cell_size=arguments.arrows_cell_size,
             num_distractor_arrows=arguments.arrows_num_distractor_arrows,
@@ -69,6 +69,11 @@ def load_arrows(arguments: DataArguments, seed: int) -> ImageData:
         )
     except ValueError as error:
         raise InputError(f"arrows: {error}") from error
+
+
+def load_arrows(arguments: DataArguments, seed: int) -> ImageData:
+    """The paper's spatial-reasoning task, drawn by worker processes."""
+    task = arrows_task(arguments)
     num_proc = _num_proc(arguments)
     num_eval = arguments.eval_examples or ARROWS_EVAL_EXAMPLES
     return ImageData(
