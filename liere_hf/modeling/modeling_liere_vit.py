@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotations import apply_rotations, axial_generators, liere_rotations
+from .rotations import apply_plane_rotations, apply_rotations, axial_generators, layer_rotations
 
 # Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.
 AUTO_MAP = {
@@ -184,10 +185,11 @@ class LiereViTEmbeddings(nn.Module):
 
 
 class LiereViTRotations(nn.Module):
-    """The rotations of all layers, computed once per forward pass from the generators (LieRE, section 3).
+    """The rotations of all layers from the generators (LieRE, section 3).
 
-    Generators, and the exponential, stay in float32 (or float64) whatever the dtype of the model: at half precision
-    a rotation by many radians would lose its meaning.
+    They are computed in every forward pass that trains the generators, else once for as long as generators, positions
+    and dtype stay. Generators, and the exponential, keep float32 (or float64) whatever the dtype of the model: at
+    half precision a rotation by many radians would lose its meaning.
     """
 
     def __init__(self, config: LiereViTConfig):
@@ -209,6 +211,7 @@ class LiereViTRotations(nn.Module):
             )
             dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
             self.generators = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self._cache: _RotationCache | None = None
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
@@ -217,6 +220,7 @@ class LiereViTRotations(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
+        self._cache = None
         return super()._apply(keep_precision, recurse)
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -230,14 +234,50 @@ class LiereViTRotations(nn.Module):
             Per layer, shape (batch or 1, prefix + patches, heads or 1, blocks, b, b). Prefix tokens get the identity:
             they stand at the origin.
         """
+        if torch.compiler.is_compiling():
+            return self._compute(positions, dtype)
+        generators = self.generators
+        if positions.shape[0] > 1 or (generators is not None and generators.requires_grad and torch.is_grad_enabled()):
+            self._cache = None
+            return self._compute(positions, dtype)
+        cache = self._cache
+        if cache is None or not cache.holds(positions, generators, dtype):
+            # Tensors of inference mode could not be used in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                positions = positions.clone()
+                cache = _RotationCache(
+                    positions,
+                    None if generators is None else generators.detach().clone(),
+                    tuple(rotation.contiguous() for rotation in self._compute(positions, dtype)),
+                )
+            self._cache = cache
+        return cache.rotations
+
+    def _compute(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         generators = self.generators
         if generators is None:
             generators = axial_generators(self.head_dim, self.num_axes, device=positions.device)
-        positions = positions.to(generators)
-        positions = nn.functional.pad(positions, (0, 0, self.num_prefix_tokens, 0))
+        positions = nn.functional.pad(positions.to(generators), (0, 0, self.num_prefix_tokens, 0))
         with torch.autocast(positions.device.type, enabled=False):
-            rotations = liere_rotations(positions, generators).to(dtype)
-        return rotations.expand(self.num_layers, *rotations.shape[1:]).unbind(0)
+            rotations = tuple(layer_rotations(positions, layer).to(dtype) for layer in generators.unbind(0))
+        return rotations * (self.num_layers // len(rotations))
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_cache": None}
+
+
+class _RotationCache(NamedTuple):
+    """Rotations, and what they were computed from: compared by value, since weights can change in many ways."""
+
+    positions: torch.Tensor
+    generators: torch.Tensor | None
+    rotations: tuple[torch.Tensor, ...]
+
+    def holds(self, positions: torch.Tensor, generators: torch.Tensor | None, dtype: torch.dtype) -> bool:
+        return self.rotations[0].dtype == dtype and all(
+            now is before or (now.device == before.device and now.dtype == before.dtype and torch.equal(now, before))
+            for now, before in ((positions, self.positions), (generators, self.generators))
+        )
 
 
 def eager_attention_forward(
@@ -289,7 +329,8 @@ class LiereViTAttention(nn.Module):
         key = self.k_proj(hidden_states).view(hidden_shape)
         value = self.v_proj(hidden_states).view(hidden_shape)
         if rotations is not None:
-            query, key = apply_rotations(query, rotations), apply_rotations(key, rotations)
+            rotate = apply_plane_rotations if rotations.shape[-1] == 2 else apply_rotations
+            query, key = rotate(query, rotations), rotate(key, rotations)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward

@@ -5,9 +5,12 @@ LieRE learns A_i with blocks of any even width, RoPE-Mixed is width 2, VisionLLa
 A generator is a raw (b, b) matrix of which the strict upper triangle U gives A = U - U^T.
 """
 
-import torch
+import itertools
 
-from .skew_exponential import skew_matrix_exp
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from .skew_exponential import CHUNK_ELEMENTS, SquaringLadder, graph_exponential, skew_matrix_exp
 
 
 def axial_generators(
@@ -39,18 +42,150 @@ def liere_rotations(positions: torch.Tensor, generators: torch.Tensor) -> torch.
     Returns:
         Tensor of shape (layers, batch or 1, tokens, heads, blocks, b, b), in the generators' dtype.
     """
+    return torch.stack([layer_rotations(positions, layer) for layer in generators])
+
+
+def layer_rotations(positions: torch.Tensor, generators: torch.Tensor) -> torch.Tensor:
+    """`liere_rotations` of one layer: generators (axes, heads, ...) give (batch or 1, tokens, heads, ...).
+
+    In training this holds no more memory than the rotations: the gradient computes what else it needs again.
+    """
     upper = generators.triu(1)
-    skew = upper - upper.mT
+    bases = (upper - upper.mT).flatten(1, 2)
+    rotations = _point_rotations(positions.flatten(0, 1), bases)
+    return rotations.unflatten(1, generators.shape[1:3]).unflatten(0, positions.shape[:2])
+
+
+def _point_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+    """exp(sum_i p_i A_i) for positions (points, axes) and A of shape (axes, blocks, b, b): (points, blocks, b, b)."""
+    if bases.shape[-1] <= 4:
+        return skew_matrix_exp(_exponents(positions, bases))
+    if positions.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _PointRotations.apply(positions, bases)
+    if torch.is_grad_enabled():
+        return checkpoint(_graph_rotations, positions, bases, use_reentrant=False, preserve_rng_state=False)
+    return _graph_rotations(positions, bases)
+
+
+def _graph_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+    exponents = _exponents(positions, bases)
+    return graph_exponential(exponents.flatten(0, 1)).view_as(exponents)
+
+
+def _exponents(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
     # A sum of products, not a matmul: reduced-precision matrix units would spoil the angles.
-    exponent = sum(
-        positions[None, :, :, axis, None, None, None, None] * skew[:, axis, None, None]
-        for axis in range(positions.shape[-1])
-    )
-    return skew_matrix_exp(exponent)
+    return sum(positions[:, axis, None, None, None] * basis for axis, basis in enumerate(bases))
+
+
+class _PointRotations(torch.autograd.Function):
+    """`_point_rotations` by squaring ladders, on a CPU.
+
+    exp(2 A) is one squaring of exp(A): a point whose half is among the points too costs one product.
+    """
+
+    @staticmethod
+    def forward(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+        rotations = bases.new_empty(positions.shape[0], *bases.shape[1:])
+        for chains, norm_bound in _chains(positions, bases):
+            for tokens, level in zip(chains, _ladder(positions, bases, chains, norm_bound).levels, strict=True):
+                rotations[tokens] = level.to(rotations.dtype).view(-1, *bases.shape[1:])
+        rotations.diagonal(dim1=-2, dim2=-1).add_(1)
+        return rotations
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        positions, bases = ctx.saved_tensors
+        if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
+            return _graph_gradients(positions, bases, grad, create_graph=torch.is_grad_enabled())
+        bases_grad = torch.zeros_like(bases)
+        for chains, norm_bound in _chains(positions, bases):
+            ladder = _ladder(positions, bases, chains, norm_bound)
+            exponents_grad = ladder.backward([grad[tokens].flatten(0, 1) for tokens in chains])
+            exponents_grad = exponents_grad.to(bases.dtype).unflatten(0, (-1, bases.shape[1]))
+            bases_grad += torch.einsum("ta,tmij->amij", positions[chains[0]], exponents_grad)
+        return None, bases_grad
+
+
+def _ladder(
+    positions: torch.Tensor, bases: torch.Tensor, chains: list[list[int]], norm_bound: float
+) -> SquaringLadder:
+    exponents = _exponents(positions[chains[0]], bases)
+    return SquaringLadder(exponents.flatten(0, 1), norm_bound, num_doublings=len(chains) - 1)
+
+
+def _graph_gradients(
+    positions: torch.Tensor, bases: torch.Tensor, grad: torch.Tensor, create_graph: bool
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients with respect to positions and bases that can be differentiated again."""
+    inputs = (positions, bases)
+    with torch.enable_grad():
+        rotations = _graph_rotations(*inputs)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    grads = iter(torch.autograd.grad(rotations, wanted, grad, create_graph=create_graph))
+    return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
+
+
+def _chains(positions: torch.Tensor, bases: torch.Tensor) -> list[tuple[list[list[int]], float]]:
+    """Chunks of points p, 2 p, 4 p, ... that are all among the positions, of equal length and similar norm.
+
+    Returns:
+        For each chunk, lists of indices: of the first points, of their doubles, and so on; and a bound of the spectral
+        norm at the first points.
+    """
+    products = torch.einsum("amij,bmij->mab", bases, bases)
+    bounds = (torch.einsum("ta,mab,tb->tm", positions, products, positions).amax(1).clamp(min=0) / 2).sqrt().tolist()
+    points = [tuple(point) for point in positions.tolist()]
+    index = {point: token for token, point in reversed(list(enumerate(points)))}
+    doubles = {
+        token: index.get(tuple(2 * coordinate for coordinate in point)) for point, token in index.items() if any(point)
+    }
+    reached = set(doubles.values())
+    chains = []
+    for token in range(len(points)):
+        if token not in reached:
+            chain = [token]
+            while (token := doubles.get(token)) is not None:
+                chain.append(token)
+            chains.append(chain)
+    chains.sort(key=lambda chain: (len(chain), bounds[chain[0]]))
+    chunk_size = max(1, CHUNK_ELEMENTS // bases[0].numel())
+    chunks = []
+    for _, group in itertools.groupby(chains, key=len):
+        group = list(group)
+        parts = [group[start : start + chunk_size] for start in range(0, len(group), chunk_size)]
+        chunks += [(list(map(list, zip(*part, strict=True))), bounds[part[-1][0]]) for part in parts]
+    return chunks
+
+
+def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs of neighbouring dimensions, by one complex product.
+
+    Args:
+        states: queries or keys, shape (batch, tokens, heads, head_dim).
+        rotations: rotations of planes, shape (batch or 1, tokens, heads or 1, head_dim // 2, 2, 2).
+
+    Returns:
+        Tensor of the shape and dtype of `states`.
+    """
+    cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
+    pairs = states.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling() or states.dtype not in (torch.float32, torch.float64):
+        # Compilers fuse real arithmetic; complex numbers of half precision are rarely supported.
+        cos, sin = cos.to(states.dtype), sin.to(states.dtype)
+        first, second = pairs.unbind(-1)
+        rotated = torch.stack((cos * first - sin * second, sin * first + cos * second), dim=-1)
+    else:
+        turn = torch.complex(cos.to(states.dtype), sin.to(states.dtype))
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * turn)
+    return rotated.flatten(-2)
 
 
 def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Rotate each block of each head of each token.
+    """Multiply each block of each head of each token by its matrix.
 
     Args:
         states: queries or keys, shape (batch, tokens, heads, head_dim).
@@ -60,12 +195,59 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
         Tensor of the shape and dtype of `states`.
     """
     rotations = rotations.to(states.dtype)
+    if rotations.shape[0] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _HeadProduct.apply(states, rotations[0])
     blocks = states.unflatten(-1, rotations.shape[-3:-1])
-    if rotations.shape[-1] == 2:
-        rotated = rotations[..., 0] * blocks[..., :1] + rotations[..., 1] * blocks[..., 1:]
-        return rotated.flatten(-2)
     # Shared dimensions are left out of the equation, so that they become rows of one matrix product.
     batch, head = ("" if rotations.shape[dim] == 1 else name for dim, name in ((0, "b"), (2, "h")))
     shared = [dim for dim, name in ((0, batch), (2, head)) if not name]
     rotated = torch.einsum(f"{batch}t{head}nij,bthnj->bthni", rotations.squeeze(shared), blocks)
     return rotated.flatten(-2)
+
+
+class _HeadProduct(torch.autograd.Function):
+    """`apply_rotations` with one full matrix a head, on views: many small products cost a CPU more than zeros do."""
+
+    @staticmethod
+    def forward(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+        rows = torch.bmm(_rows_by_head(states), _head_matrices(rotations, states.shape[2]).mT)
+        return _states_by_token(rows, states)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states, rotations = ctx.saved_tensors
+        grad_rows = _rows_by_head(grad)
+        states_grad = torch.bmm(grad_rows, _head_matrices(rotations, states.shape[2]))
+        if not ctx.needs_input_grad[1]:
+            return _states_by_token(states_grad, states), None
+        num_tokens, num_heads, num_blocks, size, _ = rotations.shape
+        products = torch.bmm(grad_rows.mT, _rows_by_head(states))
+        products = products.view(num_tokens, -1, num_blocks, size, num_blocks, size)
+        rotations_grad = products.diagonal(dim1=2, dim2=4).movedim(-1, 2)
+        if num_heads == 1:
+            rotations_grad = rotations_grad.sum(1, keepdim=True)
+        return _states_by_token(states_grad, states), rotations_grad
+
+
+def _rows_by_head(states: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens, heads, head_dim) as (tokens * heads, batch, head_dim)."""
+    return states.flatten(1, 2).transpose(0, 1)
+
+
+def _states_by_token(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return rows.transpose(0, 1).view_as(like)
+
+
+def _head_matrices(rotations: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Blocks (tokens, heads or 1, blocks, b, b) as block-diagonal matrices (tokens * heads, head_dim, head_dim)."""
+    num_tokens, _, num_blocks, size, _ = rotations.shape
+    rotations = rotations.expand(-1, num_heads, -1, -1, -1)
+    if num_blocks == 1:
+        return rotations.flatten(0, 2)
+    matrices = rotations.new_zeros(num_tokens, num_heads, num_blocks, size, num_blocks, size)
+    matrices.diagonal(dim1=2, dim2=4).copy_(rotations.movedim(2, -1))
+    return matrices.view(num_tokens * num_heads, num_blocks * size, num_blocks * size)

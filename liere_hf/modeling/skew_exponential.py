@@ -1,12 +1,33 @@
-"""The exponential of skew-symmetric matrices, which is a rotation."""
+"""The exponential of skew-symmetric matrices, which is a rotation, and its gradient.
+
+Closed forms for widths 2 and 4. Wider matrices by scaling and squaring: a polynomial of degree 8 in three products
+(the scheme of Bader, Blanes and Casas, arXiv 1710.10989, with coefficients for imaginary eigenvalues), then
+E <- 2E + E E on E = exp(B) - 1. Keeping E instead of 1 + E is what keeps float32 accurate over eight squarings: small
+entries are not rounded against the ones of the diagonal.
+"""
+
+import math
 
 import torch
+
+# Spectral norms up to which the polynomial is exact to rounding, and squarings that reach norms of several thousands.
+SCALED_NORM = {torch.float32: 0.9, torch.float64: 0.15}
+MAX_SQUARINGS = {torch.float32: 12, torch.float64: 15}
+# The error of float32 is about 2e-7 times the largest entry: beyond this one, squarings are done in float64.
+LARGEST_FLOAT32_ENTRY = 40
+# Below this width products in float64 take a CPU no longer.
+SMALLEST_FLOAT32_WIDTH = 16
+# Elements of a chunk: the ladder of one chunk stays in the cache of a CPU core.
+CHUNK_ELEMENTS = 1 << 17
 
 
 def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     """exp(A) for skew-symmetric A: orthogonal, with determinant 1.
 
-    The input is trusted to be skew-symmetric: for 2 x 2 blocks only the entry above the diagonal is read.
+    The input is trusted to be skew-symmetric. Within 1e-5 of the exact rotation in float32 for spectral norms up to
+    250, whatever the width; the gradient is exact along skew-symmetric directions. Memory in training is the input's
+    and the output's: what the gradient needs besides is computed again, chunk by chunk. Works under torch.compile and
+    torch.export, there for norms up to 4,900.
 
     Args:
         skew: shape (..., n, n), float32 or float64.
@@ -14,8 +35,206 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     Returns:
         Tensor of the same shape and dtype.
     """
-    if skew.shape[-1] == 2:
-        angle = skew[..., 0, 1]
-        cos, sin = angle.cos(), angle.sin()
-        return torch.stack((cos, sin, -sin, cos), dim=-1).unflatten(-1, (2, 2))
-    return torch.linalg.matrix_exp(skew)
+    size = skew.shape[-1]
+    if size == 2:
+        return _plane_rotation(skew)
+    if size == 4:
+        return _isoclinic_rotations(skew)
+    matrices = skew.reshape(-1, size, size)
+    if torch.compiler.is_compiling() or skew.device.type != "cpu":
+        return graph_exponential(matrices).reshape(skew.shape)
+    return _SkewExponential.apply(matrices).reshape(skew.shape)
+
+
+def _plane_rotation(skew: torch.Tensor) -> torch.Tensor:
+    angle = skew[..., 0, 1]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack((cos, sin, -sin, cos), dim=-1).unflatten(-1, (2, 2))
+
+
+def _isoclinic_rotations(skew: torch.Tensor) -> torch.Tensor:
+    """so(4) = so(3) + so(3): the product of a left and a right rotation by unit quaternions, which commute."""
+    work = skew if skew.device.type == "mps" else skew.double()
+    a, b, c = work[..., 0, 1], work[..., 0, 2], work[..., 0, 3]
+    d, e, f = work[..., 1, 2], work[..., 1, 3], work[..., 2, 3]
+    left, right = (_half_turn(torch.stack((a + sign * f, b - sign * e, c + sign * d), dim=-1) / 2) for sign in (1, -1))
+    w, x, y, z = left.unbind(-1)
+    left = torch.stack((w, x, y, z, -x, w, z, -y, -y, -z, w, x, -z, y, -x, w), dim=-1).unflatten(-1, (4, 4))
+    w, x, y, z = right.unbind(-1)
+    right = torch.stack((w, x, y, z, -x, w, -z, y, -y, z, w, -x, -z, -y, x, w), dim=-1).unflatten(-1, (4, 4))
+    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2).to(skew.dtype)
+
+
+def _half_turn(vector: torch.Tensor) -> torch.Tensor:
+    """The unit quaternion (cos |v|, sin |v| v / |v|), differentiable at 0 too."""
+    square = vector.square().sum(-1, keepdim=True)
+    tiny = square < 1e-4
+    norm = torch.where(tiny, 1.0, square).sqrt()
+    cos = torch.where(tiny, 1 - square / 2 + square**2 / 24 - square**3 / 720, norm.cos())
+    sinc = torch.where(tiny, 1 - square / 6 + square**2 / 120 - square**3 / 5040, norm.sin() / norm)
+    return torch.cat((cos, sinc * vector), dim=-1)
+
+
+def polynomial_coefficients(scaled_norm: float) -> tuple[float, ...]:
+    """Coefficients of exp(B) - 1 for skew-symmetric B of a spectral norm up to `scaled_norm`.
+
+    sum_k c_k B^k, k = 1 .. 8, interpolates sin(x) / x and (cos(x) - 1) / x^2 at four Chebyshev nodes in x^2 each, so
+    that the error is relative to the angle. With r = x2 / x1 and x7 = 1 of Bader, Blanes and Casas it is evaluated as
+
+        B2 = B B;  Q = x3 B2 + x1 B2 (B + r B2);  V = Q + k B2 + x5 B;  exp(B) - 1 = c1 B + y2 B2 + x4 Q + Q V
+
+    Returns:
+        c1, r, x1, x3, x5, k, x4, y2.
+    """
+    exact = {"dtype": torch.float64, "device": "cpu"}
+    nodes = [(1 + math.cos(math.pi * (2 * i + 1) / 8)) / 2 for i in range(4)]
+    angles = [scaled_norm * math.sqrt(node) for node in nodes]
+    powers = torch.tensor([[node**k for k in range(4)] for node in nodes], **exact)
+    values = [[math.sin(x) / x, -2 * (math.sin(x / 2) / x) ** 2] for x in angles]
+    fit = torch.linalg.solve(powers, torch.tensor(values, **exact))
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], **exact)
+    fit = fit * (signs * torch.tensor([scaled_norm ** (-2 * k) for k in range(4)], **exact))[:, None]
+    c1, c3, c5, c7 = fit[:, 0].tolist()
+    c2, c4, c6, c8 = (-fit[:, 1]).tolist()
+
+    r = 2 * c8 / c7
+    x1 = c7 / (2 * math.sqrt(c8))
+    shared = (c6 - x1**2) / (x1 * r)
+    x5 = (c5 - shared * x1) / (x1 * r)
+    half = (shared - r * x5) / 2
+    x3 = half - math.sqrt(half**2 + x1 * x5 + r * c3 - c4)
+    x4 = (c3 - x3 * x5) / x1
+    return c1, r, x1, x3, x5, shared - 2 * x3, x4, c2 - x3 * x4
+
+
+# At import: compilers cannot trace it.
+COEFFICIENTS = {dtype: polynomial_coefficients(scaled_norm) for dtype, scaled_norm in SCALED_NORM.items()}
+
+
+def _polynomial(b: torch.Tensor, coefficients: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
+    """exp(B) - 1, and what its gradient needs: B2, B + r B2, Q and V of `polynomial_coefficients`."""
+    c1, r, x1, x3, x5, k, x4, y2 = coefficients
+    square = torch.bmm(b, b)
+    cube = torch.add(b, square, alpha=r)
+    q = torch.baddbmm(square, square, cube, beta=x3, alpha=x1)
+    v = torch.add(q, square, alpha=k).add(b, alpha=x5)
+    base = torch.add(c1 * b, square, alpha=y2).add(q, alpha=x4)
+    return torch.baddbmm(base, q, v), square, cube, q, v
+
+
+class SquaringLadder:
+    """exp(A) - 1, exp(2 A) - 1, exp(4 A) - 1, ... of a batch of skew-symmetric matrices, and the gradient back to A.
+
+    Args:
+        exponents: A, shape (batch, n, n).
+        norm_bound: at least the largest spectral norm among them.
+        num_doublings: how often A is doubled after exp(A) is reached.
+
+    Attributes:
+        levels: exp(2^k A) - 1 for k = 0 .. num_doublings, each (batch, n, n).
+    """
+
+    def __init__(self, exponents: torch.Tensor, norm_bound: float, num_doublings: int = 0):
+        narrow = exponents.shape[-1] < SMALLEST_FLOAT32_WIDTH
+        if narrow or _float32_is_reduced() or exponents.abs().max() * 2**num_doublings > LARGEST_FLOAT32_ENTRY:
+            exponents = exponents.double()
+        scaled_norm = SCALED_NORM[exponents.dtype]
+        num_squarings = max(0, math.ceil(math.log2(norm_bound / scaled_norm))) if norm_bound else 0
+        self.scale = 2.0**-num_squarings
+        self.coefficients = COEFFICIENTS[exponents.dtype]
+        self.scaled = exponents * self.scale
+        rotation, *self.terms = _polynomial(self.scaled, self.coefficients)
+        self.squares = [rotation]
+        for _ in range(num_squarings + num_doublings):
+            self.squares.append(torch.baddbmm(self.squares[-1], self.squares[-1], self.squares[-1], beta=2))
+        self.levels = self.squares[num_squarings:]
+
+    def backward(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        """From the gradients with respect to `levels` to the one with respect to A."""
+        grads = [grad.to(self.scaled.dtype) for grad in grads]
+        grad = grads.pop()
+        for square in reversed(self.squares[:-1]):
+            transposed = square.mT
+            grad = torch.baddbmm(grad, grad, transposed, beta=2).baddbmm_(transposed, grad)
+            if grads:
+                grad += grads.pop()
+        return self._polynomial_backward(grad) * self.scale
+
+    def _polynomial_backward(self, grad: torch.Tensor) -> torch.Tensor:
+        c1, r, x1, x3, x5, k, x4, y2 = self.coefficients
+        square, cube, q, v = self.terms
+        grad_v = torch.bmm(q.mT, grad)
+        grad_q = torch.baddbmm(grad, grad, v.mT, beta=x4).add_(grad_v)
+        grad_cube = torch.bmm(square, grad_q).mul_(x1)
+        grad_square = torch.baddbmm(grad, grad_q, cube.mT, beta=y2, alpha=x1)
+        grad_square.add_(grad_v, alpha=k).add_(grad_q, alpha=x3).add_(grad_cube, alpha=r)
+        grad_b = (c1 * grad).add_(grad_v, alpha=x5).add_(grad_cube)
+        # B^T = -B
+        return grad_b.baddbmm_(grad_square, self.scaled, alpha=-1).baddbmm_(self.scaled, grad_square, alpha=-1)
+
+
+def _float32_is_reduced() -> bool:
+    """Whether float32 products may be rounded to fewer bits on a CPU (torch.set_float32_matmul_precision)."""
+    settings = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.fp32_precision)
+    return any(setting not in ("none", "ieee") for setting in settings)
+
+
+def norm_bounds(skew: torch.Tensor) -> torch.Tensor:
+    """At least the spectral norm of each skew-symmetric matrix, whose singular values come in pairs: shape (...)."""
+    return torch.linalg.matrix_norm(skew.detach()) / math.sqrt(2)
+
+
+class _SkewExponential(torch.autograd.Function):
+    """By ladders of matrices of similar norm, on a CPU."""
+
+    @staticmethod
+    def forward(matrices: torch.Tensor) -> torch.Tensor:
+        rotations = torch.empty_like(matrices)
+        for chunk, bound in _chunks(matrices):
+            rotations[chunk] = SquaringLadder(matrices[chunk], bound).levels[0].to(matrices.dtype)
+        rotations.diagonal(dim1=-2, dim2=-1).add_(1)
+        return rotations
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        (matrices,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return torch.autograd.grad(graph_exponential(matrices), matrices, grad, create_graph=True)[0]
+        matrices_grad = torch.empty_like(matrices)
+        for chunk, bound in _chunks(matrices):
+            ladder = SquaringLadder(matrices[chunk], bound)
+            matrices_grad[chunk] = ladder.backward([grad[chunk]]).to(matrices.dtype)
+        return matrices_grad
+
+
+def _chunks(matrices: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+    """Indices of matrices of similar norm, and their norm bound."""
+    bounds, order = norm_bounds(matrices).sort()
+    chunk_size = max(1, CHUNK_ELEMENTS // matrices[0].numel())
+    chunks = zip(order.split(chunk_size), bounds.split(chunk_size), strict=True)
+    return [(chunk, chunk_bounds[-1].item()) for chunk, chunk_bounds in chunks]
+
+
+def graph_exponential(matrices: torch.Tensor) -> torch.Tensor:
+    """The exponential without a look at the values: for graphs, for devices that would wait, for second derivatives.
+
+    The number of squarings is fixed; each matrix takes as many of them as its norm asks for. In float64, where the
+    device has it: matrix units of reduced precision leave that alone, and it holds for entries of any size.
+
+    Args:
+        matrices: shape (batch, n, n).
+    """
+    work = matrices if matrices.device.type == "mps" else matrices.double()
+    scaled_norm, max_squarings = SCALED_NORM[work.dtype], MAX_SQUARINGS[work.dtype]
+    wanted = (norm_bounds(work) / scaled_norm).log2().ceil().clamp(0, max_squarings)
+    scales = work.new_tensor([2.0**-k for k in range(max_squarings + 1)])
+    rotation, *_ = _polynomial(work * scales[wanted.long(), None, None], COEFFICIENTS[work.dtype])
+    for step in range(max_squarings):
+        squared = torch.baddbmm(rotation, rotation, rotation, beta=2)
+        rotation = torch.where((step < wanted)[:, None, None], squared, rotation)
+    identity = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)
+    return (rotation + identity).to(matrices.dtype)
