@@ -10,13 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
+# Matrices of width 32 and more are multiplied in float32. Smaller ones are in float64, several of them in a program:
+# tl.dot does not take the smallest, and float32 loses too much in them where norms are large.
+
 # Spectral norms up to which the polynomial is used: it errs by 8e-9 and 8e-16 there, less than rounding does.
 THETA_FLOAT32 = 0.9
 THETA_FLOAT64 = 0.15
 # Here it errs by 4e-11, and so does the gradient's series of ten terms.
 THETA_BACKWARD = 0.5
 
-# One program holds a few matrices in registers. By size, where it is not 4.
+# By size, where it is not 4: the matrices of a program are in registers.
 WARPS = {64: 8, 128: 16}
 
 
@@ -52,7 +55,7 @@ def _product(a, b, size: tl.constexpr):
     if size < 32:
         result = tl.sum(a[:, :, :, None] * b[:, None, :, :], axis=2)
     else:
-        # Strips of 16 columns and rows in turn: one tl.dot of everything keeps both factors in registers, and spills.
+        # Strips of 16 columns and rows in turn: one tl.dot of everything would keep both in registers, and spill.
         strips: tl.constexpr = size // 16
         strip = tl.arange(0, strips)
         a = tl.reshape(a, (size, strips, 16))
@@ -103,6 +106,7 @@ def _scaled_exponent(
     inside = matrix < count
     position = positions + matrix // width * axes
     block = skew + matrix % width * (size * size) + element
+    # Summed in float64 for every size: in float32 it adds 8e-7 to the error at norm 250, and here costs little.
     exponent = tl.load(position, inside, 0.0).to(tl.float64) * tl.load(block, inside, 0.0)
     for axis in tl.static_range(1, axes):
         block += tl.cast(width, tl.int64) * (size * size)
@@ -144,7 +148,7 @@ def _largest(steps, size: tl.constexpr):
     return tl.max(tl.max(tl.max(steps, axis=2), axis=1), axis=0) if size < 32 else steps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "width"])
 def _exponential_kernel(
     positions,
     skew,
@@ -176,7 +180,7 @@ def _exponential_kernel(
     tl.store(rotations + matrix * (size * size) + element, result, matrix < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "width"])
 def _exponential_backward_kernel(
     positions,
     skew,
@@ -310,6 +314,7 @@ def _rotate_kernel(
     dim: tl.constexpr,
     width: tl.constexpr,
     rows: tl.constexpr,
+    depth: tl.constexpr,
 ):
     groups: tl.constexpr = (dim + width - 1) // width
     program = tl.program_id(0).to(tl.int64)
@@ -317,22 +322,25 @@ def _rotate_kernel(
     group = program // chunks % groups
     head = program // chunks // groups % heads
     token = program // chunks // groups // heads
-    # States are rows, and the matrix stands on their right: element (k, i) is what state k gives to result i.
-    source = tl.arange(0, width)[:, None]
-    target = tl.arange(0, width)[None, :]
-    if transpose:
-        offset, exists = _diagonal_tile(group, source, target, block, dim, width)
-    else:
-        offset, exists = _diagonal_tile(group, target, source, block, dim, width)
     rotations += token * rotation_stride_token + head * rotation_stride_head
-    matrix = tl.load(rotations + offset, exists, 0.0).to(states.dtype.element_ty)
-    row = chunk * rows + tl.arange(0, rows)[:, None]
-    column = group * width + tl.arange(0, width)[None, :]
-    inside = (row < batch) & (column < dim)
     states += token * stride_token + head * stride_head
-    x = tl.load(states + row * stride_batch + column * stride_dim, inside, 0.0)
-    y = tl.dot(x, matrix, input_precision="ieee").to(out.dtype.element_ty)
-    tl.store(out + ((row * tokens + token) * heads + head) * dim + column, y, inside)
+    row = chunk * rows + tl.arange(0, rows)[:, None]
+    index = tl.arange(0, width)[None, :]
+    total = tl.zeros((rows, width), dtype=tl.float32)
+    for start in range(0, width, depth):
+        # States are rows, and the matrix stands on their right: its element (k, i) takes state k to result i.
+        part = start + tl.arange(0, depth)
+        column = group * width + part[None, :]
+        x = tl.load(states + row * stride_batch + column * stride_dim, (row < batch) & (column < dim), 0.0)
+        if transpose:
+            offset, exists = _diagonal_tile(group, part[:, None], index, block, dim, width)
+        else:
+            offset, exists = _diagonal_tile(group, index, part[:, None], block, dim, width)
+        matrix = tl.load(rotations + offset, exists, 0.0).to(x.dtype)
+        total = tl.dot(x, matrix, total, input_precision="ieee")
+    column = group * width + index
+    place = out + ((row * tokens + token) * heads + head) * dim + column
+    tl.store(place, total.to(out.dtype.element_ty), (row < batch) & (column < dim))
 
 
 def rotate(states: torch.Tensor, rotations: torch.Tensor, transpose: bool = False) -> torch.Tensor:
@@ -369,6 +377,7 @@ def rotate(states: torch.Tensor, rotations: torch.Tensor, transpose: bool = Fals
             dim=dim,
             width=width,
             rows=rows,
+            depth=_depth(states, width),
             num_warps=8 if width == 128 else 4,
         )
     return out
@@ -377,6 +386,11 @@ def rotate(states: torch.Tensor, rotations: torch.Tensor, transpose: bool = Fals
 def _rows(count: int) -> int:
     """States in one tile: few where the batch is small, and not less than tl.dot takes."""
     return min(64, max(16, triton.next_power_of_2(count)))
+
+
+def _depth(states: torch.Tensor, most: int) -> int:
+    """Terms summed in one tl.dot: few in float32, which the tensor cores don't take, so that registers suffice."""
+    return 16 if states.dtype == torch.float32 else most
 
 
 @triton.jit
@@ -453,7 +467,7 @@ def rotations_backward(states: torch.Tensor, grad: torch.Tensor, num_heads: int,
             block=block_size,
             dim=dim,
             width=width,
-            rows=_rows(batch * shared),
+            rows=_depth(states, _rows(batch * shared)),
             num_warps=8 if width == 128 else 4,
         )
     return rotations_grad

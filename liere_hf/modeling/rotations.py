@@ -6,11 +6,19 @@ A generator is a raw (b, b) matrix of which the strict upper triangle U gives A 
 """
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .skew_exponential import CHUNK_ELEMENTS, SquaringLadder, graph_exponential, skew_matrix_exp
+from .skew_exponential import (
+    CHUNK_BYTES,
+    SquaringLadder,
+    choose_scaling,
+    count_squarings,
+    graph_exponential,
+    skew_matrix_exp,
+)
 
 
 def axial_generators(
@@ -86,10 +94,9 @@ class _PointRotations(torch.autograd.Function):
     @staticmethod
     def forward(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
         rotations = bases.new_empty(positions.shape[0], *bases.shape[1:])
-        for chains, norm_bound in _chains(positions, bases):
-            for tokens, level in zip(chains, _ladder(positions, bases, chains, norm_bound).levels, strict=True):
-                rotations[tokens] = level.to(rotations.dtype).view(-1, *bases.shape[1:])
-        rotations.diagonal(dim1=-2, dim2=-1).add_(1)
+        for chains, _, ladder in _ladders(positions, bases):
+            for tokens, rotation in zip(chains, ladder.rotations(), strict=True):
+                rotations[tokens] = rotation.to(rotations.dtype).view(-1, *bases.shape[1:])
         return rotations
 
     @staticmethod
@@ -102,19 +109,59 @@ class _PointRotations(torch.autograd.Function):
         if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
             return _graph_gradients(positions, bases, grad, create_graph=torch.is_grad_enabled())
         bases_grad = torch.zeros_like(bases)
-        for chains, norm_bound in _chains(positions, bases):
-            ladder = _ladder(positions, bases, chains, norm_bound)
-            exponents_grad = ladder.backward([grad[tokens].flatten(0, 1) for tokens in chains])
-            exponents_grad = exponents_grad.to(bases.dtype).unflatten(0, (-1, bases.shape[1]))
-            bases_grad += torch.einsum("ta,tmij->amij", positions[chains[0]], exponents_grad)
+        for chains, scaled_points, ladder in _ladders(positions, bases):
+            scaled_grad = ladder.backward([grad[tokens].flatten(0, 1) for tokens in chains])
+            products = scaled_points.T @ scaled_grad.view(len(scaled_points), -1)
+            bases_grad += products.view_as(bases).to(bases.dtype)
         return None, bases_grad
 
 
-def _ladder(
-    positions: torch.Tensor, bases: torch.Tensor, chains: list[list[int]], norm_bound: float
-) -> SquaringLadder:
-    exponents = _exponents(positions[chains[0]], bases)
-    return SquaringLadder(exponents.flatten(0, 1), norm_bound, num_doublings=len(chains) - 1)
+def _ladders(
+    positions: torch.Tensor, bases: torch.Tensor
+) -> Iterator[tuple[list[list[int]], torch.Tensor, SquaringLadder]]:
+    """Chunks of points with their ladders.
+
+    Yields:
+        Indices of the first points p of chains p, 2 p, 4 p, ..., of their doubles, and so on; the first points, scaled
+        (points, axes); and the ladder over (points * blocks).
+    """
+    largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
+    scaling = choose_scaling(bases.dtype, bases.shape[-1], largest_entry)
+    chunk_size = max(1, CHUNK_BYTES // (bases[0].numel() * scaling.dtype.itemsize))
+    bounds = _norm_bounds(positions, bases)
+    bases = bases.to(scaling.dtype)
+    for chains in _chains(positions.tolist(), bounds, chunk_size):
+        num_squarings = count_squarings(max(bounds[token] for token in chains[0]), scaling)
+        points = positions[chains[0]].to(scaling.dtype) * 2.0**-num_squarings
+        scaled = (points @ bases.flatten(1)).view(-1, *bases.shape[2:])
+        yield chains, points, SquaringLadder(scaled, scaling, num_squarings, num_doublings=len(chains) - 1)
+
+
+def _norm_bounds(positions: torch.Tensor, bases: torch.Tensor) -> list[float]:
+    """At least the spectral norm of sum_i p_i A_i, the largest of the blocks, at each point: from products of A_i."""
+    products = torch.einsum("amij,bmij->mab", bases, bases)
+    squares = torch.einsum("ta,mab,tb->tm", positions, products, positions).amax(1) / 2
+    return squares.clamp(min=0).sqrt().tolist()
+
+
+def _chains(points: list[list[float]], bounds: list[float], chunk_size: int) -> Iterator[list[list[int]]]:
+    """Chunks of points p, 2 p, 4 p, ... that are all among the points: first points, their doubles, and so on.
+
+    The chains of a chunk have the same length and similar norms.
+    """
+    index = {tuple(point): token for token, point in reversed(list(enumerate(points)))}
+    doubles = {token: index.get(tuple(2 * p for p in point)) for point, token in index.items() if any(point)}
+    chains = []
+    for token in set(range(len(points))) - set(doubles.values()):
+        chain = [token]
+        while (token := doubles.get(token)) is not None:
+            chain.append(token)
+        chains.append(chain)
+    chains.sort(key=lambda chain: (len(chain), bounds[chain[0]], chain))
+    for _, group in itertools.groupby(chains, key=len):
+        group = list(group)
+        for start in range(0, len(group), chunk_size):
+            yield [list(tokens) for tokens in zip(*group[start : start + chunk_size], strict=True)]
 
 
 def _graph_gradients(
@@ -127,38 +174,6 @@ def _graph_gradients(
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     grads = iter(torch.autograd.grad(rotations, wanted, grad, create_graph=create_graph))
     return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
-
-
-def _chains(positions: torch.Tensor, bases: torch.Tensor) -> list[tuple[list[list[int]], float]]:
-    """Chunks of points p, 2 p, 4 p, ... that are all among the positions, of equal length and similar norm.
-
-    Returns:
-        For each chunk, lists of indices: of the first points, of their doubles, and so on; and a bound of the spectral
-        norm at the first points.
-    """
-    products = torch.einsum("amij,bmij->mab", bases, bases)
-    bounds = (torch.einsum("ta,mab,tb->tm", positions, products, positions).amax(1).clamp(min=0) / 2).sqrt().tolist()
-    points = [tuple(point) for point in positions.tolist()]
-    index = {point: token for token, point in reversed(list(enumerate(points)))}
-    doubles = {
-        token: index.get(tuple(2 * coordinate for coordinate in point)) for point, token in index.items() if any(point)
-    }
-    reached = set(doubles.values())
-    chains = []
-    for token in range(len(points)):
-        if token not in reached:
-            chain = [token]
-            while (token := doubles.get(token)) is not None:
-                chain.append(token)
-            chains.append(chain)
-    chains.sort(key=lambda chain: (len(chain), bounds[chain[0]]))
-    chunk_size = max(1, CHUNK_ELEMENTS // bases[0].numel())
-    chunks = []
-    for _, group in itertools.groupby(chains, key=len):
-        group = list(group)
-        parts = [group[start : start + chunk_size] for start in range(0, len(group), chunk_size)]
-        chunks += [(list(map(list, zip(*part, strict=True))), bounds[part[-1][0]]) for part in parts]
-    return chunks
 
 
 def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:

@@ -7,18 +7,21 @@ entries are not rounded against the ones of the diagonal.
 """
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
-# Spectral norms up to which the polynomial is exact to rounding, and squarings that reach norms of several thousands.
-SCALED_NORM = {torch.float32: 0.9, torch.float64: 0.15}
-MAX_SQUARINGS = {torch.float32: 12, torch.float64: 15}
-# The error of float32 is about 2e-7 times the largest entry: beyond this one, squarings are done in float64.
+# The error of float32 is about 2e-7 times the largest entry: beyond this one, products are taken in float64,
 LARGEST_FLOAT32_ENTRY = 40
-# Below this width products in float64 take a CPU no longer.
+# and below this width, where they take a CPU hardly longer.
 SMALLEST_FLOAT32_WIDTH = 16
-# Elements of a chunk: the ladder of one chunk stays in the cache of a CPU core.
-CHUNK_ELEMENTS = 1 << 17
+# So many squarings keep exp(B) - 1; on the few that follow, rounding has no time to grow.
+SQUARINGS_WITHOUT_IDENTITY = 4
+# Without a look at the values, norms up to 2^12 are expected.
+MAX_SQUARINGS = 12
+# Bytes of a chunk whose ladder is computed at a time, so that it stays in the cache of a CPU core.
+CHUNK_BYTES = 1 << 18
 
 
 def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
@@ -27,7 +30,7 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     The input is trusted to be skew-symmetric. Within 1e-5 of the exact rotation in float32 for spectral norms up to
     250, whatever the width; the gradient is exact along skew-symmetric directions. Memory in training is the input's
     and the output's: what the gradient needs besides is computed again, chunk by chunk. Works under torch.compile and
-    torch.export, there for norms up to 4,900.
+    torch.export, there for norms up to 2,000.
 
     Args:
         skew: shape (..., n, n), float32 or float64.
@@ -81,10 +84,12 @@ def polynomial_coefficients(scaled_norm: float) -> tuple[float, ...]:
     sum_k c_k B^k, k = 1 .. 8, interpolates sin(x) / x and (cos(x) - 1) / x^2 at four Chebyshev nodes in x^2 each, so
     that the error is relative to the angle. With r = x2 / x1 and x7 = 1 of Bader, Blanes and Casas it is evaluated as
 
-        B2 = B B;  Q = x3 B2 + x1 B2 (B + r B2);  V = Q + k B2 + x5 B;  exp(B) - 1 = c1 B + y2 B2 + x4 Q + Q V
+        B2 = B B;  Q = x3 B2 + x1 B2 (B + r B2);  V = Q + k B2 + x5 B;  exp(B) - 1 = B + y2 B2 + x4 Q + Q V
+
+    where c_1 is taken as the 1 that it is but for the error.
 
     Returns:
-        c1, r, x1, x3, x5, k, x4, y2.
+        r, x1, x3, x5, k, x4, y2.
     """
     exact = {"dtype": torch.float64, "device": "cpu"}
     nodes = [(1 + math.cos(math.pi * (2 * i + 1) / 8)) / 2 for i in range(4)]
@@ -94,7 +99,7 @@ def polynomial_coefficients(scaled_norm: float) -> tuple[float, ...]:
     fit = torch.linalg.solve(powers, torch.tensor(values, **exact))
     signs = torch.tensor([1.0, -1.0, 1.0, -1.0], **exact)
     fit = fit * (signs * torch.tensor([scaled_norm ** (-2 * k) for k in range(4)], **exact))[:, None]
-    c1, c3, c5, c7 = fit[:, 0].tolist()
+    _, c3, c5, c7 = fit[:, 0].tolist()
     c2, c4, c6, c8 = (-fit[:, 1]).tolist()
 
     r = 2 * c8 / c7
@@ -104,79 +109,115 @@ def polynomial_coefficients(scaled_norm: float) -> tuple[float, ...]:
     half = (shared - r * x5) / 2
     x3 = half - math.sqrt(half**2 + x1 * x5 + r * c3 - c4)
     x4 = (c3 - x3 * x5) / x1
-    return c1, r, x1, x3, x5, shared - 2 * x3, x4, c2 - x3 * x4
+    return r, x1, x3, x5, shared - 2 * x3, x4, c2 - x3 * x4
 
 
-# At import: compilers cannot trace it.
-COEFFICIENTS = {dtype: polynomial_coefficients(scaled_norm) for dtype, scaled_norm in SCALED_NORM.items()}
+class Scaling(NamedTuple):
+    """How far exponents are scaled down, and the polynomial for that."""
+
+    dtype: torch.dtype
+    norm: float
+    coefficients: tuple[float, ...]
 
 
-def _polynomial(b: torch.Tensor, coefficients: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
-    """exp(B) - 1, and what its gradient needs: B2, B + r B2, Q and V of `polynomial_coefficients`."""
-    c1, r, x1, x3, x5, k, x4, y2 = coefficients
-    square = torch.bmm(b, b)
-    cube = torch.add(b, square, alpha=r)
-    q = torch.baddbmm(square, square, cube, beta=x3, alpha=x1)
-    v = torch.add(q, square, alpha=k).add(b, alpha=x5)
-    base = torch.add(c1 * b, square, alpha=y2).add(q, alpha=x4)
-    return torch.baddbmm(base, q, v), square, cube, q, v
+# Made at import, since compilers cannot trace it: to the rounding of float32, of float64, and of float32 in float64.
+FLOAT32 = Scaling(torch.float32, 0.9, polynomial_coefficients(0.9))
+FLOAT64 = Scaling(torch.float64, 0.12, polynomial_coefficients(0.12))
+FLOAT32_BY_FLOAT64 = Scaling(torch.float64, 0.5, polynomial_coefficients(0.5))
 
 
-class SquaringLadder:
-    """exp(A) - 1, exp(2 A) - 1, exp(4 A) - 1, ... of a batch of skew-symmetric matrices, and the gradient back to A.
-
-    Args:
-        exponents: A, shape (batch, n, n).
-        norm_bound: at least the largest spectral norm among them.
-        num_doublings: how often A is doubled after exp(A) is reached.
-
-    Attributes:
-        levels: exp(2^k A) - 1 for k = 0 .. num_doublings, each (batch, n, n).
-    """
-
-    def __init__(self, exponents: torch.Tensor, norm_bound: float, num_doublings: int = 0):
-        narrow = exponents.shape[-1] < SMALLEST_FLOAT32_WIDTH
-        if narrow or _float32_is_reduced() or exponents.abs().max() * 2**num_doublings > LARGEST_FLOAT32_ENTRY:
-            exponents = exponents.double()
-        scaled_norm = SCALED_NORM[exponents.dtype]
-        num_squarings = max(0, math.ceil(math.log2(norm_bound / scaled_norm))) if norm_bound else 0
-        self.scale = 2.0**-num_squarings
-        self.coefficients = COEFFICIENTS[exponents.dtype]
-        self.scaled = exponents * self.scale
-        rotation, *self.terms = _polynomial(self.scaled, self.coefficients)
-        self.squares = [rotation]
-        for _ in range(num_squarings + num_doublings):
-            self.squares.append(torch.baddbmm(self.squares[-1], self.squares[-1], self.squares[-1], beta=2))
-        self.levels = self.squares[num_squarings:]
-
-    def backward(self, grads: list[torch.Tensor]) -> torch.Tensor:
-        """From the gradients with respect to `levels` to the one with respect to A."""
-        grads = [grad.to(self.scaled.dtype) for grad in grads]
-        grad = grads.pop()
-        for square in reversed(self.squares[:-1]):
-            transposed = square.mT
-            grad = torch.baddbmm(grad, grad, transposed, beta=2).baddbmm_(transposed, grad)
-            if grads:
-                grad += grads.pop()
-        return self._polynomial_backward(grad) * self.scale
-
-    def _polynomial_backward(self, grad: torch.Tensor) -> torch.Tensor:
-        c1, r, x1, x3, x5, k, x4, y2 = self.coefficients
-        square, cube, q, v = self.terms
-        grad_v = torch.bmm(q.mT, grad)
-        grad_q = torch.baddbmm(grad, grad, v.mT, beta=x4).add_(grad_v)
-        grad_cube = torch.bmm(square, grad_q).mul_(x1)
-        grad_square = torch.baddbmm(grad, grad_q, cube.mT, beta=y2, alpha=x1)
-        grad_square.add_(grad_v, alpha=k).add_(grad_q, alpha=x3).add_(grad_cube, alpha=r)
-        grad_b = (c1 * grad).add_(grad_v, alpha=x5).add_(grad_cube)
-        # B^T = -B
-        return grad_b.baddbmm_(grad_square, self.scaled, alpha=-1).baddbmm_(self.scaled, grad_square, alpha=-1)
+def choose_scaling(dtype: torch.dtype, width: int, largest_entry: float) -> Scaling:
+    """The scaling for matrices on a CPU."""
+    if dtype == torch.float64:
+        return FLOAT64
+    narrow = width < SMALLEST_FLOAT32_WIDTH
+    return FLOAT32_BY_FLOAT64 if narrow or largest_entry > LARGEST_FLOAT32_ENTRY or _float32_is_reduced() else FLOAT32
 
 
 def _float32_is_reduced() -> bool:
     """Whether float32 products may be rounded to fewer bits on a CPU (torch.set_float32_matmul_precision)."""
     settings = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.fp32_precision)
     return any(setting not in ("none", "ieee") for setting in settings)
+
+
+def _polynomial(b: torch.Tensor, coefficients: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
+    """exp(B) - 1, and what its gradient needs: B2, B + r B2, Q and V of `polynomial_coefficients`."""
+    r, x1, x3, x5, k, x4, y2 = coefficients
+    square = torch.bmm(b, b)
+    cube = torch.add(b, square, alpha=r)
+    q = torch.baddbmm(square, square, cube, beta=x3, alpha=x1)
+    v = torch.add(q, square, alpha=k).add_(b, alpha=x5)
+    rotation = torch.add(b, square, alpha=y2).add_(q, alpha=x4).baddbmm_(q, v)
+    return rotation, square, cube, q, v
+
+
+class SquaringLadder:
+    """exp(A), exp(2 A), exp(4 A), ... of a batch of skew-symmetric matrices, and the gradient back to A.
+
+    Args:
+        scaled: 2^-num_squarings A, shape (batch, n, n), of a spectral norm up to `scaling.norm` and its dtype.
+        scaling: which polynomial.
+        num_squarings: squarings up to exp(A).
+        num_doublings: how often A is doubled after that.
+    """
+
+    def __init__(self, scaled: torch.Tensor, scaling: Scaling, num_squarings: int, num_doublings: int = 0):
+        self.scaled, self.coefficients, self.num_squarings = scaled, scaling.coefficients, num_squarings
+        rung, *self.terms = _polynomial(scaled, scaling.coefficients)
+        self.rungs = [rung]
+        for step in range(num_squarings + num_doublings):
+            if step == SQUARINGS_WITHOUT_IDENTITY:
+                _add_identity(rung)
+            with_identity = step >= SQUARINGS_WITHOUT_IDENTITY
+            rung = torch.bmm(rung, rung) if with_identity else torch.baddbmm(rung, rung, rung, beta=2)
+            self.rungs.append(rung)
+
+    def rotations(self) -> list[torch.Tensor]:
+        """exp(2^k A) for k = 0 .. num_doublings."""
+        last = len(self.rungs) - 1
+        # The rung at which the identity is added has it only when another follows.
+        first_with_identity = SQUARINGS_WITHOUT_IDENTITY + (last == SQUARINGS_WITHOUT_IDENTITY)
+        return [
+            rung if step >= first_with_identity else _add_identity(rung.clone())
+            for step, rung in enumerate(self.rungs)
+            if step >= self.num_squarings
+        ]
+
+    def backward(self, grads: list[torch.Tensor]) -> torch.Tensor:
+        """From the gradients with respect to `rotations` to 2^num_squarings times the one with respect to A."""
+        grads = [grad.to(self.scaled.dtype) for grad in grads]
+        grad = grads.pop()
+        for step in reversed(range(len(self.rungs) - 1)):
+            transposed = self.rungs[step].mT
+            if step >= SQUARINGS_WITHOUT_IDENTITY:
+                grad = torch.bmm(grad, transposed).baddbmm_(transposed, grad)
+            else:
+                grad = torch.baddbmm(grad, grad, transposed, beta=2).baddbmm_(transposed, grad)
+            if grads:
+                grad += grads.pop()
+        return self._polynomial_backward(grad)
+
+    def _polynomial_backward(self, grad: torch.Tensor) -> torch.Tensor:
+        r, x1, x3, x5, k, x4, y2 = self.coefficients
+        square, cube, q, v = self.terms
+        grad_v = torch.bmm(q.mT, grad)
+        grad_q = torch.baddbmm(grad, grad, v.mT, beta=x4).add_(grad_v)
+        grad_cube = torch.bmm(square, grad_q).mul_(x1)
+        grad_square = torch.baddbmm(grad, grad_q, cube.mT, beta=y2, alpha=x1)
+        grad_square.add_(grad_v, alpha=k).add_(grad_q, alpha=x3).add_(grad_cube, alpha=r)
+        grad_b = torch.add(grad, grad_v, alpha=x5).add_(grad_cube)
+        # B^T = -B
+        return grad_b.baddbmm_(grad_square, self.scaled, alpha=-1).baddbmm_(self.scaled, grad_square, alpha=-1)
+
+
+def _add_identity(matrices: torch.Tensor) -> torch.Tensor:
+    matrices.diagonal(dim1=-2, dim2=-1).add_(1)
+    return matrices
+
+
+def count_squarings(norm_bound: float, scaling: Scaling) -> int:
+    """Halvings that bring a spectral norm down to `scaling.norm`."""
+    return max(0, math.ceil(math.log2(norm_bound / scaling.norm))) if norm_bound else 0
 
 
 def norm_bounds(skew: torch.Tensor) -> torch.Tensor:
@@ -190,9 +231,8 @@ class _SkewExponential(torch.autograd.Function):
     @staticmethod
     def forward(matrices: torch.Tensor) -> torch.Tensor:
         rotations = torch.empty_like(matrices)
-        for chunk, bound in _chunks(matrices):
-            rotations[chunk] = SquaringLadder(matrices[chunk], bound).levels[0].to(matrices.dtype)
-        rotations.diagonal(dim1=-2, dim2=-1).add_(1)
+        for chunk, ladder in _ladders(matrices):
+            rotations[chunk] = ladder.rotations()[0].to(matrices.dtype)
         return rotations
 
     @staticmethod
@@ -205,18 +245,22 @@ class _SkewExponential(torch.autograd.Function):
         if torch.is_grad_enabled():
             return torch.autograd.grad(graph_exponential(matrices), matrices, grad, create_graph=True)[0]
         matrices_grad = torch.empty_like(matrices)
-        for chunk, bound in _chunks(matrices):
-            ladder = SquaringLadder(matrices[chunk], bound)
-            matrices_grad[chunk] = ladder.backward([grad[chunk]]).to(matrices.dtype)
+        for chunk, ladder in _ladders(matrices):
+            chunk_grad = ladder.backward([grad[chunk]])
+            matrices_grad[chunk] = chunk_grad.mul_(2.0**-ladder.num_squarings).to(matrices.dtype)
         return matrices_grad
 
 
-def _chunks(matrices: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
-    """Indices of matrices of similar norm, and their norm bound."""
+def _ladders(matrices: torch.Tensor) -> Iterator[tuple[torch.Tensor, SquaringLadder]]:
+    """Indices of matrices of similar norm, and their ladder."""
+    if not len(matrices):
+        return
+    scaling = choose_scaling(matrices.dtype, matrices.shape[-1], matrices.abs().max().item())
     bounds, order = norm_bounds(matrices).sort()
-    chunk_size = max(1, CHUNK_ELEMENTS // matrices[0].numel())
-    chunks = zip(order.split(chunk_size), bounds.split(chunk_size), strict=True)
-    return [(chunk, chunk_bounds[-1].item()) for chunk, chunk_bounds in chunks]
+    chunk_size = max(1, CHUNK_BYTES // (matrices[0].numel() * scaling.dtype.itemsize))
+    for chunk, chunk_bounds in zip(order.split(chunk_size), bounds.split(chunk_size), strict=True):
+        num_squarings = count_squarings(chunk_bounds[-1].item(), scaling)
+        yield chunk, SquaringLadder(matrices[chunk].to(scaling.dtype) * 2.0**-num_squarings, scaling, num_squarings)
 
 
 def graph_exponential(matrices: torch.Tensor) -> torch.Tensor:
@@ -228,12 +272,15 @@ def graph_exponential(matrices: torch.Tensor) -> torch.Tensor:
     Args:
         matrices: shape (batch, n, n).
     """
-    work = matrices if matrices.device.type == "mps" else matrices.double()
-    scaled_norm, max_squarings = SCALED_NORM[work.dtype], MAX_SQUARINGS[work.dtype]
-    wanted = (norm_bounds(work) / scaled_norm).log2().ceil().clamp(0, max_squarings)
-    scales = work.new_tensor([2.0**-k for k in range(max_squarings + 1)])
-    rotation, *_ = _polynomial(work * scales[wanted.long(), None, None], COEFFICIENTS[work.dtype])
-    for step in range(max_squarings):
+    if matrices.device.type == "mps":
+        scaling = FLOAT32
+    else:
+        scaling = FLOAT64 if matrices.dtype == torch.float64 else FLOAT32_BY_FLOAT64
+    work = matrices.to(scaling.dtype)
+    wanted = (norm_bounds(work) / scaling.norm).log2().ceil().clamp(0, MAX_SQUARINGS)
+    scales = work.new_tensor([2.0**-k for k in range(MAX_SQUARINGS + 1)])
+    rotation, *_ = _polynomial(work * scales[wanted.long(), None, None], scaling.coefficients)
+    for step in range(MAX_SQUARINGS):
         squared = torch.baddbmm(rotation, rotation, rotation, beta=2)
         rotation = torch.where((step < wanted)[:, None, None], squared, rotation)
     identity = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)

@@ -1,0 +1,277 @@
+"""The Triton kernels, run by Triton's interpreter on the CPU and compiled where there is a GPU.
+
+Held against SciPy's exponential and its Frechet derivative, explicit block-diagonal matrices, and float64 autograd.
+"""
+
+import functools
+import io
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+pytest.importorskip("triton", reason="needs Triton")
+
+from liere_hf.modeling import rotation_kernels
+from liere_hf.modeling.rotation_kernels import polynomial_coefficients
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+# Size, axes and width (M); the tiles of several matrices are not all filled.
+EXPONENTIALS = [(4, 1, 9), (4, 3, 2), (8, 2, 3), (16, 3, 2), (32, 1, 2), (64, 2, 1), (128, 3, 1)]
+# Several blocks of each width, small ones that fill no whole number of tl.dot's tiles.
+HEADS = [(2, 10), (4, 24), (8, 24), (16, 32), (32, 64), (64, 128), (128, 128)]
+BATCH, TOKENS, NUM_HEADS = 70, 3, 2
+
+
+def start_interpreter() -> None:
+    """Once in the interpreter's process: mend two faults of it.
+
+    Its tl.dot takes the bits of a bfloat16 for an integer, and before Triton 3.8 NumPy 2.4 refuses its loop bounds.
+    """
+    import triton
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    torch.set_num_threads(1)
+    create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def decoded(operand):
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        return interpreter.TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot_of_decoded(self, a, b, *others):
+        return create_dot(self, decoded(a), decoded(b), *others)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot_of_decoded
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+        patch_tensor = interpreter._patch_lang_tensor
+
+        def patch_tensor_and_index(tensor, *others):
+            patch_tensor(tensor, *others)
+            tensor.__index__ = lambda self: self.handle.data.item()
+
+        interpreter._patch_lang_tensor = patch_tensor_and_index
+
+
+def packed(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def unpacked(data: bytes):
+    return torch.load(io.BytesIO(data))
+
+
+def run_packed(name: str, arguments: bytes) -> bytes:
+    return packed(getattr(rotation_kernels, name)(*unpacked(arguments)))
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """A process of its own: Triton reads TRITON_INTERPRET when it is imported, as the rest of the suite has done."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_interpreter) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(int).result()
+        yield pool
+
+
+def run_interpreted(pool, name, *arguments):
+    return unpacked(pool.submit(run_packed, name, packed(arguments)).result())
+
+
+def on_gpu(argument):
+    """A tensor moved with its strides."""
+    if not isinstance(argument, torch.Tensor):
+        return argument
+    storage = torch.as_strided(argument, (len(argument.untyped_storage()) // argument.element_size(),), (1,), 0)
+    return storage.cuda().as_strided(argument.shape, argument.stride(), argument.storage_offset())
+
+
+def run_on_gpu(name, *arguments):
+    return getattr(rotation_kernels, name)(*map(on_gpu, arguments)).cpu()
+
+
+@pytest.fixture(params=DEVICES)
+def run(request):
+    """Calls a function of rotation_kernels by name, with tensors of the CPU."""
+    if request.param == "cuda":
+        return run_on_gpu
+    return functools.partial(run_interpreted, request.getfixturevalue("interpreter"))
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def exponents(size, num_axes, width):
+    """Positions, skew-symmetric matrices, and their sums of products in float64, of norms 0, 1e-3, 1 and 250."""
+    raw = normal(num_axes, width, size, size).double().triu(1)
+    directions = normal(4, num_axes, seed=1).double()
+    norms = torch.linalg.matrix_norm(torch.einsum("pi,imjk->pmjk", directions, raw - raw.mT), 2).amax(1)
+    positions = (directions * (torch.tensor([0, 1e-3, 1, 250]) / norms)[:, None]).float()
+    skew = (raw - raw.mT).float()
+    return positions, skew, torch.einsum("pi,imjk->pmjk", positions.double(), skew.double())
+
+
+def each_matrix(function, *matrices):
+    """A function of SciPy's on every matrix of (P, M, n, n)."""
+    flat = (matrix.double().flatten(0, 1).numpy() for matrix in matrices)
+    results = [function(*arguments) for arguments in zip(*flat, strict=True)]
+    return torch.from_numpy(np.stack(results)).view(matrices[0].shape)
+
+
+def largest(matrices):
+    return matrices.abs().amax((-2, -1))
+
+
+@pytest.mark.parametrize(("size", "num_axes", "width"), EXPONENTIALS)
+def test_exponential_equals_scipy(run, size, num_axes, width):
+    positions, skew, exponent = exponents(size, num_axes, width)
+    rotations = run("exponential", positions, skew, torch.float32)
+    assert rotations.dtype == torch.float32
+    assert torch.equal(rotations[0], torch.eye(size).expand(width, size, size))
+    rotations = rotations.double()
+    error = largest(rotations - each_matrix(scipy.linalg.expm, exponent)).amax(1)
+    assert (error < torch.tensor([1e-7, 1e-7, 1e-6, 1e-5])).all()
+    assert largest(rotations @ rotations.mT - torch.eye(size)).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [8, 32])
+def test_exponential_in_half_precision(run, dtype, size):
+    positions, skew, exponent = exponents(size, 2, 1)
+    rotations = run("exponential", positions, skew, dtype)
+    assert rotations.dtype == dtype
+    expected = each_matrix(scipy.linalg.expm, exponent)
+    assert largest(rotations.double() - expected).max() < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(("size", "value"), [(4, float("inf")), (4, float("nan")), (32, float("inf"))])
+def test_exponents_that_are_not_finite_end_and_spoil_nothing_else(run, size, value):
+    positions, skew, _ = exponents(size, 1, 1)
+    spoilt = positions[:3].clone()
+    spoilt[1] = value
+    for name, argument in (("exponential", torch.float32), ("exponential_backward", normal(3, 1, size, size))):
+        actual, expected = (run(name, given, skew, argument) for given in (spoilt, positions[:3]))
+        assert not actual[1].isfinite().all()
+        assert torch.equal(actual[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize(("size", "num_axes", "width"), EXPONENTIALS)
+def test_exponential_backward_equals_frechet_derivative(run, size, num_axes, width):
+    positions, skew, exponent = exponents(size, num_axes, width)
+    grad = normal(*exponent.shape, seed=2)
+    actual = run("exponential_backward", positions, skew, grad)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, -actual.mT)
+    # The adjoint of the derivative at A is the derivative at A^T.
+    adjoint = each_matrix(functools.partial(scipy.linalg.expm_frechet, compute_expm=False), exponent.mT, grad)
+    expected = (adjoint - adjoint.mT) / 2
+    assert (largest(actual - expected) < 2e-5 * largest(expected)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_exponential_backward_of_a_strided_gradient_in_half_precision(run, dtype):
+    positions, skew, exponent = exponents(8, 2, 3)
+    grad = normal(*exponent.shape, dtype=dtype, seed=2).mT
+    actual = run("exponential_backward", positions, skew, grad)
+    assert torch.equal(actual, run("exponential_backward", positions, skew, grad.float().contiguous()))
+
+
+def full_matrices(rotations, num_heads):
+    """(T, H, D, D) block-diagonal matrices in float64."""
+    matrices = [torch.block_diag(*blocks) for blocks in rotations.double().flatten(0, 1)]
+    return torch.stack(matrices).unflatten(0, rotations.shape[:2]).expand(-1, num_heads, -1, -1)
+
+
+def assert_rotates(run, states, rotations, transpose=False):
+    actual = run("rotate", states, rotations, transpose)
+    assert actual.shape == states.shape
+    assert actual.dtype == states.dtype
+    assert actual.is_contiguous()
+    matrices = full_matrices(rotations.to(states.dtype), states.shape[2])
+    expected = torch.einsum("thij,bthj->bthi", matrices.mT if transpose else matrices, states.double())
+    # Sums of up to 128 products, rounded once (by the interpreter towards zero).
+    eps = torch.finfo(states.dtype).eps
+    torch.testing.assert_close(actual.double(), expected, rtol=2 * eps, atol=8 * eps)
+
+
+@pytest.mark.parametrize(("rotation_heads", "transpose"), [(1, False), (NUM_HEADS, True)])
+@pytest.mark.parametrize(("block", "dim"), HEADS)
+def test_rotate_equals_block_diagonal_matrices(run, block, dim, rotation_heads, transpose):
+    rotations = normal(TOKENS, rotation_heads, dim // block, block, block, seed=1) / block**0.5
+    assert_rotates(run, normal(BATCH, TOKENS, NUM_HEADS, dim), rotations, transpose)
+
+
+@pytest.mark.parametrize("rotations_dtype", [None, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("block", "dim"), [(4, 24), (64, 64)])
+def test_rotate_in_half_precision(run, block, dim, dtype, rotations_dtype):
+    rotations = normal(TOKENS, NUM_HEADS, dim // block, block, block, seed=1) / block**0.5
+    states = normal(5, TOKENS, NUM_HEADS, dim, dtype=dtype)
+    assert_rotates(run, states, rotations.to(rotations_dtype or dtype))
+
+
+STRIDED = {
+    "part of a projection": lambda: normal(5, TOKENS, 3, NUM_HEADS, 16)[:, :, 1],
+    "heads before tokens": lambda: normal(5, NUM_HEADS, TOKENS, 16).transpose(1, 2),
+    "without a class token": lambda: normal(5, TOKENS + 1, NUM_HEADS, 16)[:, 1:],
+    "every second element": lambda: normal(5, TOKENS, NUM_HEADS, 32)[..., ::2],
+    "one number": lambda: normal(1)[0].expand(5, TOKENS, NUM_HEADS, 16),
+    "nothing": lambda: normal(0, TOKENS, NUM_HEADS, 16),
+}
+
+
+@pytest.mark.parametrize("states", STRIDED.values(), ids=STRIDED)
+def test_rotate_strided_states(run, states):
+    assert_rotates(run, states(), normal(TOKENS, 1, 2, 8, 8, seed=1))
+
+
+def assert_rotations_backward(run, states, grad, rotation_heads, block):
+    """Against float64 autograd through the rotation."""
+    num_tokens, num_heads, dim = states.shape[1:]
+    zeros = torch.zeros(num_tokens, rotation_heads, dim // block, block, block, dtype=torch.float64)
+    rotations = zeros.requires_grad_()
+    rotated = torch.einsum("thij,bthj->bthi", full_matrices(rotations, num_heads), states.double())
+    (expected,) = torch.autograd.grad(rotated, rotations, grad.double())
+    actual = run("rotations_backward", states, grad, rotation_heads, block)
+    assert actual.dtype == torch.float32
+    assert actual.is_contiguous()
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rotation_heads", [1, NUM_HEADS])
+@pytest.mark.parametrize(("block", "dim"), HEADS)
+def test_rotations_backward_equals_autograd(run, block, dim, rotation_heads):
+    states, grad = (normal(BATCH, TOKENS, NUM_HEADS, dim, seed=seed) for seed in (0, 1))
+    assert_rotations_backward(run, states, grad, rotation_heads, block)
+
+
+@pytest.mark.parametrize("rotation_heads", [1, NUM_HEADS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rotations_backward_in_half_precision_sums_in_float32(run, dtype, rotation_heads):
+    states, grad = (normal(BATCH, TOKENS, NUM_HEADS, 24, dtype=dtype, seed=seed) for seed in (0, 1))
+    assert_rotations_backward(run, states, grad, rotation_heads, 8)
+
+
+@pytest.mark.parametrize("states", STRIDED.values(), ids=STRIDED)
+def test_rotations_backward_of_strided_states_and_gradients(run, states):
+    contiguous = normal(*states().shape, seed=1)
+    assert_rotations_backward(run, states(), contiguous, 1, 8)
+    assert_rotations_backward(run, contiguous, states(), NUM_HEADS, 8)
+
+
+@pytest.mark.parametrize(("theta", "error"), [(0.15, 1e-15), (0.5, 1e-10), (0.9, 1e-8)])
+def test_polynomial_is_the_exponential(theta, error):
+    """On the imaginary axis, where the eigenvalues of skew-symmetric matrices are."""
+    c1, r, x1, x3, x5, k, x4, y2 = polynomial_coefficients(theta)
+    b = 1j * np.linspace(-theta, theta, 1001)
+    q = x3 * b**2 + x1 * b**2 * (b + r * b**2)
+    polynomial = c1 * b + y2 * b**2 + x4 * q + q * (x5 * b + k * b**2 + q)
+    np.testing.assert_allclose(polynomial, np.expm1(b), rtol=0, atol=error)
