@@ -3,8 +3,8 @@
 A small ViT learns Fashion-MNIST, ten classes and 60,000 images, with transformers alone. `liere-hf convert` makes it a
 LieRE8 that computes the same. That is fine-tuned to tell five of the classes apart from 50 images of each, in class
 folders, once with its absolute table and once with the table fading away. The same model from scratch, which has seen
-none of the 60,000, gets the same steps. All are
-repeated for several seeds, which draw the images, the head, the order and, from scratch, every weight. Run it as
+none of the 60,000, gets the same steps. All are repeated for several seeds, which draw the images, the head, the order
+and, from scratch, every weight. Run it as
 
     python examples/fine_tune_converted_vit.py FASHION_MNIST_DIR OUTPUT_DIR
 

@@ -3,50 +3,23 @@
 Plain functions of CUDA tensors, without autograd. No atomics: the same input gives the same bits.
 """
 
-import functools
-import math
+from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
+
+# In a `try`, so that transformers does not ask for Triton when it checks the imports of remote code. Whoever imports
+# this module goes on without it.
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    raise
 
 # Matrices of width 32 and more are multiplied in float32. Smaller ones are in float64, several of them in a program:
 # tl.dot does not take the smallest, and float32 loses too much in them where norms are large.
 
-# Spectral norms up to which the polynomial is used: it errs by 8e-9 and 8e-16 there, less than rounding does.
-THETA_FLOAT32 = 0.9
-THETA_FLOAT64 = 0.15
-# Here it errs by 4e-11, and so does the gradient's series of ten terms.
-THETA_BACKWARD = 0.5
-
-# By size, where it is not 4: the matrices of a program are in registers.
+# Warps of a program, where not 4: its matrices are in registers.
 WARPS = {64: 8, 128: 16}
-
-
-@functools.lru_cache
-def polynomial_coefficients(theta: float) -> tuple[float, ...]:
-    """Constants of a polynomial for exp(B) - 1 in three products, for skew-symmetric B of spectral norm <= theta.
-
-    Its eight coefficients interpolate sin(x) / x (odd) and (1 - cos(x)) / x^2 (even) in x^2 at Chebyshev nodes. With
-    B2 = B B, Q = x3 B2 + x1 B2 (B + r B2) and V = x5 B + k B2 + Q it is c1 B + y2 B2 + x4 Q + Q V.
-
-    Returns:
-        (c1, r, x1, x3, x5, k, x4, y2)
-    """
-    nodes = 0.5 + torch.cos((2 * torch.arange(4, dtype=torch.float64) + 1) * math.pi / 8) / 2
-    x = theta * nodes.sqrt()
-    values = torch.stack((torch.sin(x) / x, 2 * (torch.sin(x / 2) / x) ** 2), dim=1)
-    interpolation = torch.linalg.solve(torch.linalg.vander(nodes), values)
-    powers = (-(theta**2)) ** torch.arange(4, dtype=torch.float64)
-    (c1, c3, c5, c7), (c2, c4, c6, c8) = (interpolation / powers[:, None]).T.tolist()
-    r = 2 * c8 / c7
-    x1 = c7 / (2 * math.sqrt(c8))
-    ratio = (c6 - x1**2) / (x1 * r)
-    x5 = c5 / (x1 * r) - ratio / r
-    half = (ratio - r * x5) / 2
-    x3 = half + math.sqrt(half**2 + x1 * x5 + r * c3 - c4)
-    x4 = (c3 - x3 * x5) / x1
-    return c1, r, x1, x3, x5, ratio - 2 * x3, x4, c2 - x3 * x4
 
 
 @triton.jit
@@ -127,7 +100,6 @@ def _scaled_exponent(
 @triton.jit
 def _small_exponential(
     b,
-    c1: tl.constexpr,
     r: tl.constexpr,
     x1: tl.constexpr,
     x3: tl.constexpr,
@@ -137,10 +109,10 @@ def _small_exponential(
     y2: tl.constexpr,
     size: tl.constexpr,
 ):
-    """exp(B) - 1: see polynomial_coefficients."""
+    """exp(B) - 1: see `polynomial_coefficients` of skew_exponential."""
     b2 = _product(b, b, size)
     q = x3 * b2 + x1 * _product(b2, b + r * b2, size)
-    return c1 * b + y2 * b2 + x4 * q + _product(q, x5 * b + k * b2 + q, size)
+    return b + y2 * b2 + x4 * q + _product(q, x5 * b + k * b2 + q, size)
 
 
 @triton.jit
@@ -155,7 +127,6 @@ def _exponential_kernel(
     rotations,
     count,
     width,
-    c1: tl.constexpr,
     r: tl.constexpr,
     x1: tl.constexpr,
     x3: tl.constexpr,
@@ -172,7 +143,7 @@ def _exponential_kernel(
     element = row * size + column
     b, steps = _scaled_exponent(positions, skew, matrix, element, count, width, axes, size, theta)
     # R - 1, not R, which would lose the low digits of small angles.
-    e = _small_exponential(b, c1, r, x1, x3, x5, k, x4, y2, size)
+    e = _small_exponential(b, r, x1, x3, x5, k, x4, y2, size)
     for step in range(_largest(steps, size)):
         e = tl.where(step < steps, 2 * e + _product(e, e, size), e)
     e = tl.where(row == column, 1.0, 0.0) + e
@@ -188,7 +159,6 @@ def _exponential_backward_kernel(
     exponent_grad,
     count,
     width,
-    c1: tl.constexpr,
     r: tl.constexpr,
     x1: tl.constexpr,
     x3: tl.constexpr,
@@ -204,7 +174,7 @@ def _exponential_backward_kernel(
     matrix, row, column = _matrices(size, tile)
     element = row * size + column
     b, steps = _scaled_exponent(positions, skew, matrix, element, count, width, axes, size, theta)
-    small = _small_exponential(b, c1, r, x1, x3, x5, k, x4, y2, size)
+    small = _small_exponential(b, r, x1, x3, x5, k, x4, y2, size)
     e = small
     for step in range(_largest(steps, size)):
         e = tl.where(step < steps, 2 * e + _product(e, e, size), e)
@@ -229,7 +199,7 @@ def _exponential_backward_kernel(
     tl.store(exponent_grad + place, j.to(tl.float32), matrix < count)
 
 
-def _launch_exponential(kernel, positions, skew, *matrices: torch.Tensor, theta: float) -> None:
+def _launch_exponential(kernel, positions, skew, *matrices: torch.Tensor, scaling: NamedTuple) -> None:
     """Run a kernel on every matrix of (P, M, n, n), tiles of them where they are small."""
     positions, skew = positions.contiguous(), skew.contiguous()
     axes, width, size, _ = skew.shape
@@ -242,47 +212,49 @@ def _launch_exponential(kernel, positions, skew, *matrices: torch.Tensor, theta:
             *matrices,
             count,
             width,
-            *polynomial_coefficients(theta),
+            *scaling.coefficients,
             axes=axes,
             size=size,
             tile=tile,
-            theta=theta,
+            theta=scaling.norm,
             num_warps=WARPS.get(size, 4),
         )
 
 
-def exponential(positions: torch.Tensor, skew: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def exponential(positions: torch.Tensor, skew: torch.Tensor, dtype: torch.dtype, scaling: NamedTuple) -> torch.Tensor:
     """exp(sum_i p_i A_i), to 1e-5 for spectral norms of the sum up to 250.
 
     Args:
         positions: p, shape (P, axes), float32.
         skew: A, shape (axes, M, n, n), float32, skew-symmetric, n a power of two from 4 to 128.
         dtype: of the result: float32, bfloat16 or float16.
+        scaling: the `norm` that exponents are scaled down to, and the `coefficients` of the polynomial up to there.
 
     Returns:
         Tensor of shape (P, M, n, n).
     """
-    size = skew.shape[-1]
     rotations = positions.new_empty((len(positions), *skew.shape[1:]), dtype=dtype)
-    theta = THETA_FLOAT64 if size < 32 else THETA_FLOAT32
-    _launch_exponential(_exponential_kernel, positions, skew, rotations, theta=theta)
+    _launch_exponential(_exponential_kernel, positions, skew, rotations, scaling=scaling)
     return rotations
 
 
-def exponential_backward(positions: torch.Tensor, skew: torch.Tensor, rotations_grad: torch.Tensor) -> torch.Tensor:
+def exponential_backward(
+    positions: torch.Tensor, skew: torch.Tensor, rotations_grad: torch.Tensor, scaling: NamedTuple
+) -> torch.Tensor:
     """The gradient with respect to the exponents sum_i p_i A_i of `exponential`.
 
     Args:
         positions: p, shape (P, axes), float32.
         skew: A, shape (axes, M, n, n), float32.
         rotations_grad: the gradient with respect to the rotations, shape (P, M, n, n), of any floating dtype.
+        scaling: as in `exponential`, with a `norm` of at most 0.5: up to there the series of ten terms is exact.
 
     Returns:
         Tensor of shape (P, M, n, n), float32, skew-symmetric.
     """
     exponent_grad = torch.empty_like(rotations_grad, dtype=torch.float32, memory_format=torch.contiguous_format)
     matrices = (rotations_grad.contiguous(), exponent_grad)
-    _launch_exponential(_exponential_backward_kernel, positions, skew, *matrices, theta=THETA_BACKWARD)
+    _launch_exponential(_exponential_backward_kernel, positions, skew, *matrices, scaling=scaling)
     return exponent_grad
 
 

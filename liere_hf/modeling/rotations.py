@@ -13,12 +13,20 @@ from torch.utils.checkpoint import checkpoint
 
 from .skew_exponential import (
     CHUNK_BYTES,
+    FLOAT32_BY_FLOAT64,
     SquaringLadder,
     choose_scaling,
     count_squarings,
     graph_exponential,
+    kernel_scaling,
+    runs_eagerly,
     skew_matrix_exp,
 )
+
+try:
+    from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward
+except ImportError:
+    rotate = None
 
 
 def axial_generators(
@@ -68,7 +76,7 @@ def _point_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tens
     """exp(sum_i p_i A_i) for positions (points, axes) and A of shape (axes, blocks, b, b): (points, blocks, b, b)."""
     if bases.shape[-1] <= 4:
         return skew_matrix_exp(_exponents(positions, bases))
-    if positions.device.type == "cpu" and not torch.compiler.is_compiling():
+    if runs_eagerly(bases):
         return _PointRotations.apply(positions, bases)
     if torch.is_grad_enabled():
         return checkpoint(_graph_rotations, positions, bases, use_reentrant=False, preserve_rng_state=False)
@@ -86,13 +94,15 @@ def _exponents(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
 
 
 class _PointRotations(torch.autograd.Function):
-    """`_point_rotations` by squaring ladders, on a CPU.
+    """`_point_rotations` by squaring ladders on a CPU, by kernels on a GPU.
 
-    exp(2 A) is one squaring of exp(A): a point whose half is among the points too costs one product.
+    On a CPU, exp(2 A) is one squaring of exp(A): a point whose half is among the points too costs one product.
     """
 
     @staticmethod
     def forward(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+        if bases.is_cuda:
+            return exponential(positions, bases, bases.dtype, kernel_scaling(bases.shape[-1]))
         rotations = bases.new_empty(positions.shape[0], *bases.shape[1:])
         for chains, _, ladder in _ladders(positions, bases):
             for tokens, rotation in zip(chains, ladder.rotations(), strict=True):
@@ -108,6 +118,9 @@ class _PointRotations(torch.autograd.Function):
         positions, bases = ctx.saved_tensors
         if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
             return _graph_gradients(positions, bases, grad, create_graph=torch.is_grad_enabled())
+        if bases.is_cuda:
+            exponents_grad = exponential_backward(positions, bases, grad, FLOAT32_BY_FLOAT64)
+            return None, torch.einsum("pa,pmij->amij", positions, exponents_grad)
         bases_grad = torch.zeros_like(bases)
         for chains, scaled_points, ladder in _ladders(positions, bases):
             scaled_grad = ladder.backward([grad[tokens].flatten(0, 1) for tokens in chains])
@@ -186,6 +199,8 @@ def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torc
     Returns:
         Tensor of the shape and dtype of `states`.
     """
+    if _rotated_by_kernel(states, rotations):
+        return apply_rotations(states, rotations)
     cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
     pairs = states.unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling() or states.dtype not in (torch.float32, torch.float64):
@@ -210,7 +225,8 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
         Tensor of the shape and dtype of `states`.
     """
     rotations = rotations.to(states.dtype)
-    if rotations.shape[0] == 1 and states.device.type == "cpu" and not torch.compiler.is_compiling():
+    on_cpu = states.device.type == "cpu" and rotations.shape[0] == 1 and not torch.compiler.is_compiling()
+    if on_cpu or _rotated_by_kernel(states, rotations):
         return _HeadProduct.apply(states, rotations[0])
     blocks = states.unflatten(-1, rotations.shape[-3:-1])
     # Shared dimensions are left out of the equation, so that they become rows of one matrix product.
@@ -220,11 +236,29 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
     return rotated.flatten(-2)
 
 
+def _rotated_by_kernel(states: torch.Tensor, rotations: torch.Tensor) -> bool:
+    width = rotations.shape[-1]
+    return (
+        rotate is not None
+        and states.is_cuda
+        and rotations.shape[0] == 1
+        and states.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and width <= 128
+        and width & (width - 1) == 0
+        and not torch.compiler.is_compiling()
+    )
+
+
 class _HeadProduct(torch.autograd.Function):
-    """`apply_rotations` with one full matrix a head, on views: many small products cost a CPU more than zeros do."""
+    """`apply_rotations` in one pass: by a kernel on a GPU, on a CPU as one product a head, on views.
+
+    Many small products cost a CPU more than the zeros of a full matrix do.
+    """
 
     @staticmethod
     def forward(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+        if states.is_cuda:
+            return rotate(states, rotations)
         rows = torch.bmm(_rows_by_head(states), _head_matrices(rotations, states.shape[2]).mT)
         return _states_by_token(rows, states)
 
@@ -235,6 +269,9 @@ class _HeadProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         states, rotations = ctx.saved_tensors
+        if states.is_cuda and not torch.is_grad_enabled():
+            rotations_grad = rotations_backward(states, grad, rotations.shape[1], rotations.shape[-1])
+            return rotate(grad, rotations, transpose=True), rotations_grad.to(rotations.dtype)
         grad_rows = _rows_by_head(grad)
         states_grad = torch.bmm(grad_rows, _head_matrices(rotations, states.shape[2]))
         if not ctx.needs_input_grad[1]:

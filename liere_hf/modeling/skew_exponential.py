@@ -12,6 +12,12 @@ from typing import NamedTuple
 
 import torch
 
+try:
+    from .rotation_kernels import exponential as kernel_exponential
+    from .rotation_kernels import exponential_backward as kernel_exponential_backward
+except ImportError:
+    kernel_exponential = None
+
 # The error of float32 is about 2e-7 times the largest entry: beyond this one, products are taken in float64,
 LARGEST_FLOAT32_ENTRY = 40
 # and below this width, where they take a CPU hardly longer.
@@ -44,9 +50,8 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     if size == 4:
         return _isoclinic_rotations(skew)
     matrices = skew.reshape(-1, size, size)
-    if torch.compiler.is_compiling() or skew.device.type != "cpu":
-        return graph_exponential(matrices).reshape(skew.shape)
-    return _SkewExponential.apply(matrices).reshape(skew.shape)
+    exponential = _SkewExponential.apply if runs_eagerly(skew) else graph_exponential
+    return exponential(matrices).reshape(skew.shape)
 
 
 def _plane_rotation(skew: torch.Tensor) -> torch.Tensor:
@@ -132,6 +137,26 @@ def choose_scaling(dtype: torch.dtype, width: int, largest_entry: float) -> Scal
         return FLOAT64
     narrow = width < SMALLEST_FLOAT32_WIDTH
     return FLOAT32_BY_FLOAT64 if narrow or largest_entry > LARGEST_FLOAT32_ENTRY or _float32_is_reduced() else FLOAT32
+
+
+def kernel_scaling(width: int) -> Scaling:
+    """The scaling for the Triton kernels, which take narrow matrices in float64."""
+    return FLOAT32 if width >= 32 else FLOAT32_BY_FLOAT64
+
+
+def runs_eagerly(matrices: torch.Tensor) -> bool:
+    """Whether ladders on the CPU or kernels on the GPU take matrices (..., n, n), and not `graph_exponential`."""
+    return not torch.compiler.is_compiling() and (matrices.device.type == "cpu" or has_kernels(matrices))
+
+
+def has_kernels(matrices: torch.Tensor) -> bool:
+    """Whether the Triton kernels take matrices of this device, dtype and width."""
+    return (
+        kernel_exponential is not None
+        and matrices.is_cuda
+        and matrices.dtype == torch.float32
+        and matrices.shape[-1] in (8, 16, 32, 64, 128)
+    )
 
 
 def _float32_is_reduced() -> bool:
@@ -226,10 +251,13 @@ def norm_bounds(skew: torch.Tensor) -> torch.Tensor:
 
 
 class _SkewExponential(torch.autograd.Function):
-    """By ladders of matrices of similar norm, on a CPU."""
+    """By ladders of matrices of similar norm on a CPU, by kernels on a GPU."""
 
     @staticmethod
     def forward(matrices: torch.Tensor) -> torch.Tensor:
+        if matrices.is_cuda:
+            scaling = kernel_scaling(matrices.shape[-1])
+            return kernel_exponential(matrices.new_ones(1, 1), matrices[None], matrices.dtype, scaling)[0]
         rotations = torch.empty_like(matrices)
         for chunk, ladder in _ladders(matrices):
             rotations[chunk] = ladder.rotations()[0].to(matrices.dtype)
@@ -244,6 +272,9 @@ class _SkewExponential(torch.autograd.Function):
         (matrices,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return torch.autograd.grad(graph_exponential(matrices), matrices, grad, create_graph=True)[0]
+        if matrices.is_cuda:
+            arguments = (matrices.new_ones(1, 1), matrices[None], grad[None], FLOAT32_BY_FLOAT64)
+            return kernel_exponential_backward(*arguments)[0]
         matrices_grad = torch.empty_like(matrices)
         for chunk, ladder in _ladders(matrices):
             chunk_grad = ladder.backward([grad[chunk]])
