@@ -21,6 +21,7 @@ from .skew_exponential import (
     kernel_scaling,
     runs_eagerly,
     skew_matrix_exp,
+    values_are_known,
 )
 
 try:
@@ -78,7 +79,7 @@ def _point_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tens
         return skew_matrix_exp(_exponents(positions, bases))
     if runs_eagerly(bases):
         return _PointRotations.apply(positions, bases)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and (positions.requires_grad or bases.requires_grad):
         return checkpoint(_graph_rotations, positions, bases, use_reentrant=False, preserve_rng_state=False)
     return _graph_rotations(positions, bases)
 
@@ -203,7 +204,7 @@ def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torc
         return apply_rotations(states, rotations)
     cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
     pairs = states.unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling() or states.dtype not in (torch.float32, torch.float64):
+    if not values_are_known() or states.dtype not in (torch.float32, torch.float64):
         # Compilers fuse real arithmetic; complex numbers of half precision are rarely supported.
         cos, sin = cos.to(states.dtype), sin.to(states.dtype)
         first, second = pairs.unbind(-1)
@@ -225,7 +226,7 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
         Tensor of the shape and dtype of `states`.
     """
     rotations = rotations.to(states.dtype)
-    on_cpu = states.device.type == "cpu" and rotations.shape[0] == 1 and not torch.compiler.is_compiling()
+    on_cpu = states.device.type == "cpu" and rotations.shape[0] == 1 and values_are_known()
     if on_cpu or _rotated_by_kernel(states, rotations):
         return _HeadProduct.apply(states, rotations[0])
     blocks = states.unflatten(-1, rotations.shape[-3:-1])
@@ -245,7 +246,7 @@ def _rotated_by_kernel(states: torch.Tensor, rotations: torch.Tensor) -> bool:
         and states.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and width <= 128
         and width & (width - 1) == 0
-        and not torch.compiler.is_compiling()
+        and values_are_known()
     )
 
 

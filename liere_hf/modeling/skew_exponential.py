@@ -144,13 +144,17 @@ def kernel_scaling(width: int) -> Scaling:
     return FLOAT32 if width >= 32 else FLOAT32_BY_FLOAT64
 
 
+def values_are_known() -> bool:
+    """Whether code may look at the values of tensors: no compiler traces it, no torch.func transform wraps them."""
+    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+
+
 def runs_eagerly(matrices: torch.Tensor) -> bool:
     """Whether ladders on the CPU or kernels on the GPU take matrices (..., n, n), and not `graph_exponential`."""
-    return not torch.compiler.is_compiling() and (matrices.device.type == "cpu" or has_kernels(matrices))
+    return values_are_known() and (matrices.device.type == "cpu" or _has_kernels(matrices))
 
 
-def has_kernels(matrices: torch.Tensor) -> bool:
-    """Whether the Triton kernels take matrices of this device, dtype and width."""
+def _has_kernels(matrices: torch.Tensor) -> bool:
     return (
         kernel_exponential is not None
         and matrices.is_cuda
