@@ -58,8 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo, takes_flags=False)
 
     benchmark = commands.add_parser("benchmark", help="measure speed on this machine")
-    benchmark.add_argument("subject", choices=["data"], help="data: the input side")
-    benchmark.add_argument("--results_file", type=Path, help="write the results here too, as JSON")
+    benchmark.add_argument(
+        "subject",
+        nargs="?",
+        choices=["models", "data"],
+        default="models",
+        help="models (default), or data: the input side",
+    )
+    benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
+    benchmark.add_argument("--device", help="models: cpu or cuda (default: cuda where there is one)")
+    benchmark.add_argument("--batch_size", type=int, help="models: instead of the preset's")
+    benchmark.add_argument("--rounds", type=int, default=9, help="models: how often each step is measured")
+    benchmark.add_argument(
+        "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: where table, chart and JSON go"
+    )
+    benchmark.add_argument("--results_file", type=Path, help="data: write the results here too, as JSON")
     benchmark.set_defaults(run=_benchmark, takes_flags=False)
     return parser
 
@@ -111,10 +124,17 @@ def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .benchmark.data import benchmark_data
-    from .report import write_json
+    if arguments.subject == "data":
+        from .benchmark.data import benchmark_data
+        from .report import write_json
 
-    results = benchmark_data()
-    if arguments.results_file:
-        write_json(arguments.results_file, results)
+        results = benchmark_data()
+        if arguments.results_file:
+            write_json(arguments.results_file, results)
+        return 0
+    from .benchmark.models import benchmark_models
+    from .benchmark.table import report_benchmark
+
+    results = benchmark_models(arguments.preset, arguments.device, arguments.batch_size, arguments.rounds)
+    report_benchmark(results, arguments.output_dir)
     return 0

@@ -33,9 +33,14 @@ def print_metrics(metrics: dict[str, float], prefix: str = "") -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .skew_exponential import (
     CHUNK_BYTES,
     FLOAT32_BY_FLOAT64,
+    KeptLadders,
     SquaringLadder,
     choose_scaling,
     count_squarings,
@@ -28,6 +29,9 @@ try:
     from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward
 except ImportError:
     rotate = None
+
+# Ladders of one layer are kept for the gradient up to this, so that those of twelve layers take less than 1 GiB.
+KEPT_BYTES = 80 << 20
 
 
 def axial_generators(
@@ -97,22 +101,22 @@ def _exponents(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
 class _PointRotations(torch.autograd.Function):
     """`_point_rotations` by squaring ladders on a CPU, by kernels on a GPU.
 
-    On a CPU, exp(2 A) is one squaring of exp(A): a point whose half is among the points too costs one product.
+    On a CPU, a point that is a multiple of another one costs one product: exp(2 A) = exp(A)^2.
     """
 
     @staticmethod
-    def forward(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(positions, bases)
         if bases.is_cuda:
             return exponential(positions, bases, bases.dtype, kernel_scaling(bases.shape[-1]))
+        ctx.kept = KeptLadders(KEPT_BYTES if ctx.needs_input_grad[1] else 0)
         rotations = bases.new_empty(positions.shape[0], *bases.shape[1:])
-        for chains, _, ladder in _ladders(positions, bases):
-            for tokens, rotation in zip(chains, ladder.rotations(), strict=True):
-                rotations[tokens] = rotation.to(rotations.dtype).view(-1, *bases.shape[1:])
+        for rays, points, ladder in _ladders(positions, bases):
+            ctx.kept.add(rays, points, ladder)
+            for multiple, tokens in rays.items():
+                rotation = ladder.rotations[multiple].to(rotations.dtype)
+                rotations[tokens] = rotation.view(-1, *bases.shape[1:])
         return rotations
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -123,32 +127,34 @@ class _PointRotations(torch.autograd.Function):
             exponents_grad = exponential_backward(positions, bases, grad, FLOAT32_BY_FLOAT64)
             return None, torch.einsum("pa,pmij->amij", positions, exponents_grad)
         bases_grad = torch.zeros_like(bases)
-        for chains, scaled_points, ladder in _ladders(positions, bases):
-            scaled_grad = ladder.backward([grad[tokens].flatten(0, 1) for tokens in chains])
-            products = scaled_points.T @ scaled_grad.view(len(scaled_points), -1)
+        for rays, points, ladder in ctx.kept.take() or _ladders(positions, bases):
+            scaled_grad = ladder.backward({multiple: grad[tokens].flatten(0, 1) for multiple, tokens in rays.items()})
+            products = points.T @ scaled_grad.view(len(points), -1)
             bases_grad += products.view_as(bases).to(bases.dtype)
         return None, bases_grad
 
 
 def _ladders(
     positions: torch.Tensor, bases: torch.Tensor
-) -> Iterator[tuple[list[list[int]], torch.Tensor, SquaringLadder]]:
+) -> Iterator[tuple[dict[int, list[int]], torch.Tensor, SquaringLadder]]:
     """Chunks of points with their ladders.
 
     Yields:
-        Indices of the first points p of chains p, 2 p, 4 p, ..., of their doubles, and so on; the first points, scaled
-        (points, axes); and the ladder over (points * blocks).
+        The indices of points and of their multiples, by the multiple; the points, scaled (points, axes); and the
+        ladder over (points * blocks).
     """
     largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
     scaling = choose_scaling(bases.dtype, bases.shape[-1], largest_entry)
     chunk_size = max(1, CHUNK_BYTES // (bases[0].numel() * scaling.dtype.itemsize))
+    # Coordinates are rounded: a third of them is exact only to that, which float32 ladders are not beyond either.
+    tolerance = 0.0 if scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
     bounds = _norm_bounds(positions, bases)
     bases = bases.to(scaling.dtype)
-    for chains in _chains(positions.tolist(), bounds, chunk_size):
-        num_squarings = count_squarings(max(bounds[token] for token in chains[0]), scaling)
-        points = positions[chains[0]].to(scaling.dtype) * 2.0**-num_squarings
+    for rays in _rays(positions.tolist(), bounds, chunk_size, tolerance):
+        num_squarings = count_squarings(max(bounds[token] for token in rays[1]), scaling)
+        points = positions[rays[1]].to(scaling.dtype) * 2.0**-num_squarings
         scaled = (points @ bases.flatten(1)).view(-1, *bases.shape[2:])
-        yield chains, points, SquaringLadder(scaled, scaling, num_squarings, num_doublings=len(chains) - 1)
+        yield rays, points, SquaringLadder(scaled, scaling, num_squarings, tuple(rays))
 
 
 def _norm_bounds(positions: torch.Tensor, bases: torch.Tensor) -> list[float]:
@@ -158,24 +164,40 @@ def _norm_bounds(positions: torch.Tensor, bases: torch.Tensor) -> list[float]:
     return squares.clamp(min=0).sqrt().tolist()
 
 
-def _chains(points: list[list[float]], bounds: list[float], chunk_size: int) -> Iterator[list[list[int]]]:
-    """Chunks of points p, 2 p, 4 p, ... that are all among the points: first points, their doubles, and so on.
+def _rays(
+    points: list[list[float]], bounds: list[float], chunk_size: int, tolerance: float
+) -> Iterator[dict[int, list[int]]]:
+    """Chunks of points p with the same multiples among the points, p, 2 p, 3 p, ..., and similar norms.
 
-    The chains of a chunk have the same length and similar norms.
+    Args:
+        tolerance: relative, of a coordinate for being a multiple.
     """
-    index = {tuple(point): token for token, point in reversed(list(enumerate(points)))}
-    doubles = {token: index.get(tuple(2 * p for p in point)) for point, token in index.items() if any(point)}
-    chains = []
-    for token in set(range(len(points))) - set(doubles.values()):
-        chain = [token]
-        while (token := doubles.get(token)) is not None:
-            chain.append(token)
-        chains.append(chain)
-    chains.sort(key=lambda chain: (len(chain), bounds[chain[0]], chain))
-    for _, group in itertools.groupby(chains, key=len):
+    index = {_rounded(point): token for token, point in reversed(list(enumerate(points)))}
+    taken, rays = set(), []
+    for token in sorted(range(len(points)), key=lambda token: (bounds[token], token)):
+        if token in taken:
+            continue
+        ray, multiple = {1: token}, 2
+        while any(points[token]) and multiple <= 2 * max(ray):
+            goal = [multiple * coordinate for coordinate in points[token]]
+            other = index.get(_rounded(goal))
+            if other is not None and other not in taken and {multiple // 2, multiple - multiple // 2} <= ray.keys():
+                pairs = zip(points[other], goal, strict=True)
+                if all(abs(there - here) <= tolerance * abs(here) for there, here in pairs):
+                    ray[multiple] = other
+            multiple += 1
+        taken.update(ray.values())
+        rays.append(ray)
+    rays.sort(key=tuple)
+    for multiples, group in itertools.groupby(rays, key=tuple):
         group = list(group)
         for start in range(0, len(group), chunk_size):
-            yield [list(tokens) for tokens in zip(*group[start : start + chunk_size], strict=True)]
+            chunk = group[start : start + chunk_size]
+            yield {multiple: [ray[multiple] for ray in chunk] for multiple in multiples}
+
+
+def _rounded(point: list[float]) -> tuple[float, ...]:
+    return tuple(round(coordinate, 5) for coordinate in point)
 
 
 def _graph_gradients(

@@ -8,7 +8,7 @@ entries are not rounded against the ones of the diagonal.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,24 +18,26 @@ try:
 except ImportError:
     kernel_exponential = None
 
-# The error of float32 is about 2e-7 times the largest entry: beyond this one, products are taken in float64,
+# The error of float32 is 1e-7 to 3e-7 times the largest entry, more in narrow matrices: beyond these entries products are
+# taken in float64.
 LARGEST_FLOAT32_ENTRY = 40
-# and below this width, where they take a CPU hardly longer.
-SMALLEST_FLOAT32_WIDTH = 16
+LARGEST_FLOAT32_ENTRY_OF_NARROW = 16
+NARROW = 16
 # So many squarings keep exp(B) - 1; on the few that follow, rounding has no time to grow.
 SQUARINGS_WITHOUT_IDENTITY = 4
 # Without a look at the values, norms up to 2^12 are expected.
 MAX_SQUARINGS = 12
-# Bytes of a chunk whose ladder is computed at a time, so that it stays in the cache of a CPU core.
-CHUNK_BYTES = 1 << 18
+# Bytes of a chunk whose ladder is computed at a time, so that it stays in the cache of a CPU.
+CHUNK_BYTES = 1 << 19
+# Ladders of one call are kept for the gradient up to this, else computed again.
+KEPT_BYTES = 1 << 27
 
 
 def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     """exp(A) for skew-symmetric A: orthogonal, with determinant 1.
 
     The input is trusted to be skew-symmetric. Within 1e-5 of the exact rotation in float32 for spectral norms up to
-    250, whatever the width; the gradient is exact along skew-symmetric directions. Memory in training is the input's
-    and the output's: what the gradient needs besides is computed again, chunk by chunk. Works under torch.compile and
+    250, whatever the width; the gradient is exact along skew-symmetric directions. Works under torch.compile and
     torch.export, there for norms up to 2,000.
 
     Args:
@@ -126,7 +128,7 @@ class Scaling(NamedTuple):
 
 
 # Made at import, since compilers cannot trace it: to the rounding of float32, of float64, and of float32 in float64.
-FLOAT32 = Scaling(torch.float32, 0.9, polynomial_coefficients(0.9))
+FLOAT32 = Scaling(torch.float32, 1.1, polynomial_coefficients(1.1))
 FLOAT64 = Scaling(torch.float64, 0.12, polynomial_coefficients(0.12))
 FLOAT32_BY_FLOAT64 = Scaling(torch.float64, 0.5, polynomial_coefficients(0.5))
 
@@ -135,8 +137,8 @@ def choose_scaling(dtype: torch.dtype, width: int, largest_entry: float) -> Scal
     """The scaling for matrices on a CPU."""
     if dtype == torch.float64:
         return FLOAT64
-    narrow = width < SMALLEST_FLOAT32_WIDTH
-    return FLOAT32_BY_FLOAT64 if narrow or largest_entry > LARGEST_FLOAT32_ENTRY or _float32_is_reduced() else FLOAT32
+    limit = LARGEST_FLOAT32_ENTRY_OF_NARROW if width < NARROW else LARGEST_FLOAT32_ENTRY
+    return FLOAT32_BY_FLOAT64 if largest_entry > limit or _float32_is_reduced() else FLOAT32
 
 
 def kernel_scaling(width: int) -> Scaling:
@@ -170,73 +172,95 @@ def _float32_is_reduced() -> bool:
 
 
 def _polynomial(b: torch.Tensor, coefficients: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
-    """exp(B) - 1, and what its gradient needs: B2, B + r B2, Q and V of `polynomial_coefficients`."""
+    """exp(B) - 1, and B2 and Q of `polynomial_coefficients`."""
     r, x1, x3, x5, k, x4, y2 = coefficients
     square = torch.bmm(b, b)
-    cube = torch.add(b, square, alpha=r)
-    q = torch.baddbmm(square, square, cube, beta=x3, alpha=x1)
+    q = torch.baddbmm(square, square, torch.add(b, square, alpha=r), beta=x3, alpha=x1)
     v = torch.add(q, square, alpha=k).add_(b, alpha=x5)
-    rotation = torch.add(b, square, alpha=y2).add_(q, alpha=x4).baddbmm_(q, v)
-    return rotation, square, cube, q, v
+    return torch.add(b, square, alpha=y2).add_(q, alpha=x4).baddbmm_(q, v), square, q
 
 
 class SquaringLadder:
-    """exp(A), exp(2 A), exp(4 A), ... of a batch of skew-symmetric matrices, and the gradient back to A.
+    """exp(A), exp(2 A), exp(3 A), ... of a batch of skew-symmetric matrices, and the gradient back to A.
 
     Args:
         scaled: 2^-num_squarings A, shape (batch, n, n), of a spectral norm up to `scaling.norm` and its dtype.
         scaling: which polynomial.
         num_squarings: squarings up to exp(A).
-        num_doublings: how often A is doubled after that.
+        multiples: k of exp(k A), from 1 on; both halves of each, k // 2 and k - k // 2, are among them.
     """
 
-    def __init__(self, scaled: torch.Tensor, scaling: Scaling, num_squarings: int, num_doublings: int = 0):
+    def __init__(self, scaled: torch.Tensor, scaling: Scaling, num_squarings: int, multiples: tuple[int, ...] = (1,)):
         self.scaled, self.coefficients, self.num_squarings = scaled, scaling.coefficients, num_squarings
         rung, *self.terms = _polynomial(scaled, scaling.coefficients)
-        self.rungs = [rung]
-        for step in range(num_squarings + num_doublings):
+        self.rungs = []
+        for step in range(num_squarings):
             if step == SQUARINGS_WITHOUT_IDENTITY:
                 _add_identity(rung)
+            self.rungs.append(rung)
             with_identity = step >= SQUARINGS_WITHOUT_IDENTITY
             rung = torch.bmm(rung, rung) if with_identity else torch.baddbmm(rung, rung, rung, beta=2)
-            self.rungs.append(rung)
+        self.rotations = {1: rung if num_squarings > SQUARINGS_WITHOUT_IDENTITY else _add_identity(rung)}
+        for multiple in multiples[1:]:
+            half, rest = multiple // 2, multiple - multiple // 2
+            self.rotations[multiple] = torch.bmm(self.rotations[half], self.rotations[rest])
 
-    def rotations(self) -> list[torch.Tensor]:
-        """exp(2^k A) for k = 0 .. num_doublings."""
-        last = len(self.rungs) - 1
-        # The rung at which the identity is added has it only when another follows.
-        first_with_identity = SQUARINGS_WITHOUT_IDENTITY + (last == SQUARINGS_WITHOUT_IDENTITY)
-        return [
-            rung if step >= first_with_identity else _add_identity(rung.clone())
-            for step, rung in enumerate(self.rungs)
-            if step >= self.num_squarings
-        ]
+    def num_bytes(self) -> int:
+        """What the ladder holds for the gradient."""
+        tensors = (self.scaled, *self.terms, *self.rungs, *self.rotations.values())
+        return sum(tensor.nbytes for tensor in tensors)
 
-    def backward(self, grads: list[torch.Tensor]) -> torch.Tensor:
+    def backward(self, grads: dict[int, torch.Tensor]) -> torch.Tensor:
         """From the gradients with respect to `rotations` to 2^num_squarings times the one with respect to A."""
-        grads = [grad.to(self.scaled.dtype) for grad in grads]
-        grad = grads.pop()
-        for step in reversed(range(len(self.rungs) - 1)):
-            transposed = self.rungs[step].mT
+        grads = {multiple: grad.to(self.scaled.dtype) for multiple, grad in grads.items()}
+        for multiple in sorted(grads, reverse=True)[:-1]:
+            half, rest = multiple // 2, multiple - multiple // 2
+            grad = grads.pop(multiple)
+            grads[half] = torch.baddbmm(grads[half], grad, self.rotations[rest].mT)
+            grads[rest] = torch.baddbmm(grads[rest], self.rotations[half].mT, grad)
+        grad = grads[1]
+        for step, rung in reversed(list(enumerate(self.rungs))):
+            transposed = rung.mT
             if step >= SQUARINGS_WITHOUT_IDENTITY:
                 grad = torch.bmm(grad, transposed).baddbmm_(transposed, grad)
             else:
                 grad = torch.baddbmm(grad, grad, transposed, beta=2).baddbmm_(transposed, grad)
-            if grads:
-                grad += grads.pop()
         return self._polynomial_backward(grad)
 
     def _polynomial_backward(self, grad: torch.Tensor) -> torch.Tensor:
         r, x1, x3, x5, k, x4, y2 = self.coefficients
-        square, cube, q, v = self.terms
+        b, (square, q) = self.scaled, self.terms
+        v = torch.add(q, square, alpha=k).add_(b, alpha=x5)
         grad_v = torch.bmm(q.mT, grad)
         grad_q = torch.baddbmm(grad, grad, v.mT, beta=x4).add_(grad_v)
         grad_cube = torch.bmm(square, grad_q).mul_(x1)
+        cube = torch.add(b, square, alpha=r)
         grad_square = torch.baddbmm(grad, grad_q, cube.mT, beta=y2, alpha=x1)
         grad_square.add_(grad_v, alpha=k).add_(grad_q, alpha=x3).add_(grad_cube, alpha=r)
         grad_b = torch.add(grad, grad_v, alpha=x5).add_(grad_cube)
         # B^T = -B
-        return grad_b.baddbmm_(grad_square, self.scaled, alpha=-1).baddbmm_(self.scaled, grad_square, alpha=-1)
+        return grad_b.baddbmm_(grad_square, b, alpha=-1).baddbmm_(b, grad_square, alpha=-1)
+
+
+class KeptLadders:
+    """Ladders of a forward pass, kept for the gradient unless they take too many bytes; then all are made again."""
+
+    def __init__(self, max_bytes: int):
+        self.free_bytes = max_bytes
+        self.ladders = []
+
+    def add(self, *entry: Any) -> None:
+        """Keep an entry, whose last part is a ladder, if all fit."""
+        self.free_bytes -= entry[-1].num_bytes()
+        if self.free_bytes < 0:
+            self.ladders = None
+        if self.ladders is not None:
+            self.ladders.append(entry)
+
+    def take(self) -> list[tuple[Any, ...]] | None:
+        """What was kept, once."""
+        ladders, self.ladders = self.ladders, None
+        return ladders
 
 
 def _add_identity(matrices: torch.Tensor) -> torch.Tensor:
@@ -258,18 +282,17 @@ class _SkewExponential(torch.autograd.Function):
     """By ladders of matrices of similar norm on a CPU, by kernels on a GPU."""
 
     @staticmethod
-    def forward(matrices: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, matrices: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(matrices)
         if matrices.is_cuda:
             scaling = kernel_scaling(matrices.shape[-1])
             return kernel_exponential(matrices.new_ones(1, 1), matrices[None], matrices.dtype, scaling)[0]
+        ctx.kept = KeptLadders(KEPT_BYTES if ctx.needs_input_grad[0] else 0)
         rotations = torch.empty_like(matrices)
         for chunk, ladder in _ladders(matrices):
-            rotations[chunk] = ladder.rotations()[0].to(matrices.dtype)
+            ctx.kept.add(chunk, ladder)
+            rotations[chunk] = ladder.rotations[1].to(matrices.dtype)
         return rotations
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
@@ -280,8 +303,8 @@ class _SkewExponential(torch.autograd.Function):
             arguments = (matrices.new_ones(1, 1), matrices[None], grad[None], FLOAT32_BY_FLOAT64)
             return kernel_exponential_backward(*arguments)[0]
         matrices_grad = torch.empty_like(matrices)
-        for chunk, ladder in _ladders(matrices):
-            chunk_grad = ladder.backward([grad[chunk]])
+        for chunk, ladder in ctx.kept.take() or _ladders(matrices):
+            chunk_grad = ladder.backward({1: grad[chunk]})
             matrices_grad[chunk] = chunk_grad.mul_(2.0**-ladder.num_squarings).to(matrices.dtype)
         return matrices_grad
 

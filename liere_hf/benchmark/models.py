@@ -1,0 +1,290 @@
+"""How fast models with rotations are, as ratios to transformers' ViT of the same sizes."""
+
+import multiprocessing
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from accelerate.utils import compile_regions
+from rich.progress import track
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    VivitConfig,
+    VivitForVideoClassification,
+)
+from transformers.utils.generic import maybe_autocast
+
+from ..configuration.arguments import PRESETS as MODEL_PRESETS
+from ..errors import InputError
+from ..modeling import modeling_liere_vit
+from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..modeling.modeling_liere_vit import (
+    LiereViTForImageClassification,
+    LiereViTForVideoClassification,
+    LiereViTRotations,
+)
+from ..report import hardware
+from .exponential import benchmark_exponential
+from .timing import elapsed, median_ratio
+
+REFERENCE = "ViT (transformers)"
+PUBLISHED = "liere64, published way"
+ENCODINGS = {
+    "absolute": {"position_encoding": "absolute"},
+    "visionllama": {"position_encoding": "visionllama"},
+    "rope_mixed": {"position_encoding": "rope_mixed"},
+    "liere8": {"position_encoding": "liere", "generator_block_size": 8},
+    "liere16": {"position_encoding": "liere", "generator_block_size": 16},
+    "liere64": {"position_encoding": "liere", "generator_block_size": 64},
+    PUBLISHED: {"position_encoding": "liere", "generator_block_size": 64},
+}
+CONTESTANTS = (REFERENCE, *ENCODINGS)
+# The published way takes so long that fewer rounds have to do.
+PUBLISHED_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of models and of a batch."""
+
+    model_preset: str
+    image_size: tuple[int, ...]
+    patch_size: tuple[int, ...]
+    num_labels: int
+    batch_size: int
+
+
+PRESETS = {
+    "tiny-cifar": Preset("tiny", (32, 32), (4, 4), num_labels=100, batch_size=64),
+    "base-imagenet": Preset("base", (224, 224), (16, 16), num_labels=1000, batch_size=128),
+    "base-video": Preset("base", (16, 224, 224), (2, 16, 16), num_labels=101, batch_size=1),
+}
+
+
+def benchmark_models(
+    preset: str, device: str | None = None, batch_size: int | None = None, rounds: int = 9
+) -> dict[str, Any]:
+    """Time a training step (AdamW) and an evaluation step of every contestant, in turn, round by round.
+
+    In float32 on a CPU; in bfloat16 by autocast, with compiled layers, on a GPU. Dropout is 0 everywhere.
+
+    Args:
+        preset: a name of `PRESETS`.
+        device: cuda if there is one, else cpu, if not given.
+        batch_size: instead of the preset's.
+        rounds: measured rounds, after one that warms up.
+
+    Returns:
+        Per contestant seconds, ratios to transformers' ViT in the same round with 95% intervals of their median, peak
+        memory, parameters and FLOPs; the exponential beside torch's; and the setting and the hardware.
+
+    Raises:
+        InputError: a preset or device that there is not, or sizes below 1.
+    """
+    sizes = _checked_sizes(preset, batch_size, rounds)
+    device = _checked_device(device)
+    seconds = _time_contestants(sizes, device, rounds)
+    rows = []
+    for name in track(CONTESTANTS, description="Memory and FLOPs"):
+        row = {"name": name, **_parameters_and_flops(name, sizes)}
+        for step, times in seconds[name].items():
+            reference = seconds[REFERENCE][step][: len(times)]
+            row[f"{step}_seconds"] = statistics.median(times)
+            row |= median_ratio(f"{step}_ratio", times, reference)
+        row["peak_memory_mib"] = _peak_memory(name, sizes, device)
+        rows.append(row)
+    published = seconds[PUBLISHED]["training"]
+    return {
+        "preset": preset,
+        "sizes": asdict(sizes),
+        "rounds": rounds,
+        "dtype": "float32" if device.type == "cpu" else "bfloat16 by autocast, layers compiled",
+        "threads": torch.get_num_threads(),
+        "models": rows,
+        "exponential": benchmark_exponential(device, rounds),
+        "liere64_speedup": median_ratio("training", published, seconds["liere64"]["training"][: len(published)]),
+        "hardware": hardware(),
+    }
+
+
+def _checked_sizes(preset: str, batch_size: int | None, rounds: int) -> Preset:
+    if preset not in PRESETS:
+        raise InputError(f"preset is {preset!r}, allowed are {', '.join(PRESETS)}")
+    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, allowed is 1 or more")
+    sizes = PRESETS[preset]
+    return sizes if batch_size is None else Preset(**{**asdict(sizes), "batch_size": batch_size})
+
+
+def _checked_device(device: str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}, allowed are cpu and cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device is {device!r}, but there is no CUDA device here")
+    return torch.device(device)
+
+
+def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
+    """A model of the given sizes, by its name in `CONTESTANTS`."""
+    dimensions = MODEL_PRESETS[sizes.model_preset] | {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    if name != REFERENCE:
+        config = LiereViTConfig(
+            **dimensions,
+            image_size=sizes.image_size,
+            patch_size=sizes.patch_size,
+            num_labels=sizes.num_labels,
+            **ENCODINGS[name],
+        )
+        is_video = len(sizes.image_size) == 3
+        model = (LiereViTForVideoClassification if is_video else LiereViTForImageClassification)(config)
+        if name == PUBLISHED:
+            rotations = PublishedRotations(config)
+            rotations.generators = model.liere_vit.rotations.generators
+            model.liere_vit.rotations = rotations
+        return model
+    dimensions.pop("head_dim")
+    dimensions |= {"qkv_bias": False, "num_labels": sizes.num_labels, "image_size": sizes.image_size[-1]}
+    if len(sizes.image_size) == 2:
+        return ViTForImageClassification(ViTConfig(**dimensions, patch_size=sizes.patch_size[0]))
+    config = VivitConfig(**dimensions, num_frames=sizes.image_size[0], tubelet_size=list(sizes.patch_size))
+    return VivitForVideoClassification(config)
+
+
+class PublishedRotations(LiereViTRotations):
+    """As the authors' code computes them: torch.matrix_exp of every position of every layer, in every pass."""
+
+    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        positions = nn.functional.pad(positions, (0, 0, self.num_prefix_tokens, 0)).to(self.generators)
+        upper = self.generators.triu(1)
+        skew = upper - upper.mT
+        with maybe_autocast(positions.device.type, enabled=False):
+            exponents = torch.einsum("bta,lahnij->lbthnij", positions, skew)
+            return torch.linalg.matrix_exp(exponents.contiguous()).to(dtype).unbind(0)
+
+
+def _apply_by_einsum(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("thij,bthj->bthi", rotations[0, :, :, 0], states)
+
+
+@contextmanager
+def _application(name: str) -> Iterator[None]:
+    """Rotations applied as the contestant does it."""
+    with (
+        mock.patch.object(modeling_liere_vit, "apply_rotations", _apply_by_einsum)
+        if name == PUBLISHED
+        else nullcontext()
+    ):
+        yield
+
+
+class Steps:
+    """A training and an evaluation step of one contestant on random data."""
+
+    def __init__(self, name: str, sizes: Preset, device: torch.device):
+        torch.manual_seed(0)
+        self.name, self.device = name, device
+        self.model = build_contestant(name, sizes).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.forward: Callable = self.model
+        if device.type == "cuda":
+            self.forward = torch.compile(self.model) if name == PUBLISHED else compile_regions(self.model)
+        # Images are (channels, height, width), clips (frames, channels, height, width).
+        *frames, height, width = sizes.image_size
+        self.pixel_values = torch.randn(sizes.batch_size, *frames, 3, height, width, device=device)
+        self.labels = torch.randint(sizes.num_labels, (sizes.batch_size,), device=device)
+
+    def training(self) -> None:
+        self.model.train()
+        with _application(self.name), self._autocast():
+            loss = self.forward(pixel_values=self.pixel_values, labels=self.labels).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluation(self) -> None:
+        self.model.eval()
+        with _application(self.name), self._autocast():
+            self.forward(pixel_values=self.pixel_values)
+
+    def _autocast(self):
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+
+def _time_contestants(sizes: Preset, device: torch.device, rounds: int) -> dict[str, dict[str, list[float]]]:
+    contestants = [Steps(name, sizes, device) for name in CONTESTANTS]
+    seconds = {name: {"training": [], "evaluation": []} for name in CONTESTANTS}
+    for round_number in track(range(rounds + 1), description="Timing"):
+        for steps in contestants:
+            if steps.name == PUBLISHED and round_number > min(rounds, PUBLISHED_ROUNDS):
+                continue
+            for step, times in seconds[steps.name].items():
+                # The rotations of an evaluation are those of the weights that training left: not part of the time.
+                if step == "evaluation" and steps.name != PUBLISHED:
+                    steps.evaluation()
+                taken = elapsed(getattr(steps, step), device)
+                if round_number:
+                    times.append(taken)
+    return seconds
+
+
+def _parameters_and_flops(name: str, sizes: Preset) -> dict[str, float]:
+    """FLOPs of matrix products in one forward pass: of a sample, and of the rotations, once for a batch."""
+    with torch.device("meta"):
+        model = build_contestant(name, sizes).eval()
+        *frames, height, width = sizes.image_size
+        pixel_values = torch.empty(1, *frames, 3, height, width)
+    with FlopCounterMode(display=False) as counter, _application(name), torch.no_grad():
+        model(pixel_values=pixel_values)
+    flops = counter.get_flop_counts()
+    rotations = sum(sum(counts.values()) for module, counts in flops.items() if module.endswith("liere_vit.rotations"))
+    return {
+        "parameters": model.num_parameters(),
+        "gflops_per_sample": (counter.get_total_flops() - rotations) / 1e9,
+        "gflops_of_rotations": rotations / 1e9,
+    }
+
+
+def _peak_memory(name: str, sizes: Preset, device: torch.device) -> float:
+    """MiB that training takes at most above the bare process: of the device, or of a process of its own on a CPU."""
+    if device.type == "cuda":
+        steps = Steps(name, sizes, device)
+        steps.training()
+        torch.cuda.reset_peak_memory_stats(device)
+        steps.training()
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # A server that has imported everything and done nothing yet: each process starts from the same memory.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory_of_process, (name, sizes, torch.get_num_threads()))
+
+
+def _peak_memory_of_process(name: str, sizes: Preset, num_threads: int) -> float:
+    torch.set_num_threads(num_threads)
+    before = _peak_resident_mib()
+    steps = Steps(name, sizes, torch.device("cpu"))
+    for _ in range(2):
+        steps.training()
+    return _peak_resident_mib() - before
+
+
+def _peak_resident_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform == "linux" else peak / 2**20

@@ -1,0 +1,30 @@
+"""Times of steps, and their ratios."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import stats
+
+
+def elapsed(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds that a step takes, on the device too."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def median_ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
+    """The median of the rounds' ratios, as `name`, and its 95% interval by the bootstrap, as `name`_low and _high."""
+    ratios = np.array(times) / np.array(reference)
+    median = float(np.median(ratios))
+    if len(set(ratios)) == 1:
+        return {name: median, f"{name}_low": median, f"{name}_high": median}
+    interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
+    low, high = map(float, interval.confidence_interval)
+    return {name: median, f"{name}_low": low, f"{name}_high": high}
