@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from .skew_exponential import (
     CHUNK_BYTES,
     FLOAT32_BY_FLOAT64,
-    KeptLadders,
     SquaringLadder,
     choose_scaling,
     count_squarings,
@@ -29,9 +28,6 @@ try:
     from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward
 except ImportError:
     rotate = None
-
-# Ladders of one layer are kept for the gradient up to this, so that those of twelve layers take less than 1 GiB.
-KEPT_BYTES = 80 << 20
 
 
 def axial_generators(
@@ -109,10 +105,8 @@ class _PointRotations(torch.autograd.Function):
         ctx.save_for_backward(positions, bases)
         if bases.is_cuda:
             return exponential(positions, bases, bases.dtype, kernel_scaling(bases.shape[-1]))
-        ctx.kept = KeptLadders(KEPT_BYTES if ctx.needs_input_grad[1] else 0)
         rotations = bases.new_empty(positions.shape[0], *bases.shape[1:])
-        for rays, points, ladder in _ladders(positions, bases):
-            ctx.kept.add(rays, points, ladder)
+        for rays, _, ladder in _ladders(positions, bases):
             for multiple, tokens in rays.items():
                 rotation = ladder.rotations[multiple].to(rotations.dtype)
                 rotations[tokens] = rotation.view(-1, *bases.shape[1:])
@@ -127,7 +121,7 @@ class _PointRotations(torch.autograd.Function):
             exponents_grad = exponential_backward(positions, bases, grad, FLOAT32_BY_FLOAT64)
             return None, torch.einsum("pa,pmij->amij", positions, exponents_grad)
         bases_grad = torch.zeros_like(bases)
-        for rays, points, ladder in ctx.kept.take() or _ladders(positions, bases):
+        for rays, points, ladder in _ladders(positions, bases):
             scaled_grad = ladder.backward({multiple: grad[tokens].flatten(0, 1) for multiple, tokens in rays.items()})
             products = points.T @ scaled_grad.view(len(points), -1)
             bases_grad += products.view_as(bases).to(bases.dtype)
@@ -141,7 +135,8 @@ def _ladders(
 
     Yields:
         The indices of points and of their multiples, by the multiple; the points, scaled (points, axes); and the
-        ladder over (points * blocks).
+        ladder over (points * blocks). Made in the forward pass and again for the gradient: those of all layers would
+        take more memory, and more time to come back from it, than that.
     """
     largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
     scaling = choose_scaling(bases.dtype, bases.shape[-1], largest_entry)
@@ -282,7 +277,7 @@ class _HeadProduct(torch.autograd.Function):
     def forward(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
         if states.is_cuda:
             return rotate(states, rotations)
-        rows = torch.bmm(_rows_by_head(states), _head_matrices(rotations, states.shape[2]).mT)
+        rows = torch.bmm(_rows(states, states.shape[-1]), _head_matrices(rotations, states.shape[2]).mT)
         return _states_by_token(rows, states)
 
     @staticmethod
@@ -295,22 +290,23 @@ class _HeadProduct(torch.autograd.Function):
         if states.is_cuda and not torch.is_grad_enabled():
             rotations_grad = rotations_backward(states, grad, rotations.shape[1], rotations.shape[-1])
             return rotate(grad, rotations, transpose=True), rotations_grad.to(rotations.dtype)
-        grad_rows = _rows_by_head(grad)
-        states_grad = torch.bmm(grad_rows, _head_matrices(rotations, states.shape[2]))
+        states_grad = torch.bmm(_rows(grad, states.shape[-1]), _head_matrices(rotations, states.shape[2]))
         if not ctx.needs_input_grad[1]:
             return _states_by_token(states_grad, states), None
-        num_tokens, num_heads, num_blocks, size, _ = rotations.shape
-        products = torch.bmm(grad_rows.mT, _rows_by_head(states))
-        products = products.view(num_tokens, -1, num_blocks, size, num_blocks, size)
-        rotations_grad = products.diagonal(dim1=2, dim2=4).movedim(-1, 2)
+        # Of the outer product only the blocks count: tiles that hold a few of them leave most of the rest out.
+        num_tokens, num_heads, _, size, _ = rotations.shape
+        width = max(size, 32) if states.shape[-1] % 32 == 0 and 32 % min(size, 32) == 0 else states.shape[-1]
+        products = torch.bmm(_rows(grad, width).mT, _rows(states, width))
+        products = products.view(-1, width // size, size, width // size, size)
+        rotations_grad = products.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(num_tokens, -1, *rotations.shape[2:])
         if num_heads == 1:
             rotations_grad = rotations_grad.sum(1, keepdim=True)
         return _states_by_token(states_grad, states), rotations_grad
 
 
-def _rows_by_head(states: torch.Tensor) -> torch.Tensor:
-    """(batch, tokens, heads, head_dim) as (tokens * heads, batch, head_dim)."""
-    return states.flatten(1, 2).transpose(0, 1)
+def _rows(states: torch.Tensor, width: int) -> torch.Tensor:
+    """(batch, tokens, heads, head_dim) as a view (tokens * heads * head_dim / width, batch, width)."""
+    return states.flatten(1).unflatten(1, (-1, width)).transpose(0, 1)
 
 
 def _states_by_token(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ try:
 except ImportError:
     kernel_exponential = None
 
-# The error of float32 is 1e-7 to 3e-7 times the largest entry, more in narrow matrices: beyond these entries products are
-# taken in float64.
+# The error of float32 is 1e-7 to 3e-7 times the largest entry, more in narrow matrices: beyond these entries products
+# are taken in float64.
 LARGEST_FLOAT32_ENTRY = 40
 LARGEST_FLOAT32_ENTRY_OF_NARROW = 16
 NARROW = 16
