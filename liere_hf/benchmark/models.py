@@ -178,15 +178,15 @@ class PublishedRotations(LiereViTRotations):
             return torch.linalg.matrix_exp(exponents.contiguous()).to(dtype).unbind(0)
 
 
-def _apply_by_einsum(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("thij,bthj->bthi", rotations[0, :, :, 0], states)
+def _rotate_by_einsum(query: torch.Tensor, key: torch.Tensor, rotations: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.einsum("thij,bthj->bthi", rotations[0, :, :, 0], states) for states in (query, key))
 
 
 @contextmanager
 def _application(name: str) -> Iterator[None]:
     """Rotations applied as the contestant does it."""
     with (
-        mock.patch.object(modeling_liere_vit, "apply_rotations", _apply_by_einsum)
+        mock.patch.object(modeling_liere_vit, "rotate_queries_and_keys", _rotate_by_einsum)
         if name == PUBLISHED
         else nullcontext()
     ):

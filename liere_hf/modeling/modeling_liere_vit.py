@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotations import apply_plane_rotations, apply_rotations, axial_generators, layer_rotations
+from .rotations import axial_generators, layer_rotations, rotate_queries_and_keys
 from .skew_exponential import values_are_known
 
 # Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.
@@ -345,8 +345,7 @@ class LiereViTAttention(nn.Module):
         key = self.k_proj(hidden_states).view(hidden_shape)
         value = self.v_proj(hidden_states).view(hidden_shape)
         if rotations is not None:
-            rotate = apply_plane_rotations if rotations.shape[-1] == 2 else apply_rotations
-            query, key = rotate(query, rotations), rotate(key, rotations)
+            query, key = rotate_queries_and_keys(query, key, rotations)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward

@@ -207,6 +207,21 @@ def _graph_gradients(
     return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
 
 
+def rotate_queries_and_keys(
+    query: torch.Tensor, key: torch.Tensor, rotations: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`apply_rotations` to both, where their rotations are true ones.
+
+    Args:
+        query, key: shape (batch, tokens, heads, head_dim).
+        rotations: shape (batch or 1, tokens, heads or 1, blocks, b, b), with blocks * b = head_dim.
+    """
+    if _in_one_pass(query, rotations):
+        return _HeadProduct.apply(rotations[0].to(query.dtype), query, key)
+    rotate_states = apply_plane_rotations if rotations.shape[-1] == 2 else apply_rotations
+    return rotate_states(query, rotations), rotate_states(key, rotations)
+
+
 def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
     """Rotate pairs of neighbouring dimensions, by one complex product.
 
@@ -217,8 +232,6 @@ def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torc
     Returns:
         Tensor of the shape and dtype of `states`.
     """
-    if _rotated_by_kernel(states, rotations):
-        return apply_rotations(states, rotations)
     cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
     pairs = states.unflatten(-1, (-1, 2))
     if not values_are_known() or states.dtype not in (torch.float32, torch.float64):
@@ -243,9 +256,8 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
         Tensor of the shape and dtype of `states`.
     """
     rotations = rotations.to(states.dtype)
-    on_cpu = states.device.type == "cpu" and rotations.shape[0] == 1 and values_are_known()
-    if on_cpu or _rotated_by_kernel(states, rotations):
-        return _HeadProduct.apply(states, rotations[0])
+    if _in_one_pass(states, rotations):
+        return _HeadProduct.apply(rotations[0], states)[0]
     blocks = states.unflatten(-1, rotations.shape[-3:-1])
     # Shared dimensions are left out of the equation, so that they become rows of one matrix product.
     batch, head = ("" if rotations.shape[dim] == 1 else name for dim, name in ((0, "b"), (2, "h")))
@@ -254,54 +266,62 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
     return rotated.flatten(-2)
 
 
-def _rotated_by_kernel(states: torch.Tensor, rotations: torch.Tensor) -> bool:
+def _in_one_pass(states: torch.Tensor, rotations: torch.Tensor) -> bool:
+    """Whether `_HeadProduct` is for these: on a CPU other matrices than planes, with a kernel all that it takes."""
+    if rotations.shape[0] > 1 or not values_are_known():
+        return False
     width = rotations.shape[-1]
-    return (
-        rotate is not None
-        and states.is_cuda
-        and rotations.shape[0] == 1
-        and states.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and width <= 128
-        and width & (width - 1) == 0
-        and values_are_known()
-    )
+    if states.device.type == "cpu":
+        return width > 2
+    is_power_of_two = width & (width - 1) == 0
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    return rotate is not None and states.is_cuda and is_power_of_two and width <= 128 and states.dtype in dtypes
 
 
 class _HeadProduct(torch.autograd.Function):
-    """`apply_rotations` in one pass: by a kernel on a GPU, on a CPU as one product a head, on views.
+    """Rotations of any number of states in one pass: by a kernel on a GPU, on a CPU as one product a head, on views.
 
     Many small products cost a CPU more than the zeros of a full matrix do.
     """
 
     @staticmethod
-    def forward(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-        if states.is_cuda:
-            return rotate(states, rotations)
-        rows = torch.bmm(_rows(states, states.shape[-1]), _head_matrices(rotations, states.shape[2]).mT)
-        return _states_by_token(rows, states)
+    def forward(ctx, rotations: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(rotations, *states)
+        if rotations.is_cuda:
+            return tuple(rotate(each, rotations) for each in states)
+        matrices = _head_matrices(rotations, states[0].shape[2])
+        return tuple(_states_by_token(torch.bmm(_rows(each, each.shape[-1]), matrices.mT), each) for each in states)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
+    def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rotations, *states = ctx.saved_tensors
+        pairs = list(zip(states, grads, strict=True))
+        if rotations.is_cuda and not torch.is_grad_enabled():
+            num_heads, size = rotations.shape[1], rotations.shape[-1]
+            parts = (
+                rotations_backward(each, grad, num_heads, size) for each, grad in pairs if ctx.needs_input_grad[0]
+            )
+            rotations_grad = sum(parts).to(rotations.dtype) if ctx.needs_input_grad[0] else None
+            return rotations_grad, *(rotate(grad, rotations, transpose=True) for grad in grads)
+        matrices = _head_matrices(rotations, states[0].shape[2])
+        states_grads = [_states_by_token(torch.bmm(_rows(grad, grad.shape[-1]), matrices), grad) for grad in grads]
+        del matrices
+        return _rotations_grad(rotations, pairs) if ctx.needs_input_grad[0] else None, *states_grads
 
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        states, rotations = ctx.saved_tensors
-        if states.is_cuda and not torch.is_grad_enabled():
-            rotations_grad = rotations_backward(states, grad, rotations.shape[1], rotations.shape[-1])
-            return rotate(grad, rotations, transpose=True), rotations_grad.to(rotations.dtype)
-        states_grad = torch.bmm(_rows(grad, states.shape[-1]), _head_matrices(rotations, states.shape[2]))
-        if not ctx.needs_input_grad[1]:
-            return _states_by_token(states_grad, states), None
-        # Of the outer product only the blocks count: tiles that hold a few of them leave most of the rest out.
-        num_tokens, num_heads, _, size, _ = rotations.shape
-        width = max(size, 32) if states.shape[-1] % 32 == 0 and 32 % min(size, 32) == 0 else states.shape[-1]
-        products = torch.bmm(_rows(grad, width).mT, _rows(states, width))
-        products = products.view(-1, width // size, size, width // size, size)
-        rotations_grad = products.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(num_tokens, -1, *rotations.shape[2:])
-        if num_heads == 1:
-            rotations_grad = rotations_grad.sum(1, keepdim=True)
-        return _states_by_token(states_grad, states), rotations_grad
+
+def _rotations_grad(rotations: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """The blocks of the sum of all grad states^T, of pairs (states, grad)."""
+    num_tokens, num_heads, _, size, _ = rotations.shape
+    head_dim = pairs[0][0].shape[-1]
+    # Of the outer products only the blocks count: tiles that hold a few of them leave most of the rest out.
+    width = max(size, 32) if head_dim % 32 == 0 and 32 % min(size, 32) == 0 else head_dim
+    products = None
+    for states, grad in pairs:
+        factors = (_rows(grad, width).mT, _rows(states, width))
+        products = torch.bmm(*factors) if products is None else products.baddbmm_(*factors)
+    products = products.view(-1, width // size, size, width // size, size)
+    blocks = products.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(num_tokens, -1, *rotations.shape[2:])
+    return blocks.sum(1, keepdim=True) if num_heads == 1 else blocks
 
 
 def _rows(states: torch.Tensor, width: int) -> torch.Tensor:

@@ -8,9 +8,14 @@ from factory import BLOCK_SIZES, ENCODINGS, ROTARY_ENCODINGS, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liere_hf import LiereViTModel
+from liere_hf import LiereViTModel, grid_positions
 from liere_hf.modeling.modeling_liere_vit import LiereViTRotations
-from liere_hf.modeling.rotations import apply_rotations, axial_generators, liere_rotations
+from liere_hf.modeling.rotations import (
+    apply_plane_rotations,
+    apply_rotations,
+    axial_generators,
+    liere_rotations,
+)
 
 seeds = st.integers(0, 2**31)
 
@@ -241,3 +246,98 @@ def test_generators_have_one_basis_per_layer_and_head_unless_shared(encoding, sh
     size = 8 if encoding == "liere" else 2
     expected = (1 if share_layers else 3, 3, 1 if share_heads else 2, 16 // size, size, size)
     assert parameters["rotations.generators"].shape == expected
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    size=st.sampled_from([6, 8, 16]),
+    grid=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    origin=st.booleans(),
+    seed=seeds,
+)
+def test_points_that_are_multiples_of_others_get_their_own_rotation(size, grid, origin, seed):
+    """On a grid most points are: every rotation and the gradient against torch's exponential of each alone."""
+    axes = [torch.arange(steps, dtype=torch.float64) / 3 + (0 if origin else 0.1) for steps in grid]
+    positions = torch.cartesian_prod(*axes).view(1, -1, len(grid))
+    positions = torch.cat((positions, positions[:, -2:]), dim=1)  # some of them twice
+    generators = uniform_generators(1, len(grid), 1, 2, size, seed).requires_grad_()
+    weights = normal(1, *positions.shape[:2], 1, 2, size, size, seed=seed)
+    results = []
+    for function in (liere_rotations, published_rotations):
+        generators.grad = None
+        rotations = function(positions, generators)
+        (rotations * weights).sum().backward()
+        results.append((rotations.detach(), generators.grad))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-9, atol=1e-9)
+
+
+def published_rotations(positions, generators):
+    upper = generators.triu(1)
+    exponents = torch.einsum("bta,lahnij->lbthnij", positions, upper - upper.mT)
+    return torch.linalg.matrix_exp(exponents.contiguous())
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+@pytest.mark.parametrize("grid_size", [(8, 8), (5, 14), (3, 4, 4)])
+def test_float32_rotations_of_a_grid_are_accurate(size, grid_size):
+    """Initial generators, so norms up to 250, where a third of a coordinate is not exact in float32."""
+    positions = grid_positions(grid_size, grid_size)[None]
+    generators = uniform_generators(1, len(grid_size), 1, 1, size)
+    rotations = liere_rotations(positions, generators.float())
+    assert rotations.dtype == torch.float32
+    exact = published_rotations(positions.double(), generators.float().double())
+    torch.testing.assert_close(rotations.double(), exact, rtol=0, atol=1e-5)
+
+
+def test_training_holds_the_generators_only():
+    """Beside the rotations themselves: exponents and powers of them are not stored."""
+    positions = grid_positions((6, 6), (6, 6))[None]
+    generators = uniform_generators(2, 2, 1, 1, 16).float().requires_grad_()
+    stored = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: stored.append(tensor.nbytes) or tensor, lambda t: t):
+        rotations = liere_rotations(positions, generators)
+    assert sum(stored) < rotations.nbytes / 4
+    rotations.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 3)])
+def test_plane_rotations_equal_matrix_products(dtype, batch, heads):
+    rotations = liere_rotations(uniform_positions(batch, 5, 2), uniform_generators(1, 2, heads, 8, 2))[0]
+    states = normal(2, 5, 3, 16).to(dtype).requires_grad_()
+    rotated = apply_plane_rotations(states, rotations)
+    assert rotated.dtype == dtype
+    tolerance = 8 * torch.finfo(dtype).eps
+    expected = apply_rotations(states.detach().double(), rotations)
+    torch.testing.assert_close(rotated.double(), expected, rtol=tolerance, atol=tolerance)
+    rotated.backward(rotated.detach())
+    # A rotation takes a vector that it has rotated back.
+    torch.testing.assert_close(states.grad, states.detach(), rtol=2 * tolerance, atol=2 * tolerance)
+
+
+def test_plane_rotations_in_a_graph_equal_eager():
+    torch.compiler.reset()
+    rotations = liere_rotations(uniform_positions(1, 5, 2), uniform_generators(1, 2, 3, 8, 2))[0]
+    states = normal(2, 5, 3, 16)
+    compiled = torch.compile(apply_plane_rotations, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(states, rotations), apply_plane_rotations(states, rotations))
+
+
+@pytest.mark.parametrize(("size", "heads"), [(2, 1), (4, 3), (8, 3)])
+def test_second_derivatives_of_apply_rotations(size, heads):
+    states = normal(2, 2, 3, 8).requires_grad_()
+    rotations = normal(1, 2, heads, 8 // size, size, size, seed=1).requires_grad_()
+    assert torch.autograd.gradgradcheck(apply_rotations, (states, rotations))
+
+
+@pytest.mark.parametrize(("size", "num_blocks"), [(8, 8), (16, 4), (32, 3), (64, 2), (6, 16)])
+def test_gradients_from_tiles_that_hold_several_blocks(size, num_blocks):
+    states = normal(3, 2, 2, size * num_blocks).requires_grad_()
+    rotations = normal(1, 2, 2, num_blocks, size, size, seed=1).requires_grad_()
+    weights = normal(*states.shape, seed=2)
+    actual = torch.autograd.grad((apply_rotations(states, rotations) * weights).sum(), (states, rotations))
+    blocks = states.unflatten(-1, (num_blocks, size))
+    rotated = torch.einsum("thnij,bthnj->bthni", rotations[0], blocks).flatten(-2)
+    expected = torch.autograd.grad((rotated * weights).sum(), (states, rotations))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)

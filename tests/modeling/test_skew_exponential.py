@@ -9,6 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liere_hf import skew_matrix_exp
+from liere_hf.modeling import skew_exponential
+from liere_hf.modeling.skew_exponential import (
+    FLOAT32,
+    FLOAT32_BY_FLOAT64,
+    FLOAT64,
+    choose_scaling,
+    graph_exponential,
+)
 
 matrices = {"size": st.sampled_from(BLOCK_SIZES), "scale": st.floats(0, 30), "seed": st.integers(0, 2**31)}
 
@@ -87,3 +95,131 @@ def test_derivative_equals_scipy_frechet_derivative(size):
     (weights * skew_matrix_exp(skew)).sum().backward()
     frechet = scipy.linalg.expm_frechet(skew.detach().numpy(), direction.numpy(), compute_expm=False)
     np.testing.assert_allclose((skew.grad * direction).sum().item(), (weights.numpy() * frechet).sum(), rtol=1e-9)
+
+
+def of_norm_250(structure, size, num_matrices=20):
+    """Float32 matrices of spectral norm 250 whose entries and eigenvalues are spread very differently."""
+    raw = random_skew(num_matrices, size, size, seed=5)
+    if structure == "initial generators":
+        upper = torch.rand(raw.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).triu(1)
+        raw = upper - upper.mT
+    elif structure == "one plane":
+        raw = torch.zeros_like(raw)
+        raw[:, 0, -1], raw[:, -1, 0] = 1, -1
+    elif structure == "planes":
+        raw = raw * torch.eye(size // 2, dtype=raw.dtype).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return (raw * (250 / torch.linalg.matrix_norm(raw, 2))[:, None, None]).float()
+
+
+@pytest.mark.parametrize("size", [2, 4, 6, 8, 16, 32, 64])
+@pytest.mark.parametrize("structure", ["dense", "initial generators", "one plane", "planes"])
+@pytest.mark.parametrize("function", [skew_matrix_exp, graph_exponential])
+def test_float32_is_accurate_up_to_norm_250(function, structure, size):
+    skew = of_norm_250(structure, size)
+    rotation = function(skew).double().numpy()
+    expected = scipy.linalg.expm(skew.double().numpy())
+    np.testing.assert_allclose(rotation, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rotation @ rotation.swapaxes(-1, -2), np.eye(size)[None].repeat(20, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 4, 6, 8, 16, 32, 64])
+@pytest.mark.parametrize("function", [skew_matrix_exp, graph_exponential])
+def test_float32_gradient_is_accurate_up_to_norm_250(function, size):
+    skew = of_norm_250("initial generators", size, num_matrices=3).requires_grad_()
+    weights = random_skew(3, size, size, seed=7) + torch.eye(size)
+    (function(skew) * weights.float()).sum().backward()
+    exact = skew.detach().double().requires_grad_()
+    (torch.linalg.matrix_exp(exact) * weights.float()).sum().backward()
+    actual, expected = ((grad - grad.mT).double() for grad in (skew.grad, exact.grad))
+    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("size", [6, 8])
+def test_second_derivatives_of_ladders(size):
+    upper = random_skew(2, size, size, seed=1).triu(1).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda raw: skew_matrix_exp(raw.triu(1) - raw.triu(1).mT), upper)
+
+
+def test_gradient_at_zero_of_size_four():
+    """exp(A) = 1 + A + ..., whose derivative at 0 is the identity."""
+    skew = torch.zeros(4, 4, requires_grad=True)
+    weights = random_skew(4, 4).float()
+    (skew_matrix_exp(skew) * weights).sum().backward()
+    torch.testing.assert_close(skew.grad - skew.grad.mT, 2 * weights)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 32])
+def test_one_graph_and_an_exported_program_equal_eager(size):
+    torch.compiler.reset()
+    skew = random_skew(3, size, size, scale=10).float()
+
+    class Module(torch.nn.Module):
+        def forward(self, skew):
+            return skew_matrix_exp(skew)
+
+    compiled = torch.compile(skew_matrix_exp, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(Module(), (skew,)).module()
+    gradients = []
+    for function in (skew_matrix_exp, compiled):
+        leaf = skew.clone().requires_grad_()
+        rotation = function(leaf)
+        rotation.square().mul(torch.arange(size)).sum().backward()
+        gradients.append(leaf.grad - leaf.grad.mT)
+        torch.testing.assert_close(rotation, skew_matrix_exp(skew), rtol=0, atol=1e-5)
+    torch.testing.assert_close(exported(skew), skew_matrix_exp(skew), rtol=0, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_the_same_input_gives_the_same_bits(size):
+    skew = random_skew(50, size, size, scale=20).float()
+    results = []
+    for _ in range(2):
+        leaf = skew.clone().requires_grad_()
+        rotation = skew_matrix_exp(leaf)
+        rotation.cumsum(-1).square().sum().backward()
+        results.append((rotation, leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def test_ladders_that_are_not_kept_give_the_same_gradient(monkeypatch):
+    skew = random_skew(50, 16, 16, scale=5).float()
+    gradients = []
+    for kept_bytes in (skew_exponential.KEPT_BYTES, 1):
+        monkeypatch.setattr(skew_exponential, "KEPT_BYTES", kept_bytes)
+        leaf = skew.clone().requires_grad_()
+        rotation = skew_matrix_exp(leaf)
+        gradients += [
+            torch.autograd.grad(rotation.cumsum(-1).square().sum(), leaf, retain_graph=True)[0] for _ in "ab"
+        ]
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+def test_no_matrices_give_no_rotations():
+    empty = torch.zeros(0, 8, 8, requires_grad=True)
+    rotation = skew_matrix_exp(empty)
+    assert rotation.shape == (0, 8, 8)
+    rotation.sum().backward()
+    assert empty.grad.shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize("scaling", [FLOAT32, FLOAT32_BY_FLOAT64, FLOAT64])
+def test_polynomial_is_the_exponential(scaling):
+    """On the imaginary axis, where the eigenvalues of skew-symmetric matrices are: relative to the angle."""
+    r, x1, x3, x5, k, x4, y2 = scaling.coefficients
+    b = 1j * np.linspace(1e-3, 1, 1001) * scaling.norm
+    q = x3 * b**2 + x1 * b**2 * (b + r * b**2)
+    polynomial = b + y2 * b**2 + x4 * q + q * (q + k * b**2 + x5 * b)
+    error = {FLOAT32: 1e-7, FLOAT32_BY_FLOAT64: 3e-10, FLOAT64: 1e-13}[scaling]
+    assert (np.abs(polynomial - np.expm1(b)) < error * np.abs(b)).all()
+
+
+def test_reduced_precision_of_products_is_avoided():
+    assert choose_scaling(torch.float32, 64, 1.0).dtype == torch.float32
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert choose_scaling(torch.float32, 64, 1.0).dtype == torch.float64
+    finally:
+        torch.set_float32_matmul_precision(before)

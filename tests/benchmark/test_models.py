@@ -1,0 +1,85 @@
+"""The benchmark of models: contestants of equal sizes, its files, and its errors."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from liere_hf.benchmark import models
+from liere_hf.benchmark.models import CONTESTANTS, PRESETS, PUBLISHED, REFERENCE, Preset, build_contestant
+from liere_hf.benchmark.timing import median_ratio
+from liere_hf.cli import main
+
+SMALL = {
+    "image": Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=2),
+    "video": Preset("tiny", (4, 16, 16), (2, 8, 8), num_labels=3, batch_size=2),
+}
+
+
+@pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
+def test_contestants_have_the_sizes_of_the_reference(sizes):
+    """Linear layers and normalizations have the same number of parameters, whatever the names."""
+
+    def inner_parameters(name):
+        skipped = ("generators", "position_embeddings", "patch_embeddings")
+        model = build_contestant(name, sizes)
+        return sum(p.numel() for key, p in model.named_parameters() if not any(part in key for part in skipped))
+
+    assert len({inner_parameters(name) for name in CONTESTANTS}) == 1
+
+
+def test_the_published_way_computes_the_same():
+    torch.manual_seed(0)
+    published = build_contestant(PUBLISHED, SMALL["image"]).eval()
+    ours = build_contestant("liere64", SMALL["image"]).eval()
+    ours.load_state_dict(published.state_dict())
+    pixel_values = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = ours(pixel_values).logits
+        with models._application(PUBLISHED):
+            torch.testing.assert_close(published(pixel_values).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "tiny-cifar", SMALL["image"])
+    monkeypatch.setattr("liere_hf.benchmark.exponential.NUM_ELEMENTS", 1 << 13)
+    monkeypatch.setattr(models, "CONTESTANTS", (REFERENCE, "absolute", "liere64", PUBLISHED))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "--rounds", "2", "--device", "cpu", "--output_dir", str(tmp_path)])
+    assert exit_info.value.code == 0
+    assert "times faster than the published way" in " ".join(capsys.readouterr().out.split())
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    rows = {row["name"]: row for row in results["models"]}
+    assert rows[REFERENCE]["training_ratio"] == rows[REFERENCE]["evaluation_ratio"] == 1
+    assert all(row["peak_memory_mib"] > 1 and row["training_seconds"] > 0 for row in rows.values())
+    # Products of queries and keys with one 64 x 64 matrix a token, head and layer; CLS is a token too.
+    extra = 1e9 * (rows["liere64"]["gflops_per_sample"] - rows["absolute"]["gflops_per_sample"])
+    assert extra == pytest.approx(2 * 12 * 5 * 6 * 2 * 64 * 64)
+    with (tmp_path / "benchmark.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == list(rows)
+    assert Image.open(tmp_path / "benchmark.png").size[0] > 500
+
+
+def test_median_ratio_is_of_the_same_rounds():
+    """The second round is slow for both; medians of times would not cancel that."""
+    ratio = median_ratio("speed", [2.0, 20.0, 2.2], [1.0, 10.0, 1.1])
+    assert ratio["speed"] == pytest.approx(2)
+    assert ratio["speed_low"] <= 2 <= ratio["speed_high"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--preset", "huge"], "preset is 'huge', allowed are tiny-cifar, base-imagenet, base-video"),
+        (["--rounds", "0"], "rounds is 0, allowed is 1 or more"),
+        (["--batch_size", "-1"], "batch_size is -1, allowed is 1 or more"),
+        (["--device", "tpu"], "device is 'tpu', allowed are cpu and cuda"),
+    ],
+)
+def test_bad_input_is_one_sentence(flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", *flags])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"liere-hf benchmark: error: {message}\n"

@@ -1,0 +1,220 @@
+"""Rotations are computed once for as long as nothing changes, and never used when something has."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from factory import random_input, random_model, tiny_config
+from torch import nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from liere_hf import LiereViTForImageClassification
+from liere_hf.modeling import modeling_liere_vit
+
+LARGER_GRID = (3, 5)
+
+
+def classifier(**overrides):
+    return random_model(LiereViTForImageClassification, tiny_config(**overrides))
+
+
+def generators(model):
+    return model.liere_vit.rotations.generators
+
+
+@torch.no_grad()
+def logits(model, pixel_values):
+    return model(pixel_values).logits
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """One entry for every layer whose rotations are computed."""
+    calls = []
+    layer_rotations = modeling_liere_vit.layer_rotations
+
+    def spy(*arguments):
+        calls.append(arguments)
+        return layer_rotations(*arguments)
+
+    monkeypatch.setattr(modeling_liere_vit, "layer_rotations", spy)
+    return calls
+
+
+@pytest.mark.parametrize("encoding", ["liere", "rope_mixed", "visionllama"])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_inference_computes_rotations_once(computed, encoding, context):
+    model = classifier(position_encoding=encoding)
+    with context():
+        first = model(random_input(model.config)).logits
+        count = len(computed)
+        assert count > 0
+        assert torch.equal(model(random_input(model.config)).logits, first)
+        model(random_input(model.config, batch_size=5, seed=1))
+    assert len(computed) == count
+
+
+def test_frozen_generators_are_computed_once_in_training_too(computed):
+    model = classifier().train()
+    generators(model).requires_grad_(False)
+    for _ in range(3):
+        model(random_input(model.config)).logits.sum().backward()
+    assert len(computed) == model.config.num_hidden_layers
+
+
+def test_training_computes_them_in_every_step_and_keeps_none(computed):
+    model = classifier()
+    logits(model, random_input(model.config))
+    for _ in range(2):
+        model(random_input(model.config)).logits.sum().backward()
+    assert len(computed) == 3 * model.config.num_hidden_layers
+    assert not any(isinstance(value, tuple) for value in vars(model.liere_vit.rotations).values())
+
+
+def step_of_an_optimizer(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(random_input(model.config)).logits.square().sum().backward()
+    optimizer.step()
+
+
+def changed_state(model):
+    return {name: tensor + 0.3 for name, tensor in model.state_dict().items()}
+
+
+def replace_parameter(model):
+    model.liere_vit.rotations.generators = nn.Parameter(generators(model).detach() + 0.3)
+
+
+def swap_storage(model):
+    generators(model).data = generators(model).data + 0.3
+
+
+CHANGES = {
+    "in place": lambda model: torch.no_grad()(lambda: generators(model).add_(0.3))(),
+    "one entry": lambda model: torch.no_grad()(lambda: generators(model)[1, 0, 0, 0, 0, 1].add_(0.3))(),
+    "through .data": lambda model: generators(model).data.mul_(1.3),
+    "another storage": swap_storage,
+    "another parameter": replace_parameter,
+    "initialized": lambda model: nn.init.uniform_(generators(model), 0, 3),
+    "a training step": step_of_an_optimizer,
+    "loaded": lambda model: model.load_state_dict(changed_state(model)),
+    "loaded by assignment": lambda model: model.load_state_dict(changed_state(model), assign=True),
+    "another mode of positions": lambda model: setattr(model.config, "position_mode", "rescaled"),
+    "double": lambda model: model.double(),
+    "half": lambda model: model.to(torch.bfloat16),
+    "half and back": lambda model: model.to(torch.bfloat16).float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_change_is_seen(change):
+    """After it the model computes what a copy does that has computed nothing before."""
+    model = classifier()
+    grid_size = LARGER_GRID if change is CHANGES["another mode of positions"] else model.config.grid_size
+    pixel_values = random_input(model.config, grid_size=grid_size)
+    before = logits(model, pixel_values)
+    change(model)
+    after = logits(model, pixel_values)
+    assert not torch.equal(after.float(), before)
+    fresh = LiereViTForImageClassification(model.config).to(after.dtype).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(after, logits(fresh, pixel_values))
+
+
+def test_other_sizes_positions_and_dtypes_are_seen():
+    model = classifier()
+    small, large = random_input(model.config), random_input(model.config, grid_size=LARGER_GRID)
+    positions = torch.rand(1, 8, 2)
+
+    def outputs(each):
+        with torch.no_grad():
+            yield each(small).logits
+            yield each(large).logits
+            yield each(small, positions=positions).logits
+            yield each(small, positions=positions.expand(2, -1, -1)).logits
+            with torch.autocast("cpu", torch.bfloat16):
+                yield each(small).logits
+            yield each(small).logits
+
+    expected = [next(part for number, part in enumerate(outputs(classifier())) if number == i) for i in range(6)]
+    assert all(torch.equal(*pair) for pair in zip(outputs(model), expected, strict=True))
+
+
+def test_inference_mode_leaves_nothing_that_training_cannot_use():
+    model = classifier()
+    generators(model).requires_grad_(False)
+    with torch.inference_mode():
+        model(random_input(model.config))
+    model(random_input(model.config)).logits.sum().backward()
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_independent_and_carry_no_rotations(clone):
+    model = classifier()
+    pixel_values = random_input(model.config)
+    bare = len(pickle.dumps(model))
+    expected = logits(model, pixel_values)
+    assert len(pickle.dumps(model)) == bare
+    other = clone(model)
+    assert torch.equal(logits(other, pixel_values), expected)
+    generators(other).data.add_(0.3)
+    assert torch.equal(logits(model, pixel_values), expected)
+    assert not torch.equal(logits(other, pixel_values), expected)
+
+
+def products(program):
+    return [node for node in program.graph.nodes if "bmm" in str(node.target) or "cos" in str(node.target)]
+
+
+@pytest.mark.parametrize("encoding", ["liere", "rope_mixed", "visionllama"])
+def test_export_holds_the_rotations_as_constants(tmp_path, encoding):
+    classifier(position_encoding=encoding).save_pretrained(tmp_path)
+    model = LiereViTForImageClassification.from_pretrained(tmp_path)
+    pixel_values = random_input(model.config)
+    program = torch.export.export(model, (pixel_values,))
+    assert not products(program)
+    torch.testing.assert_close(program.module()(pixel_values).logits, logits(model, pixel_values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["through .data", "another parameter", "loaded by assignment", "double"])
+def test_export_takes_the_weights_of_the_moment(change):
+    model = classifier()
+    pixel_values = random_input(model.config)
+    before = logits(model, pixel_values)
+    CHANGES[change](model)
+    after = logits(model, pixel_values)
+    exported = torch.export.export(model, (pixel_values,)).module()(pixel_values).logits
+    assert (after - before).abs().max() > 1e-3 or change == "double"
+    torch.testing.assert_close(exported, after, rtol=1e-4, atol=1e-5)
+
+
+def test_export_of_a_size_that_may_vary_computes_them():
+    model = classifier()
+    dynamic = torch.export.Dim("height", min=2, max=8)
+    program = torch.export.export(
+        model, (random_input(model.config),), dynamic_shapes={"pixel_values": {2: 4 * dynamic}}, strict=False
+    )
+    assert products(program)
+    for grid_size in ((2, 4), (5, 4)):
+        pixel_values = random_input(model.config, grid_size=grid_size)
+        actual = program.module()(pixel_values).logits
+        torch.testing.assert_close(actual, logits(model, pixel_values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_models_that_vmap_runs_side_by_side():
+    models = [classifier(), classifier()]
+    generators(models[1]).data.add_(0.3)
+    pixel_values = random_input(models[0].config)
+    parameters, _ = stack_module_state(models)
+    with torch.no_grad():
+        together = vmap(lambda each: functional_call(models[0], each, (pixel_values,)).logits)(parameters)
+    for model, actual in zip(models, together, strict=True):
+        torch.testing.assert_close(actual, logits(model, pixel_values), rtol=0, atol=1e-5)
+
+
+def test_meta_models_run_again_and_again():
+    model = classifier().to("meta")
+    for _ in range(2):
+        assert logits(model, random_input(model.config).to("meta")).shape == (2, 5)
