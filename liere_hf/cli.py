@@ -61,18 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "data"],
+        choices=["models", "exponential", "data"],
         default="models",
-        help="models (default), or data: the input side",
+        help="models (default), the exponential of skew-symmetric matrices, or data: the input side",
     )
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
-    benchmark.add_argument("--device", help="models: cpu or cuda (default: cuda where there is one)")
+    benchmark.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     benchmark.add_argument("--batch_size", type=int, help="models: instead of the preset's")
-    benchmark.add_argument("--rounds", type=int, default=9, help="models: how often each step is measured")
+    benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: how often each is measured")
     benchmark.add_argument(
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: where table, chart and JSON go"
     )
-    benchmark.add_argument("--results_file", type=Path, help="data: write the results here too, as JSON")
+    benchmark.add_argument("--results_file", type=Path, help="exponential, data: write the results here too, as JSON")
     benchmark.set_defaults(run=_benchmark, takes_flags=False)
     return parser
 
@@ -124,11 +124,13 @@ def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
-    if arguments.subject == "data":
+    if arguments.subject != "models":
         from .benchmark.data import benchmark_data
+        from .benchmark.exponential import benchmark_exponential
         from .report import write_json
 
-        results = benchmark_data()
+        is_data = arguments.subject == "data"
+        results = benchmark_data() if is_data else benchmark_exponential(arguments.device, arguments.rounds)
         if arguments.results_file:
             write_json(arguments.results_file, results)
         return 0

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from liere_hf.benchmark.timing import ratio_with_interval
 from liere_hf.configuration import parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
@@ -43,9 +44,35 @@ def test_readme_quotes_the_checkpoint():
 
 def test_conversion_page_quotes_the_fine_tuning():
     page = (ROOT / "docs" / "conversion.md").read_text()
-    results = json.loads((ROOT / "results" / "fine_tuning" / "results.json").read_text())["digits"]
-    for row in results.values():
-        assert f"| {with_interval(row, 'accuracy')} |" in page
+    results = json.loads((ROOT / "results" / "fine_tuning" / "results.json").read_text())["fine_tuning"]
+    for start, row in results.items():
+        assert f"| {start} | {with_interval(row, 'accuracy')} |" in page
+    assert results["gain of converted"]["accuracy_low"] > 0
+
+
+def test_conversion_page_quotes_the_inflation():
+    page = (ROOT / "docs" / "conversion.md").read_text()
+    results = json.loads((ROOT / "results" / "inflation.json").read_text())["pooling"]
+    for pooling, rows in results.items():
+        for row in rows:
+            cells = [pooling, str(row["tubelets"])]
+            for name in ("plain", "balanced"):
+                cells += [f"{row[f'{name}_largest']:.1g}", f"{100 * row[f'{name}_same_class']:.1f}"]
+            assert f"| {' | '.join(cells)} |" in page
+
+
+def test_speed_page_quotes_the_benchmark():
+    page = (ROOT / "docs" / "speed.md").read_text()
+    results = json.loads((ROOT / "results" / "benchmark_tiny_cifar" / "benchmark.json").read_text())
+    assert results["hardware"]["device"] in page
+    for row in results["models"]:
+        cells = [row["name"], *(ratio_with_interval(row, f"{step}_ratio") for step in ("training", "evaluation"))]
+        cells.append(f"{row['peak_memory_mib']:,.0f}")
+        assert f"| {' | '.join(cells)} |" in page
+    exponential = json.loads((ROOT / "results" / "benchmark_exponential.json").read_text())
+    for row in exponential["widths"]:
+        assert f"| {row['width']} | {ratio_with_interval(row, 'speedup', digits=1)} |" in page
+    assert ratio_with_interval(results["liere64_speedup"], "training", digits=1) in page
 
 
 def test_arrows_are_drawn_fast_enough():

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.amp import is_autocast_available
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -19,12 +22,13 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotations import apply_rotations, axial_generators, liere_rotations
+from .rotations import axial_generators, layer_rotations, rotate_queries_and_keys
+from .skew_exponential import values_are_known
 
 # Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.
 AUTO_MAP = {
@@ -184,10 +188,11 @@ class LiereViTEmbeddings(nn.Module):
 
 
 class LiereViTRotations(nn.Module):
-    """The rotations of all layers, computed once per forward pass from the generators (LieRE, section 3).
+    """The rotations of all layers from the generators (LieRE, section 3).
 
-    Generators, and the exponential, stay in float32 (or float64) whatever the dtype of the model: at half precision
-    a rotation by many radians would lose its meaning.
+    They are computed in every forward pass that trains the generators, else once for as long as generators, positions
+    and dtype stay. Generators, and the exponential, keep float32 (or float64) whatever the dtype of the model: at
+    half precision a rotation by many radians would lose its meaning.
     """
 
     def __init__(self, config: LiereViTConfig):
@@ -209,6 +214,7 @@ class LiereViTRotations(nn.Module):
             )
             dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
             self.generators = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self._cache: _RotationCache | None = None
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
@@ -217,7 +223,10 @@ class LiereViTRotations(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        return super()._apply(keep_precision, recurse)
+        super()._apply(keep_precision, recurse)
+        self._cache = None
+        self.generators = self.generators
+        return self
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Rotations of prefix and patch tokens, one tensor a layer.
@@ -231,13 +240,60 @@ class LiereViTRotations(nn.Module):
             they stand at the origin.
         """
         generators = self.generators
+        if not values_are_known() or positions.is_meta:
+            return self._compute(positions, generators, dtype=dtype)
+        if positions.shape[0] > 1 or (generators is not None and generators.requires_grad and torch.is_grad_enabled()):
+            self._cache = None
+            return self._compute(positions, generators, dtype=dtype)
+        cache = self._cache
+        if cache is None or not cache.holds(positions, generators, dtype):
+            # Tensors of inference mode could not be used in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                positions = positions.clone()
+                cache = _RotationCache(
+                    positions,
+                    None if generators is None else generators.detach().clone(),
+                    tuple(rotation.contiguous() for rotation in self._compute(positions, generators, dtype=dtype)),
+                )
+            self._cache = cache
+        return cache.rotations
+
+    def constants(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """The rotations as plain tensors while the module is being traced, from the parameter that is traced for."""
+        return self._compute(positions, *(generators.detach() for generators in self._real_generators), dtype=dtype)
+
+    def _compute(
+        self, positions: torch.Tensor, generators: torch.Tensor | None = None, *, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
         if generators is None:
             generators = axial_generators(self.head_dim, self.num_axes, device=positions.device)
-        positions = positions.to(generators)
-        positions = nn.functional.pad(positions, (0, 0, self.num_prefix_tokens, 0))
-        with torch.autocast(positions.device.type, enabled=False):
-            rotations = liere_rotations(positions, generators).to(dtype)
-        return rotations.expand(self.num_layers, *rotations.shape[1:]).unbind(0)
+        positions = nn.functional.pad(positions.to(generators), (0, 0, self.num_prefix_tokens, 0))
+        with maybe_autocast(positions.device.type, enabled=False):
+            rotations = tuple(layer_rotations(positions, layer).to(dtype) for layer in generators.unbind(0))
+        return rotations * (self.num_layers // len(rotations))
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "generators":
+            # In a list, so that it is no second parameter: traces replace the parameter by a stand-in without values.
+            super().__setattr__("_real_generators", [value] if isinstance(value, nn.Parameter) else [])
+
+    def __getstate__(self):
+        return {**super().__getstate__(), "_cache": None}
+
+
+class _RotationCache(NamedTuple):
+    """Rotations, and what they were computed from: compared by value, since weights can change in many ways."""
+
+    positions: torch.Tensor
+    generators: torch.Tensor | None
+    rotations: tuple[torch.Tensor, ...]
+
+    def holds(self, positions: torch.Tensor, generators: torch.Tensor | None, dtype: torch.dtype) -> bool:
+        return self.rotations[0].dtype == dtype and all(
+            now is before or (now.device == before.device and now.dtype == before.dtype and torch.equal(now, before))
+            for now, before in ((positions, self.positions), (generators, self.generators))
+        )
 
 
 def eager_attention_forward(
@@ -289,7 +345,7 @@ class LiereViTAttention(nn.Module):
         key = self.k_proj(hidden_states).view(hidden_shape)
         value = self.v_proj(hidden_states).view(hidden_shape)
         if rotations is not None:
-            query, key = apply_rotations(query, rotations), apply_rotations(key, rotations)
+            query, key = rotate_queries_and_keys(query, key, rotations)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -503,12 +559,21 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         if self.rotations is None:
             return (None,) * len(self.layers)
         device = hidden_states.device
-        if positions is None:
-            mode = self.config.position_mode
-            positions = grid_positions(grid_size, self.config.grid_size, mode, device=device)[None]
-        autocast = torch.is_autocast_enabled(device.type)
+        autocast = is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_states.dtype
-        return self.rotations(positions, dtype)
+        if positions is not None:
+            return self.rotations(positions, dtype)
+        arguments = (grid_size, self.config.grid_size, self.config.position_mode)
+        if self._exports_constants(grid_size):
+            # Outside of the trace's modes tensors are real, and constants for the trace.
+            with _disable_current_modes():
+                return self.rotations.constants(grid_positions(*arguments, device=device)[None], dtype)
+        return self.rotations(grid_positions(*arguments, device=device)[None], dtype)
+
+    def _exports_constants(self, grid_size: tuple[int, ...]) -> bool:
+        """Whether torch.export traces a model that does not train, at a size that is fixed."""
+        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        return exporting and not self.training and all(isinstance(steps, int) for steps in grid_size)
 
 
 class LiereViTModel(LiereViTEncoder):

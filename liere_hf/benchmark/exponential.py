@@ -7,24 +7,33 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from ..modeling.skew_exponential import skew_matrix_exp
-from .timing import elapsed, median_ratio
+from ..report import hardware
+from .models import checked_device
+from .timing import elapsed, median_ratio, ratio_with_interval
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
 # 8 MiB of matrices: of width 64 about as many as a tiny model has in a layer.
 NUM_ELEMENTS = 1 << 21
 
 
-def benchmark_exponential(device: torch.device, rounds: int = 9) -> list[dict[str, Any]]:
+def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[str, Any]:
     """Time forward and backward of `skew_matrix_exp` and `torch.linalg.matrix_exp`, in turn, in float32.
 
     The matrices are p_1 A_1 + p_2 A_2 with generators A as a new model has them and p uniform in the unit square.
 
     Returns:
-        Per width the medians in seconds, and how many times faster ours is, with the 95% interval of the median.
+        Per width the medians in seconds, and how many times faster ours is, with the 95% interval of the median; and
+        the hardware.
+
+    Raises:
+        InputError: a device that there is not.
     """
+    device = checked_device(device)
     rows = []
     for width in track(WIDTHS, description="Exponentials"):
         raw = 2 * math.pi * torch.rand(2, NUM_ELEMENTS // width**2, width, width, device=device).triu(1)
@@ -46,7 +55,14 @@ def benchmark_exponential(device: torch.device, rounds: int = 9) -> list[dict[st
                 **median_ratio("speedup", torch_times, our_times),
             }
         )
-    return rows
+    table = Table("width", "matrices", "torch, s", "ours, s", "times faster", title="Exponential and gradient")
+    for row in rows:
+        seconds = (f"{row[key]:.4f}" for key in ("torch_seconds", "seconds"))
+        table.add_row(
+            str(row["width"]), f"{row['matrices']:,}", *seconds, ratio_with_interval(row, "speedup", digits=1)
+        )
+    Console().print(table)
+    return {"widths": rows, "rounds": rounds, "threads": torch.get_num_threads(), "hardware": hardware()}
 
 
 def _forward_and_backward(function: Callable, matrices: torch.Tensor, grad: torch.Tensor) -> None:

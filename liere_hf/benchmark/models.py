@@ -34,7 +34,6 @@ from ..modeling.modeling_liere_vit import (
     LiereViTRotations,
 )
 from ..report import hardware
-from .exponential import benchmark_exponential
 from .timing import elapsed, median_ratio
 
 REFERENCE = "ViT (transformers)"
@@ -86,13 +85,13 @@ def benchmark_models(
 
     Returns:
         Per contestant seconds, ratios to transformers' ViT in the same round with 95% intervals of their median, peak
-        memory, parameters and FLOPs; the exponential beside torch's; and the setting and the hardware.
+        memory, parameters and FLOPs; and the setting and the hardware.
 
     Raises:
         InputError: a preset or device that there is not, or sizes below 1.
     """
     sizes = _checked_sizes(preset, batch_size, rounds)
-    device = _checked_device(device)
+    device = checked_device(device)
     seconds = _time_contestants(sizes, device, rounds)
     rows = []
     for name in track(CONTESTANTS, description="Memory and FLOPs"):
@@ -111,7 +110,6 @@ def benchmark_models(
         "dtype": "float32" if device.type == "cpu" else "bfloat16 by autocast, layers compiled",
         "threads": torch.get_num_threads(),
         "models": rows,
-        "exponential": benchmark_exponential(device, rounds),
         "liere64_speedup": median_ratio("training", published, seconds["liere64"]["training"][: len(published)]),
         "hardware": hardware(),
     }
@@ -127,7 +125,8 @@ def _checked_sizes(preset: str, batch_size: int | None, rounds: int) -> Preset:
     return sizes if batch_size is None else Preset(**{**asdict(sizes), "batch_size": batch_size})
 
 
-def _checked_device(device: str | None) -> torch.device:
+def checked_device(device: str | None) -> torch.device:
+    """The device to measure on: cuda where there is one, if not given."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.partition(":")[0] not in ("cpu", "cuda"):

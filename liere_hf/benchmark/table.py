@@ -10,15 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report import write_bytes, write_json
+from .timing import ratio_with_interval
 
 # FLOPs above the absolute model at the base size (paper, table 8).
 PAPER_FLOPS = {"rope_mixed": 0.04, "liere8": 0.18, "liere64": 1.4}
-
-
-def ratio_with_interval(row: dict[str, Any], name: str, digits: int = 2) -> str:
-    """`name` and its 95% interval, as `1.04 (1.02 to 1.07)`."""
-    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def table_rows(results: dict[str, Any]) -> list[dict[str, str]]:
@@ -47,23 +42,13 @@ def table_rows(results: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def report_benchmark(results: dict[str, Any], output_dir: Path) -> None:
-    """Print the tables and write benchmark.json, benchmark.csv and benchmark.png to `output_dir`."""
+    """Print the table and write benchmark.json, benchmark.csv and benchmark.png to `output_dir`."""
     rows = table_rows(results)
     table = Table(*rows[0], title=f"{results['preset']}, {results['dtype']}, {results['hardware']['device']}")
     for row in rows:
         table.add_row(*row.values())
-    exponentials = Table("width", "matrices", "torch, s", "ours, s", "times faster", title="Exponential and gradient")
-    for row in results["exponential"]:
-        exponentials.add_row(
-            str(row["width"]),
-            f"{row['matrices']:,}",
-            f"{row['torch_seconds']:.4f}",
-            f"{row['seconds']:.4f}",
-            ratio_with_interval(row, "speedup", digits=1),
-        )
     console = Console()
     console.print(table)
-    console.print(exponentials)
     speedup = ratio_with_interval(results["liere64_speedup"], "training", digits=1)
     console.print(f"A training step of liere64 is {speedup} times faster than the published way.")
 

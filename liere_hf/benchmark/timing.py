@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,3 +29,9 @@ def median_ratio(name: str, times: list[float], reference: list[float]) -> dict[
     interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
     low, high = map(float, interval.confidence_interval)
     return {name: median, f"{name}_low": low, f"{name}_high": high}
+
+
+def ratio_with_interval(row: dict[str, Any], name: str, digits: int = 2) -> str:
+    """`name` and its 95% interval, as `1.04 (1.02 to 1.07)`."""
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

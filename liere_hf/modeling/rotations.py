@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers.utils.generic import maybe_autocast
 
 from .skew_exponential import (
     CHUNK_BYTES,
@@ -114,6 +115,11 @@ class _PointRotations(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        with maybe_autocast(grad.device.type, enabled=False):
+            return _PointRotations._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         positions, bases = ctx.saved_tensors
         if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
             return _graph_gradients(positions, bases, grad, create_graph=torch.is_grad_enabled())

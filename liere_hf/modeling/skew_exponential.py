@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from transformers.utils.generic import maybe_autocast
 
 try:
     from .rotation_kernels import exponential as kernel_exponential
@@ -53,7 +54,8 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
         return _isoclinic_rotations(skew)
     matrices = skew.reshape(-1, size, size)
     exponential = _SkewExponential.apply if runs_eagerly(skew) else graph_exponential
-    return exponential(matrices).reshape(skew.shape)
+    with maybe_autocast(skew.device.type, enabled=False):
+        return exponential(matrices).reshape(skew.shape)
 
 
 def _plane_rotation(skew: torch.Tensor) -> torch.Tensor:
@@ -296,6 +298,11 @@ class _SkewExponential(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        with maybe_autocast(grad.device.type, enabled=False):
+            return _SkewExponential._gradient(ctx, grad)
+
+    @staticmethod
+    def _gradient(ctx, grad: torch.Tensor) -> torch.Tensor:
         (matrices,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return torch.autograd.grad(graph_exponential(matrices), matrices, grad, create_graph=True)[0]

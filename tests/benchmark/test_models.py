@@ -44,7 +44,6 @@ def test_the_published_way_computes_the_same():
 
 def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", SMALL["image"])
-    monkeypatch.setattr("liere_hf.benchmark.exponential.NUM_ELEMENTS", 1 << 13)
     monkeypatch.setattr(models, "CONTESTANTS", (REFERENCE, "absolute", "liere64", PUBLISHED))
     with pytest.raises(SystemExit) as exit_info:
         main(["benchmark", "--rounds", "2", "--device", "cpu", "--output_dir", str(tmp_path)])
@@ -60,6 +59,16 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     with (tmp_path / "benchmark.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)] == list(rows)
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
+
+
+def test_the_exponential_is_measured_on_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("liere_hf.benchmark.exponential.NUM_ELEMENTS", 1 << 13)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "exponential", "--rounds", "2", "--results_file", str(tmp_path / "results.json")])
+    assert exit_info.value.code == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["widths"]
+    assert [row["width"] for row in rows] == [2, 4, 8, 16, 32, 64]
+    assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in rows)
 
 
 def test_median_ratio_is_of_the_same_rounds():

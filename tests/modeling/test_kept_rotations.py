@@ -141,6 +141,21 @@ def test_other_sizes_positions_and_dtypes_are_seen():
     assert all(torch.equal(*pair) for pair in zip(outputs(model), expected, strict=True))
 
 
+def test_gradients_of_generators_inside_autocast_are_those_outside():
+    gradients = []
+    for inside in (False, True):
+        model = classifier()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(random_input(model.config)).logits.float().square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        gradients.append(generators(model).grad)
+    difference = (gradients[0] - gradients[1]).abs().max()
+    assert difference < 1e-2 * gradients[0].abs().max()
+
+
 def test_inference_mode_leaves_nothing_that_training_cannot_use():
     model = classifier()
     generators(model).requires_grad_(False)

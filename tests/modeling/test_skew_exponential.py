@@ -223,3 +223,17 @@ def test_reduced_precision_of_products_is_avoided():
         assert choose_scaling(torch.float32, 64, 1.0).dtype == torch.float64
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 64])
+def test_autocast_changes_nothing(size):
+    """Neither around the forward pass nor around the backward pass."""
+    skew = random_skew(20, size, size, scale=5).float()
+    results = []
+    for enabled in (False, True):
+        leaf = skew.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            rotation = skew_matrix_exp(leaf)
+            rotation.square().cumsum(-1).sum().backward()
+        results.append((rotation, leaf.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
