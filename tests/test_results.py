@@ -89,6 +89,12 @@ def test_checkpoint_is_small_accurate_and_has_its_card():
     assert str(build_model_card(CHECKPOINT)).strip() == (CHECKPOINT / "README.md").read_text().strip()
 
 
+def test_checkpoint_carries_the_code_of_today():
+    for copy in CHECKPOINT.glob("*.py"):
+        assert copy.read_text() == (ROOT / "liere_hf" / "modeling" / copy.name).read_text()
+    assert (CHECKPOINT / "rotation_kernels.py").is_file()
+
+
 def test_checkpoint_works_in_a_pipeline():
     answers = pipeline("image-classification", model=str(CHECKPOINT))(Image.new("L", (28, 28)))
     labels = AutoModelForImageClassification.from_pretrained(CHECKPOINT).config.id2label.values()

@@ -221,6 +221,9 @@ def rotate_queries_and_keys(
     Args:
         query, key: shape (batch, tokens, heads, head_dim).
         rotations: shape (batch or 1, tokens, heads or 1, blocks, b, b), with blocks * b = head_dim.
+
+    Returns:
+        Rotated query and key, of their shapes and dtype.
     """
     if _in_one_pass(query, rotations):
         return _HeadProduct.apply(rotations[0].to(query.dtype), query, key)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..modeling.skew_exponential import skew_matrix_exp
 from ..report import hardware
-from .models import checked_device
+from .models import check_positive, checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
@@ -31,8 +31,9 @@ def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[st
         the hardware.
 
     Raises:
-        InputError: a device that there is not.
+        InputError: a device that there is not, or rounds below 1.
     """
+    check_positive(rounds=rounds)
     device = checked_device(device)
     rows = []
     for width in track(WIDTHS, description="Exponentials"):

@@ -118,11 +118,16 @@ def benchmark_models(
 def _checked_sizes(preset: str, batch_size: int | None, rounds: int) -> Preset:
     if preset not in PRESETS:
         raise InputError(f"preset is {preset!r}, allowed are {', '.join(PRESETS)}")
-    for name, value in (("batch_size", batch_size), ("rounds", rounds)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}, allowed is 1 or more")
+    check_positive(batch_size=batch_size, rounds=rounds)
     sizes = PRESETS[preset]
     return sizes if batch_size is None else Preset(**{**asdict(sizes), "batch_size": batch_size})
+
+
+def check_positive(**values: int | None) -> None:
+    """Raise InputError for a value below 1."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, allowed is 1 or more")
 
 
 def checked_device(device: str | None) -> torch.device:

@@ -8,7 +8,7 @@ entries are not rounded against the ones of the diagonal.
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers.utils.generic import maybe_autocast
@@ -251,15 +251,15 @@ class KeptLadders:
         self.free_bytes = max_bytes
         self.ladders = []
 
-    def add(self, *entry: Any) -> None:
-        """Keep an entry, whose last part is a ladder, if all fit."""
-        self.free_bytes -= entry[-1].num_bytes()
+    def add(self, chunk: torch.Tensor, ladder: SquaringLadder) -> None:
+        """Keep the ladder of a chunk (indices) if all fit."""
+        self.free_bytes -= ladder.num_bytes()
         if self.free_bytes < 0:
             self.ladders = None
         if self.ladders is not None:
-            self.ladders.append(entry)
+            self.ladders.append((chunk, ladder))
 
-    def take(self) -> list[tuple[Any, ...]] | None:
+    def take(self) -> list[tuple[torch.Tensor, SquaringLadder]] | None:
         """What was kept, once."""
         ladders, self.ladders = self.ladders, None
         return ladders
@@ -271,8 +271,10 @@ def _add_identity(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def count_squarings(norm_bound: float, scaling: Scaling) -> int:
-    """Halvings that bring a spectral norm down to `scaling.norm`."""
-    return max(0, math.ceil(math.log2(norm_bound / scaling.norm))) if norm_bound else 0
+    """Halvings that bring a spectral norm down to `scaling.norm`; none of a norm that is not finite."""
+    if not scaling.norm < norm_bound < math.inf:
+        return 0
+    return math.ceil(math.log2(norm_bound / scaling.norm))
 
 
 def norm_bounds(skew: torch.Tensor) -> torch.Tensor:

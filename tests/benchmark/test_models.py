@@ -84,6 +84,7 @@ def test_median_ratio_is_of_the_same_rounds():
         (["--preset", "huge"], "preset is 'huge', allowed are tiny-cifar, base-imagenet, base-video"),
         (["--rounds", "0"], "rounds is 0, allowed is 1 or more"),
         (["--batch_size", "-1"], "batch_size is -1, allowed is 1 or more"),
+        (["exponential", "--rounds", "0"], "rounds is 0, allowed is 1 or more"),
         (["--device", "tpu"], "device is 'tpu', allowed are cpu and cuda"),
     ],
 )

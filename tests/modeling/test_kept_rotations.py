@@ -233,3 +233,13 @@ def test_meta_models_run_again_and_again():
     model = classifier().to("meta")
     for _ in range(2):
         assert logits(model, random_input(model.config).to("meta")).shape == (2, 5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_generators_that_are_not_finite_give_logits_that_are_not(value):
+    """Training that has diverged shows in its loss, and does not end in an error of its own."""
+    model = classifier()
+    generators(model).data[0, 0, 0, 0, 0, 1] = value
+    loss = model(random_input(model.config)).logits.sum()
+    loss.backward()
+    assert not loss.isfinite()
