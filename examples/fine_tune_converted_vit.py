@@ -25,10 +25,10 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.conversion import ConversionOptions, convert
+from liere_hf.data.loading import ImageData, load_data
+from liere_hf.data.transforms import TransformedImages, build_image_processor
 from liere_hf.report import hardware, with_interval, write_json
-from liere_hf.training.data import ImageData, load_data
 from liere_hf.training.run import train
-from liere_hf.training.transforms import TransformedImages, build_image_processor
 
 VIT_STEPS = 1000
 ANNEALING_STEPS = 150

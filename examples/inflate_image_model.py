@@ -19,9 +19,9 @@ from transformers import AutoImageProcessor
 from liere_hf import LiereViTForImageClassification
 from liere_hf.configuration import DataArguments
 from liere_hf.conversion import inflate
+from liere_hf.data.loading import load_data
+from liere_hf.data.transforms import TransformedImages
 from liere_hf.report import hardware, write_json
-from liere_hf.training.data import load_data
-from liere_hf.training.transforms import TransformedImages
 
 NUM_IMAGES = 200
 TUBELETS = (1, 2, 4, 8)

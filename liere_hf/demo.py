@@ -14,10 +14,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.trainer_callback import TrainerState
 
 from .configuration import parse_recipe
+from .data.arrows import DIRECTIONS
+from .data.loading import ARROWS_EVAL_START, arrows_task
 from .errors import InputError
 from .report import hardware, with_interval, write_json
-from .training.arrows import DIRECTIONS
-from .training.data import ARROWS_EVAL_START, arrows_task
 from .training.run import train
 
 RECIPE = "arrows_demo"

@@ -5,8 +5,8 @@ from typing import Any
 from transformers import AutoImageProcessor, TrainingArguments
 
 from .configuration import DataArguments, load_checkpoint
+from .data.loading import load_data
 from .errors import InputError
-from .training.data import load_data
 from .training.run import build_trainer
 
 

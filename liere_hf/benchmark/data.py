@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..data.arrows import ArrowsTask
 from ..report import hardware
-from ..training.arrows import ArrowsTask
 
 NUM_EXAMPLES = 100_000
 REPEATS = 5

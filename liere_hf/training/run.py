@@ -17,15 +17,15 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import DataArguments, build_model_config, load_checkpoint
+from ..data.loading import ImageData, load_data
+from ..data.transforms import EpochCallback, TransformedImages, build_augmentation, build_image_processor
 from ..errors import InputError
 from ..hub import build_model_card
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..report import hardware
 from .annealing import PositionTableAnnealing
-from .data import ImageData, load_data
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
-from .transforms import EpochCallback, TransformedImages, build_augmentation, build_image_processor
 
 RECIPE_FILE = "recipe.yaml"
 # Options that may differ between a run and its continuation.

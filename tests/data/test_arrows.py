@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from liere_hf.training.arrows import BLOCK_SIZE, DIRECTIONS, ArrowsTask
-from liere_hf.training.png import encode_png
+from liere_hf.data.arrows import BLOCK_SIZE, DIRECTIONS, ArrowsTask
+from liere_hf.data.png import encode_png
 
 ARROWS, YS, LETTERS = range(1, 5), range(5, 9), range(9, 14)
 # Rows grow downwards.

@@ -6,9 +6,9 @@ from transformers import ViTImageProcessor
 
 from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments
+from liere_hf.data.loading import load_data
+from liere_hf.data.transforms import TransformedImages, build_augmentation, build_image_processor, to_rgb
 from liere_hf.errors import InputError
-from liere_hf.training.data import load_data
-from liere_hf.training.transforms import TransformedImages, build_augmentation, build_image_processor, to_rgb
 
 CONFIG = LiereViTConfig(
     hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=(8, 12), patch_size=4

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from liere_hf.configuration import DataArguments
+from liere_hf.data.loading import FASHION_MNIST_LABELS, load_data
 from liere_hf.errors import InputError
-from liere_hf.training.data import FASHION_MNIST_LABELS, load_data
 
 
 def idx(array: np.ndarray) -> bytes:

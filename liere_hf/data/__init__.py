@@ -1,0 +1,1 @@
+"""Data sets as the model sees them: loading, decoding, augmentation."""
