@@ -14,8 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.trainer_callback import TrainerState
 
 from .configuration import parse_recipe
-from .data.arrows import DIRECTIONS
-from .data.loading import ARROWS_EVAL_START, arrows_task
+from .data.arrows import DIRECTIONS, EVALUATION_START, arrows_task
 from .errors import InputError
 from .report import hardware, with_interval, write_json
 from .training.run import train
@@ -57,7 +56,7 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
 
     model_dir = output_dir / "liere"
     model = AutoModelForImageClassification.from_pretrained(model_dir, attn_implementation="eager").eval()
-    pixels, labels = arrows_task(arguments[1]).images(ARROWS_EVAL_START, ARROWS_EVAL_START + NUM_PICTURES)
+    pixels, labels = arrows_task(arguments[1]).images(EVALUATION_START, EVALUATION_START + NUM_PICTURES)
     classify = pipeline("image-classification", model=str(model_dir))
     answers = [classify(_to_image(picture))[0]["label"] for picture in pixels]
     console.print(f"Reloaded {model_dir} with AutoModel and a pipeline. On {NUM_PICTURES} pictures it says:")

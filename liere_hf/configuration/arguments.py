@@ -1,6 +1,7 @@
 """The options of a run, beside transformers' own TrainingArguments: which model, which data."""
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,22 +61,31 @@ ModelArguments = dataclasses.make_dataclass("ModelArguments", _architecture_fiel
 ModelArguments.__doc__ = "Which model: a preset or a checkpoint, and any field of LiereViTConfig on top of it."
 
 
+DATASETS = (
+    "arrows", "cifar10", "cifar100", "digits", "fashion_mnist", "imagefolder", "imagenet", "ucf101", "volumes",
+)  # fmt: skip
+
+
 @dataclass
 class DataArguments:
     """Which data, how it is augmented and normalized."""
 
-    dataset: Literal["arrows", "fashion_mnist", "digits", "imagefolder"] | None = field(
-        default=None, metadata={"help": "The data set."}
-    )
+    dataset: str | None = field(default=None, metadata={"help": "The data set.", "choices": [*DATASETS, None]})
     data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Local files: the four idx files of fashion_mnist, or class folders of imagefolder."},
+        default=None, metadata={"help": "Directory of local files, in one of the formats in docs/data.md."}
+    )
+    hub_id: str | None = field(
+        default=None, metadata={"help": "Hub id of another copy of the data set than the usual one."}
     )
     train_examples: int | None = field(
         default=None, metadata={"help": "Use this many training examples (arrows: draw them)."}
     )
     eval_examples: int | None = field(
         default=None, metadata={"help": "Use this many evaluation examples (arrows: draw them)."}
+    )
+    train_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Use this share of each class for training; smaller shares are part of larger ones."},
     )
     eval_fraction: float = field(
         default=0.2,
@@ -84,8 +94,11 @@ class DataArguments:
     data_num_proc: int | None = field(
         default=None, metadata={"help": "Processes that prepare data (default: one per core)."}
     )
-    skip_corrupt_images: bool = field(
-        default=False, metadata={"help": "Leave out images that cannot be read and count them, instead of stopping."}
+    skip_corrupt_files: bool = field(
+        default=False, metadata={"help": "Leave out files that cannot be read and count them, instead of stopping."}
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Streamed examples that are shuffled among each other in each process."}
     )
     image_mean: list[float] = field(
         default_factory=lambda: [0.4914, 0.4822, 0.4465],
@@ -95,10 +108,46 @@ class DataArguments:
         default_factory=lambda: [0.2023, 0.1994, 0.2010],
         metadata={"help": "Deviation per channel (default: the authors')."},
     )
+    input_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Pixels per axis of inputs that are not of the model's image_size, its training size."},
+    )
+    fit: Literal["resize", "crop", "pad"] = field(
+        default="resize",
+        metadata={
+            "help": "How images come to their size: resize both sides, crop the middle after resizing the shorter "
+            "one, or pad."
+        },
+    )
+    crop_fraction: float = field(
+        default=0.875, metadata={"help": "fit crop: share of the shorter side that evaluation crops."}
+    )
     random_crop_padding: int = field(
         default=0, metadata={"help": "Pad by this many pixels and crop at random in training."}
     )
+    random_resized_crop: list[float] | None = field(
+        default=None, metadata={"help": "Train on random crops, of areas between these two shares of the image."}
+    )
     horizontal_flip: bool = field(default=False, metadata={"help": "Flip half of the training images."})
+    rand_augment_num_ops: int = field(default=0, metadata={"help": "RandAugment: operations; 0 for none."})
+    rand_augment_magnitude: float = field(default=9.0, metadata={"help": "RandAugment: magnitude, 0 to 30."})
+    rand_augment_magnitude_std: float = field(
+        default=0.0, metadata={"help": "RandAugment: deviation of the magnitude."}
+    )
+    rand_augment_probability: float = field(
+        default=1.0, metadata={"help": "RandAugment: probability of each operation."}
+    )
+    random_erasing: float = field(default=0.0, metadata={"help": "Share of the images with an erased rectangle."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "MixUp: alpha of its Beta distribution; 0 for none."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix: alpha of its Beta distribution; 0 for none."})
+    ucf101_split: int = field(default=1, metadata={"help": "ucf101: official split, 1 to 3."})
+    frame_stride: int = field(default=4, metadata={"help": "Video: every how many frames one is taken."})
+    eval_segments: int = field(default=5, metadata={"help": "Video: clips of each that are evaluated."})
+    eval_crops: int = field(default=3, metadata={"help": "Video: crops of each clip that are evaluated, 1 or 3."})
+    intensity_window: list[float] | None = field(
+        default=None,
+        metadata={"help": "Volumes: intensities that become black and white (default: 0.5th and 99.5th percentile)."},
+    )
     arrows_grid_size: int = field(default=9, metadata={"help": "arrows: cells a side (paper: 9, 14, 23)."})
     arrows_cell_size: int = field(default=12, metadata={"help": "arrows: pixels a side of a cell."})
     arrows_num_distractor_arrows: int = field(default=7, metadata={"help": "arrows: arrows off the ray."})
@@ -108,19 +157,53 @@ class DataArguments:
     arrows_seed: int = field(default=0, metadata={"help": "arrows: seed of the drawings."})
 
     def __post_init__(self):
-        for name in ("train_examples", "eval_examples", "data_num_proc"):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, allowed is 1 or more")
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}, allowed is {least} or more")
         if not 0 < self.eval_fraction < 1:
             raise InputError(f"eval_fraction is {self.eval_fraction}, allowed is more than 0 and less than 1")
-        if self.random_crop_padding < 0:
-            raise InputError(f"random_crop_padding is {self.random_crop_padding}, allowed is 0 or more")
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed are three values, one per channel")
+        for name in ("train_fraction", "crop_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} is {value}, allowed is more than 0 and at most 1")
+        for name in ("random_erasing", "rand_augment_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 to 1")
+        if not 0 <= self.rand_augment_magnitude <= 30:
+            raise InputError(f"rand_augment_magnitude is {self.rand_augment_magnitude}, allowed is 0 to 30")
+        if self.ucf101_split not in (1, 2, 3):
+            raise InputError(f"ucf101_split is {self.ucf101_split}, allowed are 1, 2 and 3")
+        if self.eval_crops not in (1, 3):
+            raise InputError(f"eval_crops is {self.eval_crops}, allowed are 1 and 3")
+        for name, low in (("random_resized_crop", 0.0), ("intensity_window", -math.inf)):
+            pair = getattr(self, name)
+            if pair is not None and (len(pair) != 2 or not low <= pair[0] < pair[1]):
+                raise InputError(f"{name} is {pair}, allowed are two values, the smaller one first")
+        if self.random_resized_crop is not None and self.random_resized_crop[1] > 1:
+            raise InputError(f"random_resized_crop is {self.random_resized_crop}, allowed are shares up to 1")
+        if len(self.image_mean) != len(self.image_std):
+            raise InputError(
+                f"image_mean has {len(self.image_mean)} values and image_std {len(self.image_std)}, both need one per "
+                "channel"
+            )
         if min(self.image_std) <= 0:
             raise InputError(f"image_std is {self.image_std}, allowed are values above 0")
+
+
+_LEAST = {
+    "train_examples": 1,
+    "eval_examples": 1,
+    "data_num_proc": 1,
+    "shuffle_buffer_size": 1,
+    "random_crop_padding": 0,
+    "rand_augment_num_ops": 0,
+    "rand_augment_magnitude_std": 0,
+    "mixup_alpha": 0,
+    "cutmix_alpha": 0,
+    "frame_stride": 1,
+    "eval_segments": 1,
+}
 
 
 def model_overrides(arguments: "ModelArguments") -> dict[str, Any]:

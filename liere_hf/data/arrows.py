@@ -12,7 +12,14 @@ from functools import cached_property
 import datasets
 import numpy as np
 
+from ..configuration import DataArguments
+from ..errors import InputError
 from .png import encode_png
+from .sources import Data, num_processes
+
+# Evaluation drawings start here, far behind any training drawing.
+EVALUATION_START = 1_000_000_000
+TRAIN_EXAMPLES, EVALUATION_EXAMPLES = 800_000, 10_000
 
 DIRECTIONS = ("up", "right", "down", "left")
 # (row, column) steps of the directions, in the same order.
@@ -167,3 +174,27 @@ class ArrowsTask:
             num_proc=num_proc,
             desc="Drawing arrows",
         )
+
+
+def arrows_task(arguments: DataArguments) -> ArrowsTask:
+    """The setting of the task that the arguments describe."""
+    try:
+        return ArrowsTask(
+            grid_size=arguments.arrows_grid_size,
+            cell_size=arguments.arrows_cell_size,
+            num_distractor_arrows=arguments.arrows_num_distractor_arrows,
+            num_distractor_letters=arguments.arrows_num_distractor_letters,
+            seed=arguments.arrows_seed,
+        )
+    except ValueError as error:
+        raise InputError(f"arrows: {error}") from error
+
+
+def load_arrows(arguments: DataArguments, seed: int) -> Data:
+    """The task, drawn by worker processes."""
+    task, num_proc = arrows_task(arguments), num_processes(arguments)
+    stop = EVALUATION_START + (arguments.eval_examples or EVALUATION_EXAMPLES)
+    return Data.of(
+        task.dataset(0, arguments.train_examples or TRAIN_EXAMPLES, num_proc),
+        task.dataset(EVALUATION_START, stop, num_proc),
+    )
