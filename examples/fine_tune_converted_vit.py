@@ -25,8 +25,11 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.conversion import ConversionOptions, convert
-from liere_hf.data.loading import ImageData, load_data
-from liere_hf.data.transforms import TransformedImages, build_image_processor
+from liere_hf.data.examples import EvaluationExamples
+from liere_hf.data.images import EvaluationImages
+from liere_hf.data.inputs import build_processor
+from liere_hf.data.loading import load_data
+from liere_hf.data.sources import Data
 from liere_hf.report import hardware, with_interval, write_json
 from liere_hf.training.run import train
 
@@ -37,10 +40,11 @@ CLASSES = ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGES_PER_CLASS = 50
 
 
-def train_vit(data: ImageData, directory: Path) -> None:
+def train_vit(data: Data, directory: Path) -> None:
     """A ViT of 0.5 M parameters on Fashion-MNIST, by transformers' own classes."""
     set_seed(0)
-    processor = build_image_processor(LiereViTConfig(image_size=28, patch_size=4), DataArguments())
+    processor = build_processor("image", LiereViTConfig(image_size=28, patch_size=4), DataArguments())
+    images = EvaluationExamples(data.train, "image", EvaluationImages(processor))
     config = ViTConfig(
         hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=256,
         image_size=28, patch_size=4, initializer_range=0.05, id2label=dict(enumerate(data.label_names)),
@@ -51,12 +55,12 @@ def train_vit(data: ImageData, directory: Path) -> None:
         dataloader_pin_memory=False, disable_tqdm=True,
     )  # fmt: skip
     model = ViTForImageClassification(config)
-    Trainer(model, training_arguments, train_dataset=TransformedImages(data.train, processor)).train()
+    Trainer(model, training_arguments, train_dataset=images).train()
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
 
 
-def write_small_set(data: ImageData, directory: Path, seed: int) -> Path:
+def write_small_set(data: Data, directory: Path, seed: int) -> Path:
     """Class folders of the five classes: few images in `train`, all test images in `test`."""
     generator = np.random.default_rng(seed)
     for split, dataset in (("train", data.train), ("test", data.test)):
@@ -69,7 +73,7 @@ def write_small_set(data: ImageData, directory: Path, seed: int) -> Path:
             folder = directory / split / name
             folder.mkdir(parents=True)
             for row, image in zip(rows, dataset.select(rows)["image"], strict=True):
-                (folder / f"{row}.png").write_bytes(image["bytes"])
+                (folder / f"{row}.pgm").write_bytes(image["bytes"])
     return directory
 
 
@@ -88,7 +92,7 @@ def from_scratch(converted: Path, directory: Path, seed: int) -> Path:
     set_seed(seed)
     config = LiereViTConfig.from_pretrained(converted, use_absolute_position_embeddings=False)
     LiereViTForImageClassification(config).save_pretrained(directory)
-    build_image_processor(config, DataArguments()).save_pretrained(directory)
+    build_processor("image", config, DataArguments()).save_pretrained(directory)
     return directory
 
 

@@ -19,8 +19,9 @@ from transformers import AutoImageProcessor
 from liere_hf import LiereViTForImageClassification
 from liere_hf.configuration import DataArguments
 from liere_hf.conversion import inflate
+from liere_hf.data.examples import EvaluationExamples
+from liere_hf.data.images import EvaluationImages
 from liere_hf.data.loading import load_data
-from liere_hf.data.transforms import TransformedImages
 from liere_hf.report import hardware, write_json
 
 NUM_IMAGES = 200
@@ -51,7 +52,8 @@ def main(data_dir: str, results_file: Path, directories: list[str]) -> None:
     results = {}
     for directory in track(directories, description="Inflating"):
         model = LiereViTForImageClassification.from_pretrained(directory)
-        images = TransformedImages(data.test.select(range(NUM_IMAGES)), AutoImageProcessor.from_pretrained(directory))
+        processor = AutoImageProcessor.from_pretrained(directory)
+        images = EvaluationExamples(data.test.select(range(NUM_IMAGES)), "image", EvaluationImages(processor))
         pixel_values = torch.stack([image["pixel_values"] for image in images.__getitems__(list(range(NUM_IMAGES)))])
         results[model.config.pooling] = deviations(model, pixel_values)
     write_json(results_file, {"pooling": results, "images": NUM_IMAGES, "hardware": hardware()})

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, RunError, sentence
 from .version import __version__
 
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; bad input ends in one sentence on standard error and exit code 2."""
+    """Run a command; bad input ends in one sentence on standard error and exit code 2, a failed run in 1."""
     parser = _parser()
     arguments, flags = parser.parse_known_args(argv)
     if flags and not arguments.takes_flags:
@@ -20,8 +20,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = arguments.run(arguments, flags)
     except InputError as error:
-        print(f"liere-hf {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"liere-hf {arguments.command}: error: {sentence(error)}", file=sys.stderr)
         code = 2
+    except RunError as error:
+        print(f"liere-hf {arguments.command}: error: {sentence(error)}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print(f"liere-hf {arguments.command}: interrupted", file=sys.stderr)
         code = INTERRUPTED

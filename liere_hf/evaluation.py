@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from transformers import AutoImageProcessor, TrainingArguments
+from transformers import AutoImageProcessor, AutoVideoProcessor
 
-from .configuration import DataArguments, load_checkpoint
+from .configuration import DataArguments, RunArguments, load_checkpoint
 from .data.loading import load_data
 from .errors import InputError
 from .training.run import build_trainer
 
 
 def evaluate(
-    model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
+    model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy and loss of the checkpoint `model_name_or_path`, with its own image processor.
 
@@ -23,10 +23,11 @@ def evaluate(
     """
     name = model_arguments.model_name_or_path
     model = load_checkpoint(model_arguments)
+    auto = AutoVideoProcessor if model.config.num_axes == 3 else AutoImageProcessor
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = auto.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name} has no image processor to read") from error
+        raise InputError(f"model {name} has no processor to read") from error
     data = load_data(data_arguments, training_arguments.seed)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if names != data.label_names:

@@ -79,7 +79,7 @@ def fails(capsys, *words: object) -> str:
 
 def test_run_directory(finished_run):
     assert json.loads((finished_run / "eval_results.json").read_text())["eval_accuracy"] > 0
-    assert json.loads((finished_run / "train_results.json").read_text())["skipped_images"] == 0
+    assert json.loads((finished_run / "train_results.json").read_text())["skipped_files"] == 0
     assert yaml.safe_load((finished_run / "recipe.yaml").read_text())["learning_rate"] == 1e-3
     model = AutoModelForImageClassification.from_pretrained(finished_run)
     assert model.config.id2label[7] == "7"
@@ -135,9 +135,18 @@ def test_every_recipe_of_the_package_makes_a_model():
     from liere_hf.configuration import build_model_config, parse_recipe, recipe_names
 
     for name in recipe_names():
-        model_arguments, data_arguments, _ = parse_recipe(name)
+        flags = ["--model_name_or_path", "some/model"] if "finetune" in name else []
+        model_arguments, data_arguments, training_arguments = parse_recipe(name, flags)
         assert build_model_config(model_arguments).position_encoding == "liere"
         assert data_arguments.dataset
+        if training_arguments.effective_batch_size:
+            training_arguments.resolve_batch_size()
+            batch = training_arguments.per_device_train_batch_size * training_arguments.gradient_accumulation_steps
+            assert batch == training_arguments.effective_batch_size
+
+
+def test_recipes_that_start_from_a_checkpoint_need_one(capsys):
+    assert "model_name_or_path is not given" in fails(capsys, "train", "imagenet_384_finetune")
 
 
 @pytest.mark.parametrize(
@@ -147,8 +156,8 @@ def test_every_recipe_of_the_package_makes_a_model():
         (["--generator_block_size", "3"], "generator_block_size is 3, it must be even and divide head_dim (8)"),
         (["--generator_block_size", "16"], "generator_block_size is 16, it must be even and divide head_dim (8)"),
         (["--patch_size", "3"], "image_size is 8, which patch_size 3 does not divide"),
-        (["--image_size", "8", "8", "8"], "training needs two axes and three channels"),
-        (["--num_channels", "1"], "num_channels 1, training needs two axes and three channels"),
+        (["--image_size", "8", "8", "8"], "images need 2 axes and 3 channel(s)"),
+        (["--num_channels", "1"], "num_channels 1, images need 2 axes and 3 channel(s)"),
         (["--learning_rat", "1"], "unknown option '--learning_rat', did you mean 'learning_rate'?"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--dataset", "mnist"], "invalid choice: 'mnist'"),
@@ -180,7 +189,7 @@ def test_bad_recipe(capsys, tmp_path, content, message):
 
 
 def test_unknown_recipe(capsys):
-    assert "recipe 'cifar' is neither a file nor one of: arrows_demo" in fails(capsys, "train", "cifar")
+    assert "recipe 'cifar' is neither a file nor one of: arrows_108, " in fails(capsys, "train", "cifar")
 
 
 def test_output_dir_of_another_run(capsys, recipe, finished_run):
@@ -207,10 +216,10 @@ def test_corrupt_image_is_skipped_and_counted(capsys, recipe, tmp_path):
     (tmp_path / "images" / "dark" / "7.png").write_bytes(b"")
     words = ["train", recipe, "--dataset", "imagefolder", "--data_dir", tmp_path / "images", "--max_steps", 2]
     words += ["--output_dir", tmp_path / "run", "--data_num_proc", 1]
-    assert "dark/7.png; remove them or set skip_corrupt_images" in fails(capsys, *words)
-    result = run(*words, "--skip_corrupt_images")
+    assert "dark/7.png; remove them or set skip_corrupt_files" in fails(capsys, *words)
+    result = run(*words, "--skip_corrupt_files")
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["skipped_images"] == 1
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["skipped_files"] == 1
 
 
 @pytest.fixture
@@ -263,7 +272,7 @@ def test_evaluate_other_classes(capsys, recipe, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     labels = {str(index): f"class {index}" for index in range(10)}
     (checkpoint / "config.json").write_text(json.dumps(config | {"id2label": labels}))
-    assert "has no image processor" in fails(capsys, "evaluate", checkpoint, recipe)
+    assert "has no processor" in fails(capsys, "evaluate", checkpoint, recipe)
     ViTImageProcessor().save_pretrained(checkpoint)
     error = fails(capsys, "evaluate", checkpoint, recipe)
     assert "has the 10 classes class 0, class 1, class 2 ..., the data set the 10 classes 0, 1, 2 ..." in error

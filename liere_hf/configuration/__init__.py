@@ -1,13 +1,15 @@
 """Model presets, checkpoints and training recipes as inputs, and the dataclasses that check them."""
 
-from .arguments import DataArguments, ModelArguments, build_model_config
-from .checkpoints import load_checkpoint
+from .arguments import DataArguments, ModelArguments, RunArguments, build_model_config
+from .checkpoints import classifier_class, load_checkpoint
 from .recipes import parse_flags, parse_recipe, recipe_names
 
 __all__ = [
     "DataArguments",
     "ModelArguments",
+    "RunArguments",
     "build_model_config",
+    "classifier_class",
     "load_checkpoint",
     "parse_flags",
     "parse_recipe",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from transformers import TrainingArguments
 
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
@@ -37,6 +38,8 @@ class _ModelSource:
     )
 
     def __post_init__(self):
+        if self.model_name_or_path == "":
+            raise InputError("model_name_or_path is not given, this recipe starts from a checkpoint")
         if self.anneal_position_embeddings_steps is not None and self.anneal_position_embeddings_steps < 1:
             raise InputError(
                 f"anneal_position_embeddings_steps is {self.anneal_position_embeddings_steps}, allowed is 1 or more"
@@ -59,6 +62,38 @@ ARCHITECTURE_OPTIONS = frozenset({"model_preset"} | {name for name, _, _ in _arc
 
 ModelArguments = dataclasses.make_dataclass("ModelArguments", _architecture_fields(), bases=(_ModelSource,))
 ModelArguments.__doc__ = "Which model: a preset or a checkpoint, and any field of LiereViTConfig on top of it."
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """transformers' TrainingArguments, and the batch of all processes together."""
+
+    effective_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Examples of one optimizer step over all processes; gradients are accumulated so that it comes "
+            "out, with at most per_device_train_batch_size at a time."
+        },
+    )
+
+    def resolve_batch_size(self) -> None:
+        """Set per_device_train_batch_size and gradient_accumulation_steps so that effective_batch_size comes out.
+
+        Raises:
+            InputError: the number of devices does not divide it.
+        """
+        if self.effective_batch_size is None:
+            return
+        devices = self.world_size * max(self.n_gpu, 1)
+        if self.effective_batch_size < 1 or self.effective_batch_size % devices:
+            raise InputError(
+                f"effective_batch_size is {self.effective_batch_size}, allowed are multiples of the number of "
+                f"devices, {devices}"
+            )
+        share = self.effective_batch_size // devices
+        largest = min(share, self.per_device_train_batch_size)
+        self.per_device_train_batch_size = next(size for size in range(largest, 0, -1) if share % size == 0)
+        self.gradient_accumulation_steps = share // self.per_device_train_batch_size
 
 
 DATASETS = (

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
-from ..modeling.modeling_liere_vit import LiereViTForImageClassification
+from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
 from .arguments import model_overrides
 
 
@@ -22,7 +22,7 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
     name = arguments.model_name_or_path
     config = load_config(name, **model_overrides(arguments), **labels)
     try:
-        model, report = LiereViTForImageClassification.from_pretrained(
+        model, report = classifier_class(config).from_pretrained(
             name,
             config=config,
             attn_implementation=arguments.attn_implementation,
@@ -42,6 +42,11 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
             "more such weights; set ignore_mismatched_sizes to train these anew"
         )
     return model
+
+
+def classifier_class(config: LiereViTConfig) -> type[LiereViTForImageClassification]:
+    """The classifier for inputs of the configuration's number of axes: video and volumes have three."""
+    return LiereViTForVideoClassification if config.num_axes == 3 else LiereViTForImageClassification
 
 
 def load_config(name: str, **overrides: Any) -> LiereViTConfig:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ..errors import InputError
-from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments
+from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments, RunArguments
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
@@ -38,6 +38,15 @@ def recipe_path(recipe: str) -> Path:
     raise InputError(f"recipe {recipe!r} is neither a file nor one of: {', '.join(recipe_names())}")
 
 
+def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
+    """The options of a recipe, and below them those of the recipe that it `extends`."""
+    options = read_options(path, known | {"extends"})
+    if "extends" not in options:
+        return options
+    base = read_recipe(recipe_path(options.pop("extends")), known)
+    return base | options
+
+
 def read_options(path: Path, known: set[str]) -> dict[str, Any]:
     """The options in a YAML file, each of which must be a known one."""
     try:
@@ -54,28 +63,31 @@ def read_options(path: Path, known: set[str]) -> dict[str, Any]:
 
 def parse_recipe(
     recipe: str, flags: Sequence[str] = (), config: str | None = None
-) -> tuple[Any, DataArguments, TrainingArguments]:
+) -> tuple[Any, DataArguments, RunArguments]:
     """Model, data and training arguments of a recipe, a further YAML file and flags, each overriding the former.
 
-    A checkpoint (`model_name_or_path`) given on top of a recipe brings its own architecture: the recipe's is left out.
+    bf16 is the default where the hardware computes in it. A checkpoint (`model_name_or_path`) given on top of a recipe
+    brings its own architecture: the recipe's is left out.
 
     Args:
         recipe: name of one of the package's recipes, or path of a YAML file.
-        flags: `--option value ...`, any field of ModelArguments, DataArguments or TrainingArguments.
+        flags: `--option value ...`, any field of ModelArguments, DataArguments or RunArguments.
         config: path of a YAML file of options.
 
     Raises:
         InputError: an unknown option or a value that is not allowed.
     """
-    parser = _Parser((ModelArguments, DataArguments, TrainingArguments), allow_abbrev=False)
+    parser = _Parser((ModelArguments, DataArguments, RunArguments), allow_abbrev=False)
     known = _known_options(parser)
     path = recipe_path(recipe)
     argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
     argv += ["--dataloader_pin_memory", str(torch.accelerator.is_available())]
-    layers = [read_options(file, known) for file in (path, *([Path(config)] if config else []))]
+    layers = [read_recipe(path, known), *([read_options(Path(config), known)] if config else [])]
     on_top = {*(layers[1] if config else {}), *(flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags)}
-    if "model_name_or_path" in on_top and "model_name_or_path" not in layers[0]:
+    if "model_name_or_path" in on_top and not layers[0].get("model_name_or_path"):
         layers[0] = {name: value for name, value in layers[0].items() if name not in ARCHITECTURE_OPTIONS}
+    if _computes_in_bf16() and not any(layer.get("use_cpu") for layer in layers) and "use_cpu" not in on_top:
+        argv += ["--bf16", "true"]
     for options in layers:
         argv += _as_flags(options)
     return _parse(parser, [*argv, *flags], known)
@@ -103,6 +115,10 @@ def _parse(parser: _Parser, flags: Sequence[str], known: set[str]) -> tuple[Any,
     if unknown:
         raise InputError(f"unknown option {unknown[0]!r}{_suggest(unknown[0].lstrip('-'), known)}")
     return tuple(arguments)
+
+
+def _computes_in_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _known_options(parser: _Parser) -> set[str]:

@@ -12,7 +12,9 @@ import numpy as np
 
 from ..configuration import DataArguments
 from ..errors import InputError
-from .sources import Data, existing_directory, from_arrays, from_hub, require_split
+from .images import decode_image
+from .pnm import encode_pnm
+from .sources import Data, existing_directory, from_arrays, from_hub, num_processes, require_split, undecoded
 
 
 class _Variant(NamedTuple):
@@ -82,7 +84,8 @@ def load_cifar100(arguments: DataArguments, seed: int) -> Data:
 
 def _load(variant: _Variant, arguments: DataArguments) -> Data:
     if arguments.data_dir is None:
-        return _from_tables(variant, from_hub(arguments.hub_id or variant.hub_id), arguments.hub_id or variant.hub_id)
+        hub_id = arguments.hub_id or variant.hub_id
+        return _from_tables(variant, from_hub(hub_id), hub_id, arguments)
     directory = existing_directory(arguments.data_dir)
     for folder, archive, read in (
         (variant.python_folder, directory / variant.python_archive, _from_python),
@@ -104,10 +107,10 @@ def _load(variant: _Variant, arguments: DataArguments) -> Data:
         splits = datasets.load_dataset("parquet", data_files=files)
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise InputError(f"the parquet files in {directory} cannot be read: {error}") from error
-    return _from_tables(variant, splits, str(directory))
+    return _from_tables(variant, splits, str(directory), arguments)
 
 
-def _from_tables(variant: _Variant, splits: dict[str, datasets.Dataset], where: str) -> Data:
+def _from_tables(variant: _Variant, splits: dict[str, datasets.Dataset], where: str, arguments: DataArguments) -> Data:
     tables = []
     for name in ("train", "test"):
         table = require_split(splits, name, where)
@@ -119,8 +122,18 @@ def _from_tables(variant: _Variant, splits: dict[str, datasets.Dataset], where: 
         if not isinstance(table.features["label"], datasets.ClassLabel):
             names = [str(label) for label in range(variant.num_labels)]
             table = table.cast_column("label", datasets.ClassLabel(names=names))
-        tables.append(table.cast_column("image", datasets.Image()))
+        tables.append(_uncompressed(table, num_processes(arguments)))
     return Data.of(*tables)
+
+
+def _uncompressed(table: datasets.Dataset, num_proc: int) -> datasets.Dataset:
+    """Decoded once, not in every epoch; `datasets` keeps the result."""
+    return table.cast_column("image", undecoded("image")).map(
+        lambda image: {"image": {"bytes": encode_pnm(decode_image(image).permute(1, 2, 0).numpy()), "path": None}},
+        input_columns="image",
+        num_proc=min(num_proc, len(table)),
+        desc="Decoding images",
+    )
 
 
 # Reads one file by its name, from a folder or an archive.

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import InputError
 from .augmentation import BatchAugmentation, Mixing
 from .draws import Draws
+from .sources import undecoded
 
 
 class TrainingInputs(Protocol):
@@ -85,7 +86,7 @@ class TrainingExamples(torch.utils.data.Dataset):
     """A data set that is at hand, transformed for training."""
 
     def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform):
-        self.dataset = dataset
+        self.dataset = dataset.cast_column(transform.column, undecoded(transform.column))
         self.transform = transform
 
     def __len__(self) -> int:
@@ -125,9 +126,9 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         world_size: int = 1,
         buffer_size: int = 10_000,
     ):
-        self.dataset = split_dataset_by_node(
-            dataset.shuffle(seed=transform.seed, buffer_size=buffer_size), rank, world_size
-        )
+        encoded = dataset.cast_column(transform.column, undecoded(transform.column))
+        shuffled = encoded.shuffle(seed=transform.seed, buffer_size=buffer_size)
+        self.dataset = split_dataset_by_node(shuffled, rank, world_size)
         self.transform = transform
         self.batch_size = batch_size
         self.num_batches = num_examples // (batch_size * world_size)
@@ -182,7 +183,7 @@ class EvaluationExamples(torch.utils.data.Dataset):
     """Every view of every row, as the model's processor wants them; the views of a row follow each other."""
 
     def __init__(self, dataset: datasets.Dataset, column: str, inputs: EvaluationInputs):
-        self.dataset = dataset
+        self.dataset = dataset.cast_column(column, undecoded(column))
         self.column = column
         self.inputs = inputs
 

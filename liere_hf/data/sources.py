@@ -10,7 +10,7 @@ import numpy as np
 
 from ..configuration import DataArguments
 from ..errors import InputError
-from .png import encode_png
+from .pnm import encode_pnm
 
 COLUMNS = ("image", "video", "volume")
 EVALUATION_FOLDERS = ("test", "validation", "val")
@@ -90,9 +90,9 @@ def require_split(splits: dict[str, Any], name: str, where: str) -> Any:
 
 
 def from_arrays(images: np.ndarray, labels: Sequence[int], names: Sequence[str]) -> datasets.Dataset:
-    """uint8 images (examples, height, width[, 3]) and class indices as a data set of PNGs."""
+    """uint8 images (examples, height, width[, 3]) and class indices as a data set of uncompressed images."""
     return datasets.Dataset.from_dict(
-        {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels},
+        {"image": [{"bytes": encode_pnm(image), "path": None} for image in images], "label": labels},
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}),
     )
 

@@ -11,9 +11,14 @@ from ..report import with_interval
 
 DATASET_NAMES = {
     "arrows": "Arrows (spatial reasoning, generated)",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
     "fashion_mnist": "Fashion-MNIST",
     "digits": "scikit-learn digits",
     "imagefolder": "Image folder",
+    "imagenet": "ImageNet-1k",
+    "ucf101": "UCF101",
+    "volumes": "Volumes in folders",
 }
 ENCODING_NAMES = {
     "rope_mixed": "RoPE-Mixed",

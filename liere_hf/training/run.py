@@ -1,31 +1,30 @@
 """One training run: a recipe's data and model through transformers' Trainer, into an output directory."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import yaml
-from transformers import (
-    BaseImageProcessor,
-    EvalPrediction,
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    set_seed,
-)
+from torch import distributed
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, default_data_collator, set_seed
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..configuration import DataArguments, build_model_config, load_checkpoint
-from ..data.loading import ImageData, load_data
-from ..data.transforms import EpochCallback, TransformedImages, build_augmentation, build_image_processor
-from ..errors import InputError
+from ..configuration import DataArguments, RunArguments, build_model_config, classifier_class, load_checkpoint
+from ..data.examples import EpochCallback, StreamedExamples, TrainingExamples
+from ..data.inputs import build_evaluation_examples, build_inputs, build_processor, build_training_transform
+from ..data.loading import load_data
+from ..data.sources import Data
+from ..errors import InputError, RunError
 from ..hub import build_model_card
-from ..modeling.modeling_liere_vit import LiereViTForImageClassification
-from ..report import hardware
+from ..report import hardware, write_bytes
 from .annealing import PositionTableAnnealing
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
+from .trainer import LiereTrainer
 
 RECIPE_FILE = "recipe.yaml"
 # Options that may differ between a run and its continuation.
@@ -36,6 +35,7 @@ RESUMABLE_OPTIONS = {
     "disable_tqdm",
     "report_to",
     "data_num_proc",
+    "local_rank",
 }
 
 
@@ -43,12 +43,10 @@ class TrainingInterruptedError(Exception):
     """The run was stopped early, after saving a checkpoint."""
 
 
-def train(
-    model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
-) -> dict[str, float]:
-    """Train, evaluate and save a model.
+def train(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, float]:
+    """Train, evaluate and save a model, in one process or, started by Accelerate or torchrun, in each of several.
 
-    `output_dir` then holds the model with its code, its image processor and card, `recipe.yaml` (every option),
+    `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
     `train_results.json`, `eval_results.json` and `trainer_state.json` (the curves).
 
     Returns:
@@ -56,40 +54,49 @@ def train(
 
     Raises:
         InputError: options, data or a directory that do not fit together.
+        RunError: a loss that is not finite, a disk that is full, another process that ended.
         TrainingInterruptedError: stopped by a signal; a checkpoint is saved.
     """
     output_dir = Path(training_arguments.output_dir)
     options = _options(model_arguments, data_arguments, training_arguments)
     checkpoint = _checkpoint_to_resume(output_dir, training_arguments, options)
+    training_arguments.resolve_batch_size()
+    # Every process has looked at the directory before one of them writes there.
+    training_arguments.distributed_state.wait_for_everyone()
     set_seed(training_arguments.seed)
-    data = load_data(data_arguments, training_arguments.seed)
+    with training_arguments.main_process_first(desc="loading data"):
+        data = load_data(data_arguments, training_arguments.seed)
     model = build_model(model_arguments, data.label_names)
-    processor = build_image_processor(model.config, data_arguments, model_arguments.model_name_or_path)
+    processor = build_processor(data.column, model.config, data_arguments, model_arguments.model_name_or_path)
     trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
 
-    output_dir.mkdir(parents=True, exist_ok=True)
     if trainer.is_world_process_zero():
-        (output_dir / RECIPE_FILE).write_text(yaml.safe_dump(options, sort_keys=False))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
-    if trainer.state.global_step < trainer.state.max_steps:
-        raise TrainingInterruptedError(
-            f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved in "
-            f"{output_dir}; go on with --resume_from_checkpoint true"
-        )
-    trainer.save_model()
+        write_bytes(output_dir / RECIPE_FILE, yaml.safe_dump(options, sort_keys=False).encode())
+    with _other_processes_expected(trainer):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_state()
+        if trainer.state.global_step < trainer.state.max_steps:
+            raise TrainingInterruptedError(
+                f"interrupted after step {trainer.state.global_step} of {trainer.state.max_steps}, checkpoint saved "
+                f"in {output_dir}; go on with --resume_from_checkpoint true"
+            )
+        metrics = trainer.evaluate()
+        with trainer.saving_aside(output_dir) as unfinished:
+            trainer.save_model(str(unfinished))
     facts = {
         "num_parameters": model.num_parameters(),
-        "skipped_images": len(data.skipped_images),
+        "num_processes": training_arguments.world_size,
+        "train_data_wait_share": trainer.data_wait_seconds / result.metrics["train_runtime"],
+        "skipped_files": len(data.skipped_files),
+        "skipped_file_names": data.skipped_files,
         "hardware": hardware(),
     }
     trainer.save_metrics("train", result.metrics | facts, combined=False)
-    metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics, combined=False)
     if trainer.is_world_process_zero():
-        build_model_card(output_dir).save(output_dir / "README.md")
+        write_bytes(output_dir / "README.md", str(build_model_card(output_dir)).encode())
     return metrics
 
 
@@ -102,34 +109,67 @@ def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
     if arguments.model_name_or_path:
         return load_checkpoint(arguments, **labels)
     config = build_model_config(arguments, **labels)
-    return LiereViTForImageClassification._from_config(config, attn_implementation=arguments.attn_implementation)
+    return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
 
 
 def build_trainer(
     model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    data: ImageData,
+    processor: ImageProcessingMixin,
+    data: Data,
     data_arguments: DataArguments,
     training_arguments: TrainingArguments,
-) -> Trainer:
+) -> LiereTrainer:
     """A Trainer that augments, evaluates with confidence intervals, and saves when interrupted."""
+    inputs = build_inputs(data.column, model.config, data_arguments, processor)
+    transform = build_training_transform(data, inputs, data_arguments, processor, training_arguments.seed)
+    evaluation_examples = build_evaluation_examples(data, inputs)
     metric = ClassificationMetric(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
+        views = evaluation_examples.num_views
+        logits = prediction.predictions.reshape(-1, views, prediction.predictions.shape[-1]).mean(axis=1)
+        return metric.compute(predictions=logits, references=prediction.label_ids[::views])
 
-    augmentation = build_augmentation(model.config, data_arguments)
-    train_images = TransformedImages(data.train, processor, augmentation, seed=training_arguments.seed)
-    return Trainer(
+    train_examples = TrainingExamples(data.train, transform)
+    if isinstance(data.train, datasets.IterableDataset):
+        train_examples = StreamedExamples(
+            data.train,
+            transform,
+            data.num_train,
+            training_arguments.per_device_train_batch_size,
+            training_arguments.process_index,
+            training_arguments.world_size,
+            data_arguments.shuffle_buffer_size,
+        )
+    return LiereTrainer(
         model=model,
         args=training_arguments,
-        train_dataset=train_images,
-        eval_dataset=TransformedImages(data.test, processor),
+        train_dataset=train_examples,
+        eval_dataset=evaluation_examples,
         processing_class=processor,
         data_collator=default_data_collator,
         compute_metrics=compute_metrics,
-        callbacks=[InterruptionCallback(), EpochCallback(train_images)],
+        callbacks=[InterruptionCallback(), EpochCallback(transform)],
     )
+
+
+@contextmanager
+def _other_processes_expected(trainer: LiereTrainer) -> Iterator[None]:
+    """Turns what the libraries say when another process has ended into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, RunError) or not _is_lost_connection(error):
+            raise
+        raise RunError(f"another process of this run has ended; {trainer.how_to_go_on()}") from error
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    if not distributed.is_initialized():
+        return False
+    # gloo raises plain RuntimeErrors.
+    words = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting")
+    return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
 
 
 def _options(

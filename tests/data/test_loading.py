@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from liere_hf.configuration import DataArguments
-from liere_hf.data.loading import FASHION_MNIST_LABELS, load_data
+from liere_hf.data.fashion_mnist import LABELS
+from liere_hf.data.loading import load_data
 from liere_hf.errors import InputError
 
 
@@ -49,7 +50,7 @@ def assert_images_and_names(data, names):
 
 def test_fashion_mnist_from_idx_files(idx_directory):
     data = load_data(DataArguments(dataset="fashion_mnist", data_dir=str(idx_directory)), seed=0)
-    assert_images_and_names(data, FASHION_MNIST_LABELS)
+    assert_images_and_names(data, LABELS)
     assert (len(data.train), len(data.test)) == (30, 10)
     expected = np.random.default_rng(0).integers(256, size=(30, 28, 28), dtype=np.uint8)
     assert np.array_equal(np.asarray(data.train[3]["image"]), expected[3])
@@ -85,7 +86,7 @@ def test_imagefolder(image_directory, tmp_path, test_folder):
     data = load_data(DataArguments(dataset="imagefolder", data_dir=str(directory), data_num_proc=1), seed=0)
     assert_images_and_names(data, ("cat", "dog"))
     assert (len(data.train), len(data.test)) == ((20, 20) if test_folder else (16, 4))
-    assert data.skipped_images == []
+    assert data.skipped_files == []
 
 
 def test_corrupt_images_are_named_or_skipped_and_counted(image_directory):
@@ -94,12 +95,12 @@ def test_corrupt_images_are_named_or_skipped_and_counted(image_directory):
     empty = image_directory / "dog" / "4.png"
     empty.write_bytes(b"")
     arguments = DataArguments(dataset="imagefolder", data_dir=str(image_directory), data_num_proc=1)
-    with pytest.raises(InputError, match=r"cat/3\.png.*dog/4\.png.*skip_corrupt_images"):
+    with pytest.raises(InputError, match=r"cat/3\.png.*dog/4\.png.*skip_corrupt_files"):
         load_data(arguments, seed=0)
-    arguments.skip_corrupt_images = True
+    arguments.skip_corrupt_files = True
     data = load_data(arguments, seed=0)
     assert len(data.train) + len(data.test) == 18
-    assert sorted(data.skipped_images) == [str(truncated), str(empty)]
+    assert sorted(data.skipped_files) == [str(truncated), str(empty)]
     for row in (*data.train, *data.test):
         row["image"].load()
 
