@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--results_file", type=Path, help="write the metrics here too, as JSON")
     evaluate.set_defaults(run=_evaluate, takes_flags=True)
 
+    launch_config = commands.add_parser("launch-config", help="print where a configuration for accelerate launch is")
+    launch_config.add_argument("name", choices=[*_launch_configs()], help="its shape")
+    launch_config.set_defaults(run=_launch_config, takes_flags=False)
+
     convert = commands.add_parser("convert", help="turn a checkpoint from elsewhere into a model", allow_abbrev=False)
     convert.add_argument("source", help="a file, or for --from timm and vit a Hub id too")
     convert.add_argument("output_dir", type=Path, help="a new directory")
@@ -80,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _launch_configs() -> dict[str, Path]:
+    """Configurations for `accelerate launch`, and a script for Slurm."""
+    folder = Path(__file__).parent / "configuration" / "launch"
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".sh")}
+
+
 # Each command imports what it needs itself, so that one does not pay for the others.
 
 
@@ -107,6 +117,11 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     print_metrics(metrics)
     if arguments.results_file:
         write_json(arguments.results_file, metrics)
+    return 0
+
+
+def _launch_config(arguments: argparse.Namespace, flags: list[str]) -> int:
+    print(_launch_configs()[arguments.name])
     return 0
 
 

@@ -211,12 +211,12 @@ class DataArguments:
             raise InputError(f"ucf101_split is {self.ucf101_split}, allowed are 1, 2 and 3")
         if self.eval_crops not in (1, 3):
             raise InputError(f"eval_crops is {self.eval_crops}, allowed are 1 and 3")
-        for name, low in (("random_resized_crop", 0.0), ("intensity_window", -math.inf)):
+        for name, low, high in (("random_resized_crop", 0.0, 1.0), ("intensity_window", -math.inf, math.inf)):
             pair = getattr(self, name)
-            if pair is not None and (len(pair) != 2 or not low <= pair[0] < pair[1]):
-                raise InputError(f"{name} is {pair}, allowed are two values, the smaller one first")
-        if self.random_resized_crop is not None and self.random_resized_crop[1] > 1:
-            raise InputError(f"random_resized_crop is {self.random_resized_crop}, allowed are shares up to 1")
+            if pair is not None and not (
+                len(pair) == 2 and all(map(math.isfinite, pair)) and low <= pair[0] < pair[1] <= high
+            ):
+                raise InputError(f"{name} is {pair}, allowed are two values of {low} to {high}, the smaller one first")
         if len(self.image_mean) != len(self.image_std):
             raise InputError(
                 f"image_mean has {len(self.image_mean)} values and image_std {len(self.image_std)}, both need one per "

@@ -154,10 +154,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        source = self.dataset
-        if num_workers > 1:
-            source = source.shard(num_workers, number, contiguous=False)
-        rows = self._endless_rows(source)
+        rows = self._endless_rows()
         num_seen = self._num_seen_batches if self.transform.epoch == self._resumed_epoch else 0
         # The DataLoader takes a batch from each worker in turn.
         for batch in range(number, self.num_batches, num_workers):
@@ -169,11 +166,12 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             columns = {name: [row[name] for row in chunk] for name in chunk[0]}
             yield from self.transform(columns, range(first, first + self.batch_size))
 
-    def _endless_rows(self, source: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
-        source.set_epoch(self.transform.epoch)
+    def _endless_rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of this worker's shards: `datasets` itself deals shards out to workers."""
+        self.dataset.set_epoch(self.transform.epoch)
         while True:
             row = None
-            for row in source:
+            for row in self.dataset:
                 yield row
             if row is None:
                 raise InputError("the training data has fewer shards than processes times dataloader_num_workers")

@@ -134,7 +134,9 @@ def class_folders(
         if class_folder.name not in names:
             raise InputError(f"{class_folder} is a class that the training data does not have")
         files = sorted(
-            entry.path for entry in os.scandir(class_folder) if entry.name.lower().endswith(tuple(suffixes))
+            entry.path
+            for entry in os.scandir(class_folder)
+            if entry.name.lower().endswith(tuple(suffixes)) and not entry.name.startswith(".")
         )
         paths += files
         labels += [names.index(class_folder.name)] * len(files)
@@ -184,6 +186,8 @@ def without_corrupt_files(
             files = dataset.cast_column(column, undecoded(column)).select(bad)[column]
             skipped += [file["path"] or f"{column} {index} of {name}" for file, index in zip(files, bad, strict=True)]
             splits = splits | {name: dataset.select(np.flatnonzero(usable))}
+        if not usable.any():
+            raise InputError(f"no {column} of the {name} split can be read, {skipped[-1]} for one")
     if skipped and not arguments.skip_corrupt_files:
         shown = ", ".join(skipped[:3]) + (f" and {len(skipped) - 3} more" if len(skipped) > 3 else "")
         raise InputError(f"corrupt {column}s: {shown}; remove them or set skip_corrupt_files to leave them out")

@@ -1,8 +1,9 @@
 """From encoded videos to clips of the frames and size that a model takes."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -62,22 +63,17 @@ def decode_frames(video: dict[str, Any], indices: Sequence[int]) -> torch.Tensor
     Raises:
         InputError: no frame can be decoded.
     """
-    # One for all frames sets its tables up once. Should a stream change its size, the first frame's is kept.
-    reformatter, size, images = VideoReformatter(), {}, []
-    frame = None
+    images, to_rgb, frame = [], _RGB(), None
     for number, frame in _numbered_frames(video, indices[0]):
-        if number < indices[len(images)]:
-            continue
-        size = size or {"width": frame.width, "height": frame.height}
-        image = reformatter.reformat(frame, **size, format="rgb24").to_ndarray()
-        images += [image] * int(np.searchsorted(indices[len(images) :], number, side="right"))
-        if len(images) == len(indices):
-            break
+        if number >= indices[len(images)]:
+            count = int(np.searchsorted(indices[len(images) :], number, side="right"))
+            images += [to_rgb(frame)] * count
+            if len(images) == len(indices):
+                break
     if frame is None:
         raise InputError(f"video {_name(video)} has no frame that can be decoded")
     if len(images) < len(indices):
-        image = reformatter.reformat(frame, **size, format="rgb24").to_ndarray()
-        images += [image] * (len(indices) - len(images))
+        images += [to_rgb(frame)] * (len(indices) - len(images))
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
@@ -104,7 +100,7 @@ class TrainingClips:
         starts = draws.next(1)[:, 0]
         clips = [self._decode(video, start) for video, start in zip(videos, starts, strict=True)]
         if self.crop_scale is None:
-            return torch.stack([_crop(_cover(clip, self.size[1:]), self.size[1:], 1) for clip in clips])
+            return torch.stack([_crop(_resize(clip, self.size[1:]), self.size[1:], 1) for clip in clips])
         numbers = draws.next(RESIZED_CROP_NUMBERS)
         return torch.stack([self._crop_at_random(clip, row) for clip, row in zip(clips, numbers, strict=True)])
 
@@ -121,7 +117,7 @@ class EvaluationClips:
     """Normalized views of videos: clips at evenly spaced starts, each cropped at one or three places.
 
     View `segment * num_crops + crop`. The first clip starts with the video and the last one ends with it; a single
-    one is in the middle. Three crops are along the axis that is too long after resizing the shorter side.
+    one is in the middle. Three crops are at the start, in the middle and at the end of the frames' longer axis.
 
     Args:
         size: (frames, height, width).
@@ -161,7 +157,7 @@ class EvaluationClips:
         clips = []
         rows = zip(videos, segments, views, strict=True)
         for (video, segment), group in groupby(rows, key=lambda row: row[:2]):
-            frames = _cover(self._decode(video, segment), self.size[1:])
+            frames = _resize(self._decode(video, segment), self.size[1:])
             # The middle one is the only one.
             places = [view % self.num_crops if self.num_crops > 1 else 1 for _, _, view in group]
             clips += [_crop(frames, self.size[1:], place) for place in places]
@@ -181,17 +177,19 @@ def _clip_indices(start: int, size: tuple[int, ...], frame_stride: int) -> range
     return range(start, start + minimum_frames(size, frame_stride), frame_stride)
 
 
-def _cover(frames: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Frames resized so that one axis has its size and the other has it at least."""
-    scale = max(least / side for least, side in zip(size, frames.shape[-2:], strict=True))
-    resized = [max(round(side * scale), least) for side, least in zip(frames.shape[-2:], size, strict=True)]
-    return v2.functional.resize(frames, resized)
+def _resize(frames: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Frames whose shorter side is the longer one of `size`, as the model's video processor has it."""
+    return v2.functional.resize(frames, [max(size)])
 
 
 def _crop(frames: torch.Tensor, size: tuple[int, ...], place: int) -> torch.Tensor:
-    """The window at the begin (0), in the middle (1) or at the end (2) of the axis that is too long."""
-    margins = [side - least for side, least in zip(frames.shape[-2:], size, strict=True)]
-    top, left = (round(margin * place / 2) for margin in margins)
+    """The window at the start (0), in the middle (1) or at the end (2) of the longer axis, in the other's middle."""
+    height, width = frames.shape[-2:]
+    places = (place, 1) if height > width else (1, place)
+    top, left = (
+        round((side - window) * position / 2)
+        for side, window, position in zip((height, width), size, places, strict=True)
+    )
     return frames[..., top : top + size[0], left : left + size[1]]
 
 
@@ -234,14 +232,34 @@ def _packets(stream: VideoStream) -> Iterator[av.Packet | None]:
         yield None
 
 
-def _decode(stream: VideoStream) -> Iterator[VideoFrame]:
-    """Frames in the order of presentation, without those that cannot be decoded."""
+def _decode(
+    stream: VideoStream, needs_references_only: Callable[[av.Packet], bool] = lambda packet: False
+) -> Iterator[VideoFrame]:
+    """Frames in the order of presentation, without those that cannot be decoded.
+
+    Args:
+        needs_references_only: whether the frames of a packet are of use only if others are predicted from them.
+    """
     for packet in _packets(stream):
+        skips = packet is not None and needs_references_only(packet)
+        stream.codec_context.skip_frame = "NONREF" if skips else "DEFAULT"
         try:
             frames = stream.decode(packet)
         except av.FFmpegError:
             continue
         yield from frames
+
+
+class _RGB:
+    """Frames to uint8 (height, width, 3), all of the size of the first, should a stream change its size."""
+
+    def __init__(self):
+        self.reformatter = VideoReformatter()
+        self.size = {}
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        self.size = self.size or {"width": frame.width, "height": frame.height}
+        return self.reformatter.reformat(frame, **self.size, format="rgb24", threads=1).to_ndarray()
 
 
 class _Clock(NamedTuple):
@@ -260,26 +278,30 @@ class _Clock(NamedTuple):
         clock = cls(None, float(rate * stream.time_base) if rate else 0.0, by_decoding)
         return clock._replace(origin=clock.time(first)) if rate else clock
 
-    def time(self, frame: VideoFrame) -> int | None:
+    def time(self, frame: VideoFrame | av.Packet) -> int | None:
         return frame.dts if self.by_decoding else frame.pts
 
-    def number(self, frame: VideoFrame, previous: int | None) -> int | None:
-        """A frame's number, one more than that of the frame before it if it has no time; None if it has neither."""
+    def number(self, frame: VideoFrame | av.Packet) -> int | None:
         time = self.time(frame)
-        if time is not None and self.origin is not None:
-            return round((time - self.origin) * self.frames_per_tick)
-        return previous + 1 if previous is not None else None
+        return None if time is None or self.origin is None else round((time - self.origin) * self.frames_per_tick)
 
     def numbered(
         self, frames: Iterator[VideoFrame], previous: int | None = None
     ) -> Iterator[tuple[int | None, VideoFrame]]:
+        """Frames with their numbers: without a time one more than the frame before; None where that is unknown."""
         for frame in frames:
-            previous = self.number(frame, previous)
-            yield previous, frame
+            number = self.number(frame)
+            if number is None and previous is not None:
+                number = previous + 1
+            yield number, frame
+            previous = number
 
 
 def _numbered_frames(video: dict[str, Any], first: int) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames with their numbers, from the start of the video or from a key frame before number `first`."""
+    """Frames with their numbers, from the start of the video or from a key frame before number `first`.
+
+    Of those before `first` the ones that no other is predicted from may be left out.
+    """
     with _open(video) as stream:
         frames = _decode(stream)
         start = next(frames, None)
@@ -296,7 +318,7 @@ def _numbered_frames(video: dict[str, Any], first: int) -> Iterator[tuple[int, V
                 stream.container.seek(clock.origin + int((first - lead) / clock.frames_per_tick), stream=stream)
             except av.FFmpegError:
                 continue
-            numbered = clock.numbered(_decode(stream))
+            numbered = clock.numbered(_decode(stream, partial(_is_early_mpeg4, clock, first)))
             number, frame = next(numbered, (None, None))
             # A frame of number `first` itself may follow another one of that number, if the rate varies.
             if number is not None and number < first and frame.key_frame:
@@ -305,3 +327,13 @@ def _numbered_frames(video: dict[str, Any], first: int) -> Iterator[tuple[int, V
                 return
     with _open(video) as stream:
         yield from clock.numbered(_decode(stream), -1)
+
+
+def _is_early_mpeg4(clock: _Clock, first: int, packet: av.Packet) -> bool:
+    """Whether a packet's B-frames are before number `first`, in the codec where leaving them out is exact and pays.
+
+    They are shown at the packet's time, or one frame later where two frames share a packet ("packed B-frames"), and
+    are never the last ones of a video.
+    """
+    number = clock.number(packet)
+    return packet.stream.codec_context.name == "mpeg4" and number is not None and number + 1 < first

@@ -130,6 +130,10 @@ def build_trainer(
         logits = prediction.predictions.reshape(-1, views, prediction.predictions.shape[-1]).mean(axis=1)
         return metric.compute(predictions=logits, references=prediction.label_ids[::views])
 
+    step = training_arguments.train_batch_size * training_arguments.world_size
+    step *= training_arguments.gradient_accumulation_steps
+    if training_arguments.dataloader_drop_last and data.num_train < step:
+        raise InputError(f"a step takes {step} examples, the training split has {data.num_train}")
     train_examples = TrainingExamples(data.train, transform)
     if isinstance(data.train, datasets.IterableDataset):
         train_examples = StreamedExamples(
@@ -141,16 +145,22 @@ def build_trainer(
             training_arguments.world_size,
             data_arguments.shuffle_buffer_size,
         )
-    return LiereTrainer(
-        model=model,
-        args=training_arguments,
-        train_dataset=train_examples,
-        eval_dataset=evaluation_examples,
-        processing_class=processor,
-        data_collator=default_data_collator,
-        compute_metrics=compute_metrics,
-        callbacks=[InterruptionCallback(), EpochCallback(transform)],
-    )
+    try:
+        return LiereTrainer(
+            model=model,
+            args=training_arguments,
+            train_dataset=train_examples,
+            eval_dataset=evaluation_examples,
+            processing_class=processor,
+            data_collator=default_data_collator,
+            compute_metrics=compute_metrics,
+            callbacks=[InterruptionCallback(), EpochCallback(transform)],
+        )
+    except (ImportError, RuntimeError) as error:
+        if "install" not in str(error):
+            raise
+        # A tracker of report_to that is not there.
+        raise InputError(f"report_to is {training_arguments.report_to}: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

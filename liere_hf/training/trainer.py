@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
@@ -61,6 +61,14 @@ class LiereTrainer(Trainer):
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Leaves out what is beyond whole steps, not whole batches: epochs are alike for any number of processes."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if not self.args.dataloader_drop_last or not isinstance(sampler, RandomSampler):
+            return sampler
+        step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return RandomSampler(sampler.data_source, num_samples=len(sampler.data_source) // step * step)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         count = super().num_examples(dataloader)

@@ -1,0 +1,330 @@
+"""Runs over several real processes, and runs that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from liere_hf.cli import main
+
+TINY = {
+    "dataset": "digits",
+    "image_size": 8,
+    "patch_size": 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "initializer_range": 0.1,
+    "random_crop_padding": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "max_steps": 50,
+    "effective_batch_size": 32,
+    "per_device_train_batch_size": 16,
+    "dataloader_drop_last": True,
+    "eval_examples": 101,
+    "save_steps": 10,
+    "logging_steps": 1,
+    "learning_rate": 3e-3,
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+TRAIN = ["-m", "liere_hf.training"]
+
+
+def launch_config(name: str) -> Path:
+    import liere_hf.cli
+
+    return liere_hf.cli._launch_configs()[name]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("processes")
+    (directory / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    # With other seeds of dropout in each process, a resumed run must also have these restored.
+    (directory / "dropout.yaml").write_text(yaml.safe_dump(TINY | {"hidden_dropout_prob": 0.1}))
+    config = yaml.safe_load(launch_config("fsdp").read_text())
+    config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}
+    (directory / "fsdp.yaml").write_text(yaml.safe_dump(config))
+    return directory
+
+
+def launched(directory: Path, launcher: str) -> list[str]:
+    """The words that start a run in two processes."""
+    if launcher == "torchrun":
+        words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        return [*words, "--master-port", str(free_port())]
+    file = directory / "fsdp.yaml" if launcher == "fsdp" else launch_config("two_cpu_processes")
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    return [*words, "--main_process_port", str(free_port())]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(words, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def runs(directory) -> dict[str, Path]:
+    """The same run by one process and by two, started in several ways."""
+    outputs = {}
+    for launcher in ("single", "accelerate", "torchrun", "fsdp"):
+        outputs[launcher] = directory / launcher
+        words = [sys.executable] if launcher == "single" else launched(directory, launcher)
+        result = run([*words, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(outputs[launcher])])
+        assert result.returncode == 0, result.stderr
+    return outputs
+
+
+def losses(output_dir: Path) -> list[float]:
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def metrics(output_dir: Path) -> dict[str, float]:
+    results = json.loads((output_dir / "eval_results.json").read_text())
+    return {name: value for name, value in results.items() if "accuracy" in name or "loss" in name}
+
+
+def assert_same_weights(first: Path, second: Path, tolerance: float = 0.0) -> None:
+    first, second = (load_file(path / "model.safetensors") for path in (first, second))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert (tensor - second[name]).abs().max() <= tolerance, name
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "fsdp"])
+def test_two_processes_train_as_one(runs, launcher):
+    assert json.loads((runs[launcher] / "train_results.json").read_text())["num_processes"] == 2
+    single, double = losses(runs["single"]), losses(runs[launcher])
+    assert len(single) == len(double) == 50
+    assert max(abs(one - two) for one, two in zip(single, double, strict=True)) < 1e-4
+    assert single[-1] < single[0]
+    assert_same_weights(runs["single"], runs[launcher], 1e-4)
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "fsdp"])
+def test_an_odd_split_is_evaluated_exactly_once(runs, launcher):
+    # The weights agree to rounding, so the loss does too; 101 images in batches of 8 leave 5 for two processes.
+    single, double = metrics(runs["single"]), metrics(runs[launcher])
+    assert double == pytest.approx(single, abs=1e-5)
+    words = ["evaluate", runs[launcher], runs["single"].parent / "tiny.yaml"]
+    words += ["--results_file", runs[launcher] / "again.json"]
+    result = run([sys.executable, "-c", "from liere_hf.cli import main; main()", *map(str, words)])
+    assert result.returncode == 0, result.stderr
+    again = json.loads((runs[launcher] / "again.json").read_text())
+    assert again["examples"] == 101
+    assert {f"eval_{name}": again[name] for name in again if name != "examples"} == pytest.approx(double, abs=1e-6)
+
+
+def test_shared_parameters_are_saved_whole(runs):
+    assert_same_weights(runs["fsdp"], runs["torchrun"], 1e-6)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """The two training processes, in the order of their ranks."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    ranked = [(child.environ().get("RANK"), child) for child in children if "liere_hf.training" in child.cmdline()]
+    return [child for _, child in sorted(ranked, key=lambda pair: pair[0])]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(directory) -> Path:
+    words = launched(directory, "torchrun")
+    result = run([*words, *TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(directory / "whole")])
+    assert result.returncode == 0, result.stderr
+    return directory / "whole"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_number):
+    output_dir = directory / signal_number.name
+    words = [*TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(output_dir)]
+    start = [*launched(directory, "torchrun"), *words]
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(output_dir / "checkpoint-10", process)
+    workers(process)[1].send_signal(signal_number)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode != 0
+    if signal_number == signal.SIGKILL:
+        assert f"another process of this run has ended; the last checkpoint is {output_dir}/checkpoint-" in error
+        assert "go on from it with --resume_from_checkpoint true" in error
+    else:
+        assert "checkpoint saved in" in error
+    assert not (output_dir / "model.safetensors").exists()
+
+    result = run([*launched(directory, "torchrun"), *words, "--resume_from_checkpoint", "true"])
+    assert result.returncode == 0, result.stderr
+    assert_same_weights(output_dir, uninterrupted)
+
+
+# Each child trains on from the last checkpoint, and is killed at a random moment while it writes the next one.
+KILL_WHILE_SAVING = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from transformers.trainer_utils import get_last_checkpoint
+from liere_hf.configuration import parse_recipe
+from liere_hf.training.run import train
+from transformers import AutoModelForImageClassification, TrainerState
+
+recipe, output_dir = sys.argv[1], Path(sys.argv[2])
+flags = ["--output_dir", str(output_dir), "--save_steps", "1", "--save_total_limit", "2"]
+random.seed(0)
+kills = 0
+while True:
+    child = os.fork()
+    resume = str(get_last_checkpoint(output_dir) is not None).lower() if output_dir.exists() else "false"
+    if child == 0:
+        train(*parse_recipe(recipe, [*flags, "--resume_from_checkpoint", resume]))
+        os._exit(0)
+    steps, delay = random.randrange(1, 4), random.uniform(0, 0.06)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if kills < 20 and steps and (output_dir / "unfinished").exists():
+            steps -= 1
+            if steps == 0:
+                time.sleep(delay)
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                kills += 1
+                break
+            while (output_dir / "unfinished").exists():
+                time.sleep(0.0005)
+        time.sleep(0.0005)
+    else:
+        break
+    last = get_last_checkpoint(output_dir)
+    if last is not None:
+        # In a child, as a process with threads must not fork.
+        child = os.fork()
+        if child == 0:
+            AutoModelForImageClassification.from_pretrained(last)
+            step = TrainerState.load_from_json(f"{last}/trainer_state.json").global_step
+            os._exit(0 if last.endswith(f"-{step}") else 1)
+        assert os.waitpid(child, 0)[1] == 0, last
+    elif (output_dir / "recipe.yaml").exists():
+        # Killed before its first checkpoint, a run starts anew.
+        import shutil
+        shutil.rmtree(output_dir)
+print("kills", kills)
+"""
+
+
+def test_killed_while_saving(directory, tmp_path):
+    arguments = [str(directory / "dropout.yaml"), str(tmp_path / "killed")]
+    result = run([sys.executable, "-c", KILL_WHILE_SAVING, *arguments])
+    assert "kills 20" in result.stdout, result.stderr
+    words = [sys.executable, *TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(tmp_path / "whole")]
+    assert run(words).returncode == 0
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == [
+        "checkpoint-49",
+        "checkpoint-50",
+    ]
+    assert not (tmp_path / "killed" / "unfinished").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_disk_full(directory, tmp_path):
+    """A file system of its own has room for some checkpoints, not for all."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=700k tmpfs {mount} && "
+        f"{sys.executable} -m liere_hf.training {directory / 'tiny.yaml'} --output_dir {mount}/run; "
+        f"code=$?; ls {mount}/run >&2; cp -r {mount}/run {tmp_path / 'kept'}; exit $code"
+    )
+    result = run(["unshare", "--mount", "sh", "-c", script])
+    assert result.returncode == 1, result.stderr
+    (message,) = (line for line in result.stderr.splitlines() if line.startswith("liere-hf"))
+    assert "cannot be saved" in message
+    assert f"the last checkpoint is {mount}/run/checkpoint-" in message
+    assert "Traceback" not in result.stderr
+    last = Path(message.partition("checkpoint is ")[2].partition(",")[0]).name
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir() if path.is_dir())[-1] == last
+    words = [sys.executable, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "kept")]
+    result = run([*words, "--resume_from_checkpoint", "true"])
+    assert result.returncode == 0, result.stderr
+
+
+def fails(capsys, code: int, *words: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in words])
+    assert exit_.value.code == code
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_loss_that_is_not_finite(capsys, directory, tmp_path):
+    words = ["train", directory / "tiny.yaml", "--output_dir", tmp_path / "run", "--save_steps", 5]
+    words += ["--learning_rate", "1e19", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "100000000"]
+    words += ["--logging_steps", 1, "--weight_decay", 0.0, "--max_steps", 2000]
+    error = fails(capsys, 1, *words)
+    step = int(error.partition("step ")[2].split()[0])
+    assert f"the loss of step {step} is not finite" in error or f"weights are not finite after step {step}" in error
+    if step > 5:
+        last = error.partition("checkpoint is ")[2].partition(",")[0]
+        assert 0 < int(last.rpartition("-")[2]) < step
+        for tensor in load_file(Path(last) / "model.safetensors").values():
+            assert tensor.isfinite().all()
+
+
+def test_batches_that_do_not_come_out(capsys, directory, tmp_path):
+    words = ["train", directory / "tiny.yaml", "--output_dir", tmp_path / "run"]
+    assert "effective_batch_size is 0, allowed are multiples of the number of devices, 1" in fails(
+        capsys, 2, *words, "--effective_batch_size", 0
+    )
+    error = fails(capsys, 2, *words, "--effective_batch_size", 4096)
+    assert "a step takes 4096 examples, the training split has 1437" in error
+    three = [*launched(directory, "torchrun")[:3], "--nproc-per-node", "3", "--master-port", str(free_port())]
+    result = run([*three, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "run")])
+    assert result.returncode != 0
+    assert "effective_batch_size is 32, allowed are multiples of the number of devices, 3" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard(directory, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(SystemExit) as exit_:
+        words = ["train", directory / "tiny.yaml", "--output_dir", tmp_path / "run", "--max_steps", 5]
+        main([str(word) for word in [*words, "--report_to", "tensorboard"]])
+    assert exit_.value.code == 0
+    events = next(tmp_path.rglob("events.out.tfevents.*"))
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    logged = [event.value for event in accumulator.Scalars("train/loss")]
+    assert logged == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio"])
+def test_tracker_that_is_not_installed(capsys, directory, tmp_path, tracker):
+    error = fails(
+        capsys, 2, "train", directory / "tiny.yaml", "--output_dir", tmp_path / "run", "--report_to", tracker
+    )
+    assert f"report_to is ['{tracker}']" in error
+    assert "install" in error
