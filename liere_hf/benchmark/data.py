@@ -1,44 +1,205 @@
-"""How fast the input side is."""
+"""How fast the input side is: drawing, decoding and augmenting, and how long a training step waits for it."""
 
 import os
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+from transformers import default_data_collator
 
+from ..configuration import build_model_config, classifier_class, parse_recipe
 from ..data.arrows import ArrowsTask
+from ..data.examples import TrainingExamples, TrainingTransform
+from ..data.images import decode_image
+from ..data.inputs import build_inputs, build_processor, build_training_transform
+from ..data.sources import Data, from_arrays, from_paths
 from ..report import hardware
 
-NUM_EXAMPLES = 100_000
 REPEATS = 5
+NUM_ARROWS, NUM_IMAGES, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 240, 20
+# Of most videos of UCF101, in an .avi of MPEG-4.
+CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 180, 240, 320
 
 
 def benchmark_data() -> dict[str, Any]:
-    """Images a second of the arrows task at 9 x 9 cells, drawn to a data set by one process per core.
+    """Examples a second of each input side by one process per core, and the share of a step that waits for data.
 
     Returns:
-        The rates of all repeats, their median, and the hardware.
+        The rates of all repeats and their medians, the waiting, and the hardware.
     """
-    num_proc = os.cpu_count() or 1
-    rates = []
-    for _ in track(range(REPEATS), description="Drawing arrows"):
-        start = time.perf_counter()
-        ArrowsTask().dataset(0, NUM_EXAMPLES, num_proc=num_proc)
-        rates.append(NUM_EXAMPLES / (time.perf_counter() - start))
-    median = sorted(rates)[REPEATS // 2]
-    table = Table("data", "processes", "images a second (median, range)")
-    table.add_row(
-        "arrows, 9 x 9 cells of 12 px", str(num_proc), f"{median:,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-    )
-    Console().print(table)
+    # Each process has a core.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as directory:
+        cifar, clips = _cifar_like(), _clips(Path(directory))
+        cases: dict[str, tuple[int, Callable[[], None]]] = {
+            "arrows, 9 x 9 cells of 12 px: drawn": (NUM_ARROWS, _draw_arrows),
+            "CIFAR, recipe cifar100: decoded and augmented": (NUM_IMAGES, _epoch_of("cifar100", cifar, 512)),
+            "the same, torchvision image by image": (NUM_IMAGES // 10, _image_by_image(cifar)),
+            "clips of 8 frames, 320 x 240: decoded and cropped": (
+                NUM_CLIPS,
+                _epoch_of("ucf101", clips, 8, "--rand_augment_num_ops", "0", "--random_erasing", "0"),
+            ),
+            "the same with the recipe ucf101's RandAugment and erasing": (NUM_CLIPS, _epoch_of("ucf101", clips, 8)),
+        }
+        rates = {name: [] for name in cases}
+        for _ in track(range(REPEATS), description="Reading data"):
+            for name, (count, run) in cases.items():
+                start = time.perf_counter()
+                run()
+                rates[name].append(count / (time.perf_counter() - start))
+        waiting = _waiting(cifar)
+    _print(rates, waiting)
     return {
-        "arrows": {
-            "examples": NUM_EXAMPLES,
-            "processes": num_proc,
-            "images_per_second": [round(rate) for rate in rates],
-            "median_images_per_second": round(median),
+        "examples_per_second": {
+            name: {"median": round(float(np.median(values)), 1), "all": [round(value, 1) for value in values]}
+            for name, values in rates.items()
         },
+        "processes": _num_processes(),
+        "step": waiting,
         "hardware": hardware(),
     }
+
+
+def _num_processes() -> int:
+    return os.cpu_count() or 1
+
+
+def _draw_arrows() -> None:
+    ArrowsTask().dataset(0, NUM_ARROWS, num_proc=_num_processes())
+
+
+def _cifar_like() -> Data:
+    """As many images as CIFAR has, of its size."""
+    random = np.random.default_rng(0)
+    images = random.integers(256, size=(NUM_IMAGES, 32, 32, 3), dtype=np.uint8)
+    labels = random.integers(100, size=NUM_IMAGES)
+    dataset = from_arrays(images, labels, [str(label) for label in range(100)])
+    return Data.of(dataset, dataset)
+
+
+def _clips(directory: Path) -> Data:
+    """Videos of UCF101's size, codec and length, with moving content."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(256, size=(30, 80, 3), dtype=np.uint8)
+    picture = torch.from_numpy(coarse).permute(2, 0, 1)
+    picture = v2.functional.resize(picture, [CLIP_HEIGHT, 2 * CLIP_WIDTH]).permute(1, 2, 0).numpy()
+    paths = []
+    for number in range(4):
+        path = directory / f"{number}.avi"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.gop_size = CLIP_WIDTH, CLIP_HEIGHT, "yuv420p", 12
+            for shift in range(CLIP_FRAMES):
+                pixels = np.ascontiguousarray(picture[:, shift : shift + CLIP_WIDTH])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        paths.append(str(path))
+    dataset = from_paths("video", [paths[index % 4] for index in range(NUM_CLIPS)], [0] * NUM_CLIPS, ["action"])
+    return Data.of(dataset, dataset)
+
+
+def _transform(recipe: str, data: Data, *flags: str) -> TrainingTransform:
+    model_arguments, arguments, _ = parse_recipe(recipe, flags)
+    config = build_model_config(model_arguments)
+    processor = build_processor(data.column, config, arguments)
+    inputs = build_inputs(data.column, config, arguments, processor)
+    return build_training_transform(data, inputs, arguments, processor, seed=0)
+
+
+def _loader(examples: TrainingExamples, batch_size: int, num_workers: int) -> DataLoader:
+    return DataLoader(
+        examples, batch_size, shuffle=True, num_workers=num_workers, collate_fn=default_data_collator, drop_last=True
+    )
+
+
+def _epoch_of(recipe: str, data: Data, batch_size: int, *flags: str) -> Callable[[], None]:
+    loader = _loader(TrainingExamples(data.train, _transform(recipe, data, *flags)), batch_size, _num_processes())
+
+    def run() -> None:
+        for _ in loader:
+            pass
+
+    return run
+
+
+class _ImageByImage(torch.utils.data.Dataset):
+    """What the recipe cifar100 does, by torchvision's transforms in their usual way."""
+
+    def __init__(self, data: Data):
+        self.dataset = TrainingExamples(data.train, _transform("cifar100", data)).dataset.select(
+            range(NUM_IMAGES // 10)
+        )
+        self.transform = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                v2.RandAugment(2, 14),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
+        return {"pixel_values": self.transform(decode_image(row["image"])), "labels": row["label"]}
+
+
+def _image_by_image(data: Data) -> Callable[[], None]:
+    loader = _loader(_ImageByImage(data), 512, _num_processes())
+
+    def run() -> None:
+        for _ in loader:
+            pass
+
+    return run
+
+
+def _waiting(data: Data) -> dict[str, float]:
+    """Seconds of a training step at tiny/CIFAR size, batch 64, and of these waiting for its batch from one worker."""
+    model_arguments, _, _ = parse_recipe("cifar100", ["--model_preset", "tiny"])
+    config = build_model_config(model_arguments, id2label=dict(enumerate(data.label_names)))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = classifier_class(config)(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    batches = iter(_loader(TrainingExamples(data.train, _transform("cifar100", data)), 64, 1))
+    waits, start = [], 0.0
+    # The first step starts the worker.
+    for step in track(range(NUM_STEPS + 1), description="Training"):
+        if step == 1:
+            start = time.perf_counter()
+        asked = time.perf_counter()
+        batch = {name: value.to(device) for name, value in next(batches).items()}
+        waits.append(time.perf_counter() - asked)
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - start) / NUM_STEPS
+    waited = sum(waits[1:]) / NUM_STEPS
+    return {"seconds": round(seconds, 4), "waiting_seconds": round(waited, 4), "share": round(waited / seconds, 4)}
+
+
+def _print(rates: dict[str, list[float]], waiting: dict[str, float]) -> None:
+    table = Table("data", "examples a second (median, range)", title=f"{_num_processes()} processes")
+    for name, values in rates.items():
+        table.add_row(name, f"{np.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"A training step (LieRE8, tiny, CIFAR, batch 64) takes {1000 * waiting['seconds']:,.0f} ms, "
+        f"{1000 * waiting['waiting_seconds']:,.1f} of them waiting for data ({waiting['share']:.1%})."
+    )

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import InputError
@@ -102,8 +101,8 @@ class TrainingExamples(torch.utils.data.Dataset):
 class StreamedExamples(torch.utils.data.IterableDataset):
     """This process's share of a streamed data set, transformed for training.
 
-    Each process reads its own shards, and each of its workers its own of these; a reader whose shards end early
-    starts over, so that all processes make the same number of steps.
+    Each process reads its own shards, other ones in each epoch, and each of its workers its own of these. A reader
+    whose shards end early starts over, so that all processes make the same number of steps.
 
     Args:
         dataset: the whole stream.
@@ -113,7 +112,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         buffer_size: examples that are shuffled among each other, beside the order of the shards.
 
     Raises:
-        InputError: fewer examples than one batch for every process.
+        InputError: fewer examples than one batch for every process, or fewer shards than processes.
     """
 
     def __init__(
@@ -126,19 +125,27 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         world_size: int = 1,
         buffer_size: int = 10_000,
     ):
-        encoded = dataset.cast_column(transform.column, undecoded(transform.column))
-        shuffled = encoded.shuffle(seed=transform.seed, buffer_size=buffer_size)
-        self.dataset = split_dataset_by_node(shuffled, rank, world_size)
+        self.dataset = dataset.cast_column(transform.column, undecoded(transform.column))
         self.transform = transform
         self.batch_size = batch_size
         self.num_batches = num_examples // (batch_size * world_size)
         self.rank, self.world_size = rank, world_size
+        self.buffer_size = buffer_size
         if self.num_batches == 0:
             raise InputError(
                 f"per_device_train_batch_size is {batch_size}, too large for {num_examples} training examples in "
                 f"{world_size} processes"
             )
+        if self.num_shards < 1:
+            raise InputError(
+                f"the training data has {dataset.num_shards} shards, fewer than the {world_size} processes"
+            )
         self._resumed_epoch, self._num_seen_batches = -1, 0
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the process that has fewest, and so the workers that it may have."""
+        return self.dataset.num_shards // self.world_size
 
     def resume(self, epoch: int, num_batches: int) -> None:
         """So many first batches of an epoch were seen before an interruption: their images are not decoded again.
@@ -167,14 +174,17 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             yield from self.transform(columns, range(first, first + self.batch_size))
 
     def _endless_rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of this worker's shards: `datasets` itself deals shards out to workers."""
-        self.dataset.set_epoch(self.transform.epoch)
+        """Rows of this worker's shards: `datasets` itself deals a process's shards out to its workers."""
+        generator = np.random.default_rng((self.transform.seed, self.transform.epoch))
+        shuffled = self.dataset.shuffle(generator=generator, buffer_size=self.buffer_size)
+        # Not split_dataset_by_node: if the shards do not come out even, that lets every process read all of them.
+        own = shuffled.shard(self.world_size, self.rank, contiguous=False)
         while True:
             row = None
-            for row in self.dataset:
+            for row in own:
                 yield row
             if row is None:
-                raise InputError("the training data has fewer shards than processes times dataloader_num_workers")
+                raise InputError("a shard of the training data is empty, or there are fewer shards than readers")
 
 
 class EvaluationExamples(torch.utils.data.Dataset):

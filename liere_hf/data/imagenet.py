@@ -158,7 +158,7 @@ def _from_hub(hub_id: str, arguments: DataArguments) -> Data:
     num_train = train.num_examples if train and train.num_examples else arguments.train_examples
     if num_train is None:
         raise InputError(f"{hub_id} does not say how many training examples it has: set train_examples")
-    # Without the checks, which would miss the training split.
+    # Without the checks: some versions of `datasets` would miss the training split.
     files = {"validation": "**/*validation*"}
     test = from_hub(hub_id, data_files=files, split="validation", verification_mode="no_checks")
     return _from_columns(stream, hub_id, test, hub_id, num_train)

@@ -53,7 +53,7 @@ def load_data(arguments: DataArguments, seed: int) -> Data:
 def _limit_stream(data: Data, arguments: DataArguments) -> Data:
     if arguments.train_fraction is not None:
         raise InputError("train_fraction needs all labels at once, which a stream does not have: use local files")
-    if arguments.train_examples is None:
+    if arguments.train_examples in (None, data.num_train):
         return data
     if arguments.train_examples > data.num_train:
         raise InputError(f"train_examples is {arguments.train_examples}, the data set has {data.num_train}")

@@ -69,7 +69,7 @@ def from_hub(hub_id: str, **options: Any) -> Any:
         return datasets.load_dataset(hub_id, **options)
     except Exception as error:
         text = f"{error} {error.__cause__}".lower()
-        if "gated" in text or "401" in text or "403" in text:
+        if "gated" in text or "401 client error" in text or "403 client error" in text:
             raise InputError(
                 f"{hub_id} is gated: accept its terms at https://huggingface.co/datasets/{hub_id} and log in with "
                 "'hf auth login', or give data_dir with local files"
@@ -127,7 +127,7 @@ def class_folders(
     Raises:
         InputError: no such files, or a folder that is none of the classes.
     """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     names = names or [path.name for path in folders]
     paths, labels = [], []
     for class_folder in folders:

@@ -1,0 +1,218 @@
+"""Every recipe's smoke variant, from each format of its data, on small real files: it runs, and it learns."""
+
+import io
+import json
+import shutil
+import tarfile
+import time
+from pathlib import Path
+
+import av
+import cifar_files
+import datasets
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from liere_hf.cli import main
+
+WORDNET_IDS = ("n01440764", "n01443537", "n02102040", "n03000684")
+ACTIONS = ("ApplyEyeMakeup", "Archery", "Basketball")
+
+
+def train(recipe: str, output_dir: Path, *words: object) -> dict[str, float]:
+    """First and last losses, and the evaluation, of a run that must end well within two minutes on two cores."""
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", recipe, "--output_dir", str(output_dir), "--use_cpu", "true", *map(str, words)])
+    assert exit_.value.code == 0
+    # Two minutes on two cores; the tests share one with another process.
+    assert time.monotonic() - start < 240
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    evaluation = json.loads((output_dir / "eval_results.json").read_text())
+    return {"first": losses[0], "last": min(losses[-3:]), "accuracy": evaluation["eval_accuracy"]}
+
+
+def assert_learned(results: dict[str, float], chance: float) -> None:
+    assert results["last"] < 0.5 * results["first"], results
+    assert results["accuracy"] > chance + 0.5 * (1 - chance), results
+
+
+def patterns(count: int, size: int) -> np.ndarray:
+    """A coarse coloured pattern for each class, uint8 (count, size, size, 3)."""
+    coarse = np.random.default_rng(3).integers(30, 226, size=(count, 4, 4, 3))
+    return coarse.repeat(size // 4, 1).repeat(size // 4, 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "python", "binary"])
+@pytest.mark.parametrize("dataset", ["cifar100", "cifar10"])
+def test_cifar(tmp_path, monkeypatch, dataset, kind):
+    monkeypatch.setattr(cifar_files, "SPLITS", {"train": 256, "test": 64})
+    monkeypatch.setitem(cifar_files.NUM_CLASSES, "cifar100", 10)
+    write = getattr(cifar_files, f"write_{kind}")
+    folder = write(dataset, tmp_path / "data")
+    if kind != "parquet":
+        cifar_files.write_archive(folder)
+        shutil.rmtree(folder)
+    words = ["--dataset", dataset, "--data_dir", tmp_path / "data"]
+    results = train("cifar100_smoke", tmp_path / "run", *words)
+    assert_learned(results, 0.1)
+
+
+def photograph(label: int, seed: int) -> Image.Image:
+    """Photographs come in all sizes and several modes."""
+    random = np.random.default_rng([label, seed])
+    noise = random.integers(-20, 21, size=(64, 64, 3))
+    image = Image.fromarray((patterns(4, 64)[label] + noise).clip(0, 255).astype(np.uint8))
+    image = image.resize((int(random.integers(70, 130)), int(random.integers(70, 130))))
+    return image.convert("CMYK") if seed % 10 == 0 else image
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def photographs(split: str) -> list[tuple[int, bytes]]:
+    count, start = {"train": (160, 0), "val": (48, 1000)}[split]
+    return [(number % 4, jpeg(photograph(number % 4, start + number))) for number in range(count)]
+
+
+def write_tree(directory: Path) -> None:
+    for split in ("train", "val"):
+        for number, (label, content) in enumerate(photographs(split)):
+            folder = directory / split / WORDNET_IDS[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = f"ILSVRC2012_val_{number:08d}" if split == "val" else f"{WORDNET_IDS[label]}_{number}"
+            (folder / f"{stem}.JPEG").write_bytes(content)
+
+
+def write_parquet(directory: Path) -> None:
+    (directory / "data").mkdir(parents=True)
+    names = datasets.ClassLabel(names=["tench, Tinca tinca", "goldfish", "dog", "chain saw"])
+    for split, name, num_shards in (("train", "train", 4), ("val", "validation", 2)):
+        rows = photographs(split)
+        table = datasets.Dataset.from_dict(
+            {"image": [{"bytes": content, "path": None} for _, content in rows], "label": [row[0] for row in rows]},
+            features=datasets.Features({"image": datasets.Image(), "label": names}),
+        )
+        for shard in range(num_shards):
+            path = directory / "data" / f"{name}-{shard:05d}-of-{num_shards:05d}.parquet"
+            table.shard(num_shards, shard).to_parquet(path)
+
+
+def write_tars(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    for split, name, num_shards in (("train", "train", 4), ("val", "validation", 2)):
+        rows = photographs(split)
+        for shard in range(num_shards):
+            with tarfile.open(directory / f"imagenet1k-{name}-{shard:04d}.tar", "w") as archive:
+                for number in range(shard, len(rows), num_shards):
+                    label, content = rows[number]
+                    for suffix, member in (("jpg", content), ("cls", str(label).encode())):
+                        info = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                        info.size = len(member)
+                        archive.addfile(info, io.BytesIO(member))
+    (directory / "_info.json").write_text(json.dumps({"splits": {"train": {"num_samples": 160}}}))
+
+
+@pytest.fixture(scope="module")
+def imagenet_run(tmp_path_factory) -> Path:
+    """A run on class folders, from which the recipe at the larger size goes on."""
+    directory = tmp_path_factory.mktemp("imagenet")
+    write_tree(directory / "data")
+    assert_learned(train("imagenet_smoke", directory / "run", "--data_dir", directory / "data"), 0.25)
+    return directory
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_tars])
+def test_imagenet_streams(tmp_path, write):
+    write(tmp_path / "data")
+    assert_learned(train("imagenet_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 0.25)
+
+
+def test_imagenet_at_a_larger_size(imagenet_run, tmp_path):
+    words = ["--data_dir", imagenet_run / "data", "--model_name_or_path", imagenet_run / "run"]
+    before = json.loads((imagenet_run / "run" / "eval_results.json").read_text())["eval_accuracy"]
+    assert before > 0.6
+    results = train("imagenet_384_finetune_smoke", tmp_path / "run", *words)
+    assert results["accuracy"] > 0.6
+    assert results["last"] < results["first"]
+    # The model keeps its training size, from which positions are counted; its processor has the larger one.
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["image_size"] == 64
+    processor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
+    assert processor["crop_size"] == {"height": 96, "width": 96}
+
+
+def write_clip(path: Path, label: int, seed: int, codec: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng([label, seed])
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.gop_size = 12
+        picture = np.zeros((64, 96, 3), np.uint8)
+        picture[:, 16:80] = patterns(3, 64)[label]
+        for shift in range(34 + seed % 5):
+            moved = np.roll(picture, shift // 4, axis=1).astype(int) + random.integers(-10, 11, size=picture.shape)
+            frame = av.VideoFrame.from_ndarray(moved.clip(0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("layout", ["official", "folders"])
+def test_ucf101(tmp_path, layout):
+    data = tmp_path / "data"
+    lists = {"trainlist01.txt": [], "testlist01.txt": []}
+    for label, action in enumerate(ACTIONS):
+        for number in range(12):
+            group = f"v_{action}_g{number + 1:02d}_c01"
+            is_test = number >= 8
+            if layout == "official":
+                write_clip(data / "UCF-101" / action / f"{group}.avi", label, number, "mpeg4")
+                line = f"{action}/{group}.avi" + ("" if is_test else f" {label + 1}")
+                lists["testlist01.txt" if is_test else "trainlist01.txt"].append(line)
+            else:
+                write_clip(data / ("test" if is_test else "train") / action / f"{group}.mp4", label, number, "mpeg4")
+    broken = next(data.rglob(f"v_{ACTIONS[0]}_g01_c01.*"))
+    broken.write_bytes(b"")
+    if layout == "official":
+        (data / "ucfTrainTestlist").mkdir()
+        index = "\n".join(f"{label + 1} {action}" for label, action in enumerate(ACTIONS))
+        (data / "ucfTrainTestlist" / "classInd.txt").write_text(index + "\n")
+        for name, lines in lists.items():
+            (data / "ucfTrainTestlist" / name).write_text("\n".join(lines) + "\n")
+    results = train("ucf101_smoke", tmp_path / "run", "--data_dir", data)
+    assert_learned(results, 1 / 3)
+    facts = json.loads((tmp_path / "run" / "train_results.json").read_text())
+    assert facts["skipped_files"] == 1
+    assert facts["skipped_file_names"] == [str(broken)]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".npy"])
+def test_volumes(tmp_path, suffix):
+    for split, count in (("train", 24), ("test", 10)):
+        for label, name in enumerate(("low", "middle", "high")):
+            for number in range(count):
+                random = np.random.default_rng([label, number, count])
+                shape = random.integers(20, 36, size=3)
+                volume = random.normal(0, 60, size=shape)
+                third = shape[0] * label // 3
+                volume[third : third + shape[0] // 3] += 400
+                path = tmp_path / "data" / split / name / f"{number}{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if suffix == ".npy":
+                    np.save(path, volume.astype(np.float32))
+                else:
+                    image = nibabel.Nifti1Image(volume.T.astype(np.int16), np.eye(4))
+                    nibabel.save(image, path)
+    assert_learned(train("volumes_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 1 / 3)
+
+
+@pytest.mark.parametrize("size", [108, 168, 276])
+def test_arrows(tmp_path, size):
+    results = train(f"arrows_{size}_smoke", tmp_path / "run", "--data_num_proc", 1)
+    assert_learned(results, 0.25)
