@@ -1,5 +1,6 @@
 """How fast the input side is: drawing, decoding and augmenting, and how long a training step waits for it."""
 
+import io
 import os
 import tempfile
 import time
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import datasets
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,7 +29,7 @@ from ..data.sources import Data, from_arrays, from_paths
 from ..report import hardware
 
 REPEATS = 5
-NUM_ARROWS, NUM_IMAGES, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 240, 20
+NUM_ARROWS, NUM_IMAGES, NUM_PHOTOGRAPHS, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 1024, 240, 20
 # Of most videos of UCF101, in an .avi of MPEG-4.
 CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 180, 240, 320
 
@@ -40,11 +43,15 @@ def benchmark_data() -> dict[str, Any]:
     # Each process has a core.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        cifar, clips = _cifar_like(), _clips(Path(directory))
+        cifar, photos, clips = _cifar_like(), _photographs(), _clips(Path(directory))
         cases: dict[str, tuple[int, Callable[[], None]]] = {
             "arrows, 9 x 9 cells of 12 px: drawn": (NUM_ARROWS, _draw_arrows),
             "CIFAR, recipe cifar100: decoded and augmented": (NUM_IMAGES, _epoch_of("cifar100", cifar, 512)),
             "the same, torchvision image by image": (NUM_IMAGES // 10, _image_by_image(cifar)),
+            "JPEG of 500 x 375, recipe imagenet: decoded and augmented": (
+                NUM_PHOTOGRAPHS,
+                _epoch_of("imagenet", photos, 64),
+            ),
             "clips of 8 frames, 320 x 240: decoded and cropped": (
                 NUM_CLIPS,
                 _epoch_of("ucf101", clips, 8, "--rand_augment_num_ops", "0", "--random_erasing", "0"),
@@ -84,6 +91,23 @@ def _cifar_like() -> Data:
     images = random.integers(256, size=(NUM_IMAGES, 32, 32, 3), dtype=np.uint8)
     labels = random.integers(100, size=NUM_IMAGES)
     dataset = from_arrays(images, labels, [str(label) for label in range(100)])
+    return Data.of(dataset, dataset)
+
+
+def _photographs() -> Data:
+    """JPEGs of the size, in pixels and in bytes, that those of ImageNet have on average."""
+    random = np.random.default_rng(0)
+    images = []
+    for _ in range(16):
+        coarse = Image.fromarray(random.integers(256, size=(12, 16, 3), dtype=np.uint8)).resize((500, 375))
+        pixels = np.asarray(coarse).astype(int) + random.integers(-32, 33, size=(375, 500, 3))
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    dataset = datasets.Dataset.from_dict(
+        {"image": [images[index % 16] for index in range(NUM_PHOTOGRAPHS)], "label": [0] * NUM_PHOTOGRAPHS},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["photograph"])}),
+    )
     return Data.of(dataset, dataset)
 
 

@@ -9,16 +9,17 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..report import with_interval
 
-DATASET_NAMES = {
-    "arrows": "Arrows (spatial reasoning, generated)",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "fashion_mnist": "Fashion-MNIST",
-    "digits": "scikit-learn digits",
-    "imagefolder": "Image folder",
-    "imagenet": "ImageNet-1k",
-    "ucf101": "UCF101",
-    "volumes": "Volumes in folders",
+# Name and, where there is one, Hub id of each data set.
+DATASETS = {
+    "arrows": ("Arrows (spatial reasoning, generated)", None),
+    "cifar10": ("CIFAR-10", "uoft-cs/cifar10"),
+    "cifar100": ("CIFAR-100", "uoft-cs/cifar100"),
+    "fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist"),
+    "digits": ("scikit-learn digits", None),
+    "imagefolder": ("Image folder", None),
+    "imagenet": ("ImageNet-1k", "ILSVRC/imagenet-1k"),
+    "ucf101": ("UCF101", None),
+    "volumes": ("Volumes in folders", None),
 }
 ENCODING_NAMES = {
     "rope_mixed": "RoPE-Mixed",
@@ -63,7 +64,7 @@ With `pip install liere_hf`:
 import liere_hf
 from transformers import pipeline
 
-classify = pipeline("image-classification", model="PATH_OR_HUB_ID")
+classify = pipeline("{{ task }}", model="PATH_OR_HUB_ID")
 ```
 
 Without it, by the code that comes with the weights: `pipeline(..., trust_remote_code=True)`.
@@ -111,11 +112,12 @@ def build_model_card(run_dir: Path) -> ModelCard:
     )
     recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
     metrics = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
-    encoding, dataset_name = encoding_name(config), DATASET_NAMES[recipe["dataset"]]
+    encoding, (dataset_name, hub_id) = encoding_name(config), DATASETS[recipe["dataset"]]
+    task = "video-classification" if recipe["dataset"] in ("ucf101", "volumes") else "image-classification"
     title = f"{encoding} on {dataset_name}"
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=task,
             dataset_type=recipe["dataset"],
             dataset_name=dataset_name,
             dataset_split="test",
@@ -133,9 +135,9 @@ def build_model_card(run_dir: Path) -> ModelCard:
     data = ModelCardData(
         license="mit",
         library_name="transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=task,
         tags=["liere_vit", "liere", "position-encoding", "vision"],
-        datasets=["zalando-datasets/fashion_mnist"] if recipe["dataset"] == "fashion_mnist" else None,
+        datasets=[hub_id] if hub_id else None,
         model_name=title,
         eval_results=results,
     )
@@ -144,6 +146,7 @@ def build_model_card(run_dir: Path) -> ModelCard:
         template_str=TEMPLATE,
         title=title,
         encoding=encoding,
+        task=task,
         dataset_name=dataset_name,
         num_parameters=training["num_parameters"],
         accuracy=with_interval(metrics, "accuracy"),

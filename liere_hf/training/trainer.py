@@ -42,8 +42,15 @@ class LiereTrainer(Trainer):
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader:
-        if not isinstance(self.train_dataset, StreamedExamples):
-            return super().get_train_dataloader()
+        is_stream = isinstance(self.train_dataset, StreamedExamples)
+        dataloader = self._stream_dataloader() if is_stream else super().get_train_dataloader()
+        # A generator of its own for what starting workers draws: else a resumed run would have other dropout, as
+        # workers that outlive an epoch are not started again.
+        inner = getattr(dataloader, "base_dataloader", dataloader)
+        inner.generator = torch.Generator().manual_seed(self.args.seed)
+        return dataloader
+
+    def _stream_dataloader(self) -> DataLoader:
         num_workers, num_shards = self.args.dataloader_num_workers, self.train_dataset.num_shards
         if num_workers > num_shards:
             raise InputError(

@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from liere_hf.cli import main
 
@@ -46,8 +47,10 @@ def patterns(count: int, size: int) -> np.ndarray:
     return coarse.repeat(size // 4, 1).repeat(size // 4, 2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "python", "binary"])
-@pytest.mark.parametrize("dataset", ["cifar100", "cifar10"])
+@pytest.mark.parametrize(
+    "dataset, kind",
+    [("cifar100", "parquet"), ("cifar100", "python"), ("cifar100", "binary"), ("cifar10", "parquet")],
+)
 def test_cifar(tmp_path, monkeypatch, dataset, kind):
     monkeypatch.setattr(cifar_files, "SPLITS", {"train": 256, "test": 64})
     monkeypatch.setitem(cifar_files.NUM_CLASSES, "cifar100", 10)
@@ -129,7 +132,9 @@ def imagenet_run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_tars])
-def test_imagenet_streams(tmp_path, write):
+def test_imagenet_streams(tmp_path, monkeypatch, write):
+    # After each pass over parquet files, of which small ones need many, `datasets` waits for its threads.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     write(tmp_path / "data")
     assert_learned(train("imagenet_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 0.25)
 
@@ -216,3 +221,64 @@ def test_volumes(tmp_path, suffix):
 def test_arrows(tmp_path, size):
     results = train(f"arrows_{size}_smoke", tmp_path / "run", "--data_num_proc", 1)
     assert_learned(results, 0.25)
+
+
+def fails(capsys, *words: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", *map(str, words), "--use_cpu", "true", "--disable_tqdm", "true"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert not any("Traceback" in line for line in error)
+    return error[-1]
+
+
+def break_shard(directory: Path, image: bytes, label: int) -> None:
+    """The first training shard with one other example, and labels that are numbers only."""
+    path = directory / "data" / "train-00000-of-00004.parquet"
+    table = datasets.Dataset.from_parquet(str(path), cache_dir=str(directory.parent / "cache"))
+    table = table.cast_column("image", datasets.Image(decode=False))
+    rows = [*table, {"image": {"bytes": image, "path": None}, "label": label}]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+    for other in (directory / "data").glob("*.parquet"):
+        numbers = datasets.Dataset.from_parquet(str(other), cache_dir=str(directory.parent / "cache" / other.stem))
+        numbers.cast_column("label", datasets.Value("int64")).to_parquet(other)
+
+
+@pytest.mark.parametrize(
+    "image, label, message",
+    [
+        (jpeg(photograph(0, 1)), 9, "label 9 is out of range, allowed are 0 to 3"),
+        (jpeg(photograph(0, 1))[:200], 1, "image without a name cannot be read"),
+    ],
+)
+def test_broken_example_of_a_stream_in_a_worker(capsys, monkeypatch, tmp_path, image, label, message):
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    write_parquet(tmp_path / "data")
+    break_shard(tmp_path / "data", image, label)
+    words = ["imagenet_smoke", "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "run"]
+    assert message in fails(capsys, *words)
+
+
+def test_more_workers_than_shards(capsys, tmp_path):
+    write_parquet(tmp_path / "data")
+    words = ["imagenet_smoke", "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "run"]
+    error = fails(capsys, *words, "--dataloader_num_workers", 5)
+    assert "dataloader_num_workers is 5, allowed is at most 4" in error
+
+
+@pytest.mark.parametrize("write", [write_tars, write_tree])
+@pytest.mark.parametrize("step", [3, 4])
+def test_resumed_run_with_workers_ends_as_an_uninterrupted_one(monkeypatch, tmp_path, write, step):
+    """From the end of the first epoch and from the middle of the second, with dropout, of a stream and of files."""
+    write(tmp_path / "data")
+    words = ["--data_dir", tmp_path / "data", "--max_steps", 7, "--save_steps", 1, "--save_total_limit", 9]
+    words += ["--warmup_steps", 0, "--dataloader_drop_last", "false"]
+    train("imagenet_smoke", tmp_path / "whole", *words)
+    (tmp_path / "half").mkdir()
+    shutil.copy(tmp_path / "whole" / "recipe.yaml", tmp_path / "half")
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "half" / f"checkpoint-{step}")
+    train("imagenet_smoke", tmp_path / "half", *words, "--resume_from_checkpoint", "true")
+    whole, half = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "half"))
+    for name, tensor in whole.items():
+        assert tensor.equal(half[name]), name
