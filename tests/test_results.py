@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -73,6 +74,19 @@ def test_speed_page_quotes_the_benchmark():
     for row in exponential["widths"]:
         assert f"| {row['width']} | {ratio_with_interval(row, 'speedup', digits=1)} |" in page
     assert ratio_with_interval(results["liere64_speedup"], "training", digits=1) in page
+
+
+def test_training_page_quotes_the_comparison_of_encodings():
+    page = (ROOT / "docs" / "training.md").read_text()
+    results = json.loads((ROOT / "results" / "compare_encodings" / "results.json").read_text())
+    assert list(results["encodings"]) == ["absolute", "visionllama", "rope_mixed", "liere8", "liere64"]
+    for encoding, row in results["encodings"].items():
+        assert row["seeds"] == [0, 1, 2]
+        assert row["accuracy"] == pytest.approx(np.mean(row["accuracies"]))
+        cells = [encoding, f"{row['num_parameters']:,}", with_interval(row, "accuracy")]
+        cells.append(", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"]))
+        assert f"| {' | '.join(cells)} |" in page
+    assert results["hardware"]["device"] in page
 
 
 def test_the_input_side_is_fast_enough():
