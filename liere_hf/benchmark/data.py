@@ -16,9 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
-from transformers import default_data_collator
 
 from ..configuration import build_model_config, classifier_class, parse_recipe
 from ..data.arrows import ArrowsTask
@@ -29,7 +28,7 @@ from ..data.sources import Data, from_arrays, from_paths
 from ..report import hardware
 
 REPEATS = 5
-NUM_ARROWS, NUM_IMAGES, NUM_PHOTOGRAPHS, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 1024, 240, 20
+NUM_ARROWS, NUM_IMAGES, NUM_PHOTOGRAPHS, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 2048, 480, 20
 # Of most videos of UCF101, in an .avi of MPEG-4.
 CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 180, 240, 320
 
@@ -40,8 +39,6 @@ def benchmark_data() -> dict[str, Any]:
     Returns:
         The rates of all repeats and their medians, the waiting, and the hardware.
     """
-    # Each process has a core.
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         cifar, photos, clips = _cifar_like(), _photographs(), _clips(Path(directory))
         cases: dict[str, tuple[int, Callable[[], None]]] = {
@@ -142,7 +139,7 @@ def _transform(recipe: str, data: Data, *flags: str) -> TrainingTransform:
 
 def _loader(examples: TrainingExamples, batch_size: int, num_workers: int) -> DataLoader:
     return DataLoader(
-        examples, batch_size, shuffle=True, num_workers=num_workers, collate_fn=default_data_collator, drop_last=True
+        examples, batch_size, shuffle=True, num_workers=num_workers, collate_fn=default_collate, drop_last=True
     )
 
 

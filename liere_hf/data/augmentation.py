@@ -5,10 +5,11 @@ frames of a clip get the same.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.special import ndtri
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -20,6 +21,8 @@ from .draws import Draws
 ERASING_SCALE, ERASING_RATIO = (0.02, 0.33), (0.3, 3.3)
 CROP_RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
+# Pixels of the largest images whose operations are faster by the batch than one by one with Pillow.
+LARGEST_BATCHED = 64 * 64
 
 
 class Box(NamedTuple):
@@ -87,6 +90,9 @@ class BatchAugmentation:
 class BatchRandAugment(v2.RandAugment):
     """torchvision's RandAugment (arXiv 1909.13719), for a batch whose examples each have their own operations.
 
+    Small images are computed together, by torchvision's operations on tensors; large ones each by those on Pillow's
+    images, which are then several times faster.
+
     Args:
         num_ops: operations one after another.
         magnitude: from 0 to 30.
@@ -99,36 +105,61 @@ class BatchRandAugment(v2.RandAugment):
         self.magnitude = magnitude
         self.magnitude_std = magnitude_std
         self.probability = probability
+        self._names = list(self._AUGMENTATION_SPACE)
+        self._identity = self._names.index("Identity")
 
     def forward(self, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
-        for _ in range(self.num_ops):
-            pixels = self._apply_chosen(pixels, *draws.next(4).T)
+        steps = [self._choose(pixels.shape, *draws.next(4).T) for _ in range(self.num_ops)]
+        if pixels.shape[-2] * pixels.shape[-1] > LARGEST_BATCHED:
+            return self._one_by_one(pixels, steps)
+        for operations, magnitudes in steps:
+            pixels = self._together(pixels, operations, magnitudes)
         return pixels
 
-    def _apply_chosen(
-        self, pixels: torch.Tensor, choice: np.ndarray, sign: np.ndarray, level: np.ndarray, done: np.ndarray
-    ) -> torch.Tensor:
-        names = list(self._AUGMENTATION_SPACE)
-        operations = np.where(done < self.probability, (choice * len(names)).astype(int), names.index("Identity"))
-        magnitudes = np.zeros(len(pixels))
+    def _choose(
+        self, shape: torch.Size, choice: np.ndarray, sign: np.ndarray, level: np.ndarray, done: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """An operation, as its place in the list of names, and its magnitude for every example."""
+        operations = np.where(done < self.probability, (choice * len(self._names)).astype(int), self._identity)
+        magnitudes = np.zeros(len(operations))
         levels = np.clip(self.magnitude + self.magnitude_std * ndtri(np.clip(level, 1e-9, 1 - 1e-9)), 0, 30)
         for operation in np.unique(operations):
-            table, signed = self._AUGMENTATION_SPACE[names[operation]]
-            table = table(self.num_magnitude_bins, *pixels.shape[-2:])
+            table, signed = self._AUGMENTATION_SPACE[self._names[operation]]
+            table = table(self.num_magnitude_bins, *shape[-2:])
             if table is None:
                 continue
             rows = operations == operation
             magnitudes[rows] = np.interp(levels[rows], np.arange(len(table)), np.asarray(table, np.float64))
             if signed:
                 magnitudes[rows] *= np.where(sign[rows] < 0.5, -1, 1)
+        return operations, magnitudes
+
+    def _together(self, pixels: torch.Tensor, operations: np.ndarray, magnitudes: np.ndarray) -> torch.Tensor:
         augmented = pixels.clone()
         groups, members = np.unique(np.stack([operations, magnitudes]), axis=1, return_inverse=True)
         for group, (operation, magnitude) in enumerate(groups.T):
             rows = torch.from_numpy(np.flatnonzero(members.reshape(-1) == group))
-            augmented[rows] = self._apply_image_or_video_transform(
-                pixels[rows], names[int(operation)], float(magnitude), self.interpolation, self._fill
-            )
+            augmented[rows] = self._operate(pixels[rows], int(operation), float(magnitude))
         return augmented
+
+    def _one_by_one(self, pixels: torch.Tensor, steps: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
+        frames = pixels.movedim(-3, -1).reshape(-1, *pixels.shape[-2:], pixels.shape[-3]).contiguous().numpy()
+        num_frames = len(frames) // len(pixels)
+        augmented = np.empty_like(frames)
+        for index, frame in enumerate(frames):
+            image = Image.fromarray(frame)
+            for operations, magnitudes in steps:
+                example = index // num_frames
+                image = self._operate(image, int(operations[example]), float(magnitudes[example]))
+            augmented[index] = np.asarray(image)
+        last = torch.from_numpy(augmented).reshape(pixels.movedim(-3, -1).shape)
+        return last.movedim(-1, -3)
+
+    def _operate(self, images: Any, operation: int, magnitude: float) -> Any:
+        """By torchvision, which takes tensors (..., channels, height, width) and images of Pillow."""
+        return self._apply_image_or_video_transform(
+            images, self._names[operation], magnitude, self.interpolation, self._fill
+        )
 
 
 class Mixing:
@@ -160,9 +191,12 @@ class Mixing:
 
 def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """float32 (..., channels, height, width) of mean 0 and deviation 1 from uint8."""
-    scale = 1 / (255 * torch.tensor(std, dtype=torch.float32))
-    shift = torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)
-    return (pixels * scale[:, None, None]).sub_(shift[:, None, None])
+    normalized = torch.empty(pixels.shape, dtype=torch.float32)
+    # Channel by channel, as products with a number are several times faster than those with a broadcast tensor.
+    for channel, (center, deviation) in enumerate(zip(mean, std, strict=True)):
+        plane = normalized[..., channel, :, :].copy_(pixels[..., channel, :, :])
+        plane.mul_(1 / (255 * deviation)).sub_(center / deviation)
+    return normalized
 
 
 def random_crop(pixels: torch.Tensor, padding: int, draws: np.ndarray) -> torch.Tensor:

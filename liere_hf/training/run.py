@@ -9,7 +9,8 @@ from typing import Any
 import datasets
 import yaml
 from torch import distributed
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, default_data_collator, set_seed
+from torch.utils.data import default_collate
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -152,7 +153,8 @@ def build_trainer(
             train_dataset=train_examples,
             eval_dataset=evaluation_examples,
             processing_class=processor,
-            data_collator=default_data_collator,
+            # Unlike transformers' own, it collates into the memory that workers share.
+            data_collator=default_collate,
             compute_metrics=compute_metrics,
             callbacks=[InterruptionCallback(), EpochCallback(transform)],
         )

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 from torchvision.transforms import v2
 
@@ -54,13 +55,19 @@ def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, indices, data):
         assert not np.isin(other.next(5), numbers).any()
 
 
-def test_rand_augment_has_the_outcomes_of_torchvision():
-    image = smooth_image(24)
+@pytest.mark.parametrize("size", [24, 96])
+def test_rand_augment_has_the_outcomes_of_torchvision(size):
+    image = smooth_image(size)
     theirs = set()
     transform = v2.RandAugment(1, 14)
+    # Large images go through Pillow.
+    source = image if size == 24 else Image.fromarray(image.permute(1, 2, 0).numpy())
     for seed in range(500):
         torch.manual_seed(seed)
-        theirs.add(transform(image).numpy().tobytes())
+        augmented = transform(source)
+        if size == 96:
+            augmented = torch.from_numpy(np.array(augmented)).permute(2, 0, 1)
+        theirs.add(augmented.numpy().tobytes())
     ours = BatchRandAugment(1, 14)(image.expand(500, -1, -1, -1), Draws(0, 0, range(500)))
     assert {augmented.numpy().tobytes() for augmented in ours} == theirs
     assert len(theirs) > 20
@@ -86,15 +93,18 @@ def test_rand_augment_of_an_example_is_that_of_the_batch():
         assert augment(images[index : index + 1], Draws(3, 1, [index]))[0].equal(together[index])
 
 
-def test_frames_of_a_clip_get_the_same():
-    images = random_images(12, 1, 3, 20, 20)
+@pytest.mark.parametrize("size", [20, 72])
+def test_frames_of_a_clip_get_the_same(size):
+    images = random_images(12, 1, 3, size, size)
     clips = images.expand(-1, 4, -1, -1, -1).contiguous()
     augmentation = BatchAugmentation(MEAN, STD, 3, True, BatchRandAugment(4, 21, 1.5, 0.5), 0.5)
-    augmented = augmentation(clips, Draws(0, 0, range(12)))
+    augmented = augmentation(clips.clone(), Draws(0, 0, range(12)))
     assert augmented.shape == clips.shape
     for frame in range(1, 4):
         assert augmented[:, frame].equal(augmented[:, 0])
     assert not augmented[:, 0].equal(normalize(images[:, 0], MEAN, STD))
+    rows = augmentation(clips[4:5].clone(), Draws(0, 0, [4]))
+    assert rows[0].equal(augmented[4])
 
 
 def test_probability_and_deviation_of_the_magnitude():
