@@ -76,6 +76,12 @@ class RunArguments(TrainingArguments):
         },
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dataloader_num_workers == 0:
+            # There are none to persist, which a DataLoader refuses.
+            self.dataloader_persistent_workers = False
+
     def resolve_batch_size(self) -> None:
         """Set per_device_train_batch_size and gradient_accumulation_steps so that effective_batch_size comes out.
 

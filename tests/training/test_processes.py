@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from liere_hf.cli import main
+from liere_hf.configuration import parse_recipe
+from liere_hf.evaluation import evaluate
 
 TINY = {
     "dataset": "digits",
@@ -103,6 +105,37 @@ def metrics(output_dir: Path) -> dict[str, float]:
     return {name: value for name, value in results.items() if "accuracy" in name or "loss" in name}
 
 
+def test_two_machines_meet(directory, runs):
+    """Two launchers, as on two machines, of which the second comes with the address of the first."""
+    config = yaml.safe_load(launch_config("two_nodes").read_text())
+    file = directory / "two_nodes.yaml"
+    file.write_text(yaml.safe_dump(config | {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}))
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    words += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
+    output_dir = directory / "machines"
+    machines = [
+        subprocess.Popen(
+            [
+                *words,
+                "--machine_rank",
+                str(rank),
+                *TRAIN,
+                str(directory / "tiny.yaml"),
+                "--output_dir",
+                str(output_dir),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert json.loads((output_dir / "train_results.json").read_text())["num_processes"] == 2
+    assert_same_weights(runs["single"], output_dir, 1e-4)
+
+
 def assert_same_weights(first: Path, second: Path, tolerance: float = 0.0) -> None:
     first, second = (load_file(path / "model.safetensors") for path in (first, second))
     assert first.keys() == second.keys()
@@ -125,11 +158,8 @@ def test_an_odd_split_is_evaluated_exactly_once(runs, launcher):
     # The weights agree to rounding, so the loss does too; 101 images in batches of 8 leave 5 for two processes.
     single, double = metrics(runs["single"]), metrics(runs[launcher])
     assert double == pytest.approx(single, abs=1e-5)
-    words = ["evaluate", runs[launcher], runs["single"].parent / "tiny.yaml"]
-    words += ["--results_file", runs[launcher] / "again.json"]
-    result = run([sys.executable, "-c", "from liere_hf.cli import main; main()", *map(str, words)])
-    assert result.returncode == 0, result.stderr
-    again = json.loads((runs[launcher] / "again.json").read_text())
+    flags = ["--model_name_or_path", str(runs[launcher]), "--output_dir", str(runs[launcher] / "evaluation")]
+    again = evaluate(*parse_recipe(str(runs["single"].parent / "tiny.yaml"), flags))
     assert again["examples"] == 101
     assert {f"eval_{name}": again[name] for name in again if name != "examples"} == pytest.approx(double, abs=1e-6)
 

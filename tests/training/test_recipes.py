@@ -13,8 +13,10 @@ import datasets
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
 from liere_hf.cli import main
 
@@ -168,6 +170,31 @@ def write_clip(path: Path, label: int, seed: int, codec: str) -> None:
         container.mux(stream.encode())
 
 
+@torch.no_grad()
+def loss_of_averaged_views(run: Path, data: Path) -> float:
+    """Of the saved model's logits on 5 clips x 3 crops, averaged for each video that was held out."""
+    model = AutoModelForVideoClassification.from_pretrained(run).eval()
+    processor = AutoVideoProcessor.from_pretrained(run)
+    losses = []
+    for path in sorted(data.rglob("*_g*.*")):
+        if int(path.stem.split("_g")[1][:2]) <= 8:
+            continue
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        last = len(frames) - 29
+        views = []
+        for start in (round(last * segment / 4) for segment in range(5)):
+            # The frames are 64 pixels high already, and 96 wide.
+            clip = pixels[start : start + 29 : 4].float() / 255
+            views += [clip[..., left : left + 64] for left in (0, 16, 32)]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        logits = model((torch.stack(views) - mean) / std).logits.mean(0)
+        label = next(label for label, name in model.config.id2label.items() if name in path.stem)
+        losses.append(-logits.log_softmax(0)[label].item())
+    return sum(losses) / len(losses)
+
+
 @pytest.mark.parametrize("layout", ["official", "folders"])
 def test_ucf101(tmp_path, layout):
     data = tmp_path / "data"
@@ -192,6 +219,8 @@ def test_ucf101(tmp_path, layout):
             (data / "ucfTrainTestlist" / name).write_text("\n".join(lines) + "\n")
     results = train("ucf101_smoke", tmp_path / "run", "--data_dir", data)
     assert_learned(results, 1 / 3)
+    evaluation = json.loads((tmp_path / "run" / "eval_results.json").read_text())
+    assert evaluation["eval_loss"] == pytest.approx(loss_of_averaged_views(tmp_path / "run", data), abs=1e-4)
     facts = json.loads((tmp_path / "run" / "train_results.json").read_text())
     assert facts["skipped_files"] == 1
     assert facts["skipped_file_names"] == [str(broken)]
