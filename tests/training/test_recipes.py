@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import tarfile
-import time
 from pathlib import Path
 
 import av
@@ -25,13 +24,10 @@ ACTIONS = ("ApplyEyeMakeup", "Archery", "Basketball")
 
 
 def train(recipe: str, output_dir: Path, *words: object) -> dict[str, float]:
-    """First and last losses, and the evaluation, of a run that must end well within two minutes on two cores."""
-    start = time.monotonic()
+    """First and last losses, and the evaluation, of a run."""
     with pytest.raises(SystemExit) as exit_:
         main(["train", recipe, "--output_dir", str(output_dir), "--use_cpu", "true", *map(str, words)])
     assert exit_.value.code == 0
-    # Two minutes on two cores; the tests share one with another process.
-    assert time.monotonic() - start < 240
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     evaluation = json.loads((output_dir / "eval_results.json").read_text())
