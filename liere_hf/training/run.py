@@ -146,6 +146,11 @@ def build_trainer(
             training_arguments.world_size,
             data_arguments.shuffle_buffer_size,
         )
+        if training_arguments.dataloader_num_workers > train_examples.num_shards:
+            raise InputError(
+                f"dataloader_num_workers is {training_arguments.dataloader_num_workers}, allowed is at most "
+                f"{train_examples.num_shards}: the training data has no more shards for each process"
+            )
     try:
         return LiereTrainer(
             model=model,

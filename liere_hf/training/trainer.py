@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from ..data.examples import EvaluationExamples, StreamedExamples
-from ..errors import InputError, RunError
+from ..errors import RunError
 
 # Checkpoints are written in this folder of the output directory, and moved out when they are complete.
 UNFINISHED = "unfinished"
@@ -51,17 +51,11 @@ class LiereTrainer(Trainer):
         return dataloader
 
     def _stream_dataloader(self) -> DataLoader:
-        num_workers, num_shards = self.args.dataloader_num_workers, self.train_dataset.num_shards
-        if num_workers > num_shards:
-            raise InputError(
-                f"dataloader_num_workers is {num_workers}, allowed is at most {num_shards}: the training data has no "
-                "more shards for each process"
-            )
         return DataLoader(
             self.train_dataset,
             batch_size=self.train_dataset.batch_size,
             collate_fn=self.data_collator,
-            num_workers=num_workers,
+            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,

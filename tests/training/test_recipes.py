@@ -290,6 +290,7 @@ def test_more_workers_than_shards(capsys, tmp_path):
     words = ["imagenet_smoke", "--data_dir", tmp_path / "data", "--output_dir", tmp_path / "run"]
     error = fails(capsys, *words, "--dataloader_num_workers", 5)
     assert "dataloader_num_workers is 5, allowed is at most 4" in error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("write", [write_tars, write_tree])
