@@ -97,7 +97,8 @@ def test_the_input_side_is_fast_enough():
     rates = results["examples_per_second"]
     for name, rate in rates.items():
         assert f"| {name} | {rate['median']:,.0f} ({min(rate['all']):,.0f} to {max(rate['all']):,.0f}) |" in page
-    arrows, cifar, _, _, clips, _ = (rate["median"] for rate in rates.values())
+    arrows, cifar, _, jpeg, clips, _ = (rate["median"] for rate in rates.values())
+    assert f"{round(jpeg / 2)} images a second each, the rate above" in page
     assert (arrows >= 10_000, cifar >= 8_000, clips >= 60) == (True, True, True)
     step = results["step"]
     assert f"{1000 * step['seconds']:,.0f} ms" in page

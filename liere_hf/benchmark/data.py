@@ -137,15 +137,18 @@ def _transform(recipe: str, data: Data, *flags: str) -> TrainingTransform:
     return build_training_transform(data, inputs, arguments, processor, seed=0)
 
 
-def _loader(examples: TrainingExamples, batch_size: int, num_workers: int) -> DataLoader:
+def _loader(examples: torch.utils.data.Dataset, batch_size: int, num_workers: int) -> DataLoader:
     return DataLoader(
         examples, batch_size, shuffle=True, num_workers=num_workers, collate_fn=default_collate, drop_last=True
     )
 
 
 def _epoch_of(recipe: str, data: Data, batch_size: int, *flags: str) -> Callable[[], None]:
-    loader = _loader(TrainingExamples(data.train, _transform(recipe, data, *flags)), batch_size, _num_processes())
+    examples = TrainingExamples(data.train, _transform(recipe, data, *flags))
+    return _reading(_loader(examples, batch_size, _num_processes()))
 
+
+def _reading(loader: DataLoader) -> Callable[[], None]:
     def run() -> None:
         for _ in loader:
             pass
@@ -179,13 +182,7 @@ class _ImageByImage(torch.utils.data.Dataset):
 
 
 def _image_by_image(data: Data) -> Callable[[], None]:
-    loader = _loader(_ImageByImage(data), 512, _num_processes())
-
-    def run() -> None:
-        for _ in loader:
-            pass
-
-    return run
+    return _reading(_loader(_ImageByImage(data), 512, _num_processes()))
 
 
 def _waiting(data: Data) -> dict[str, float]:
