@@ -60,6 +60,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert, takes_flags=True)
 
+    publish = commands.add_parser("publish", help="publish a finished run or a converted model", allow_abbrev=False)
+    publish.add_argument("directory", type=Path, metavar="RUN_DIR", help="of liere-hf train or liere-hf convert")
+    publish.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub, created if it is not there")
+    publish.add_argument("--private", action="store_true", help="create the repository as a private one")
+    publish.add_argument("--revision", help="branch, created if it is not there (default: main)")
+    publish.add_argument("--tag", help="to set on the published commit")
+    publish.add_argument("--overwrite", action="store_true", help="replace another model that is there")
+    publish.add_argument("--dry-run", action="store_true", help="show files and card, upload nothing")
+    publish.set_defaults(run=_publish, takes_flags=False)
+
+    release = commands.add_parser("release", help="build and publish the checkpoints of a release list")
+    release.add_argument("--releases", type=Path, default=Path("model_cards/releases.yaml"), help="the list")
+    release.add_argument("--sources", type=Path, help="directory of the checkpoints from elsewhere that it names")
+    release.add_argument("--organization", help="instead of the list's")
+    release.add_argument("--private", action="store_true", help="create repositories as private ones")
+    release.add_argument("--update", action="store_true", help="write what is measured into list and cards, no upload")
+    release.add_argument("--dry-run", action="store_true", help="build and check, upload nothing")
+    release.set_defaults(run=_release, takes_flags=False)
+
     demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
     demo.set_defaults(run=_demo, takes_flags=False)
@@ -131,6 +150,35 @@ def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
 
     model = convert(arguments.source, arguments.output_dir, arguments.kind, parse_flags(ConversionOptions, flags))
     print(f"{arguments.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .hub import preview, publish
+
+    if arguments.dry_run:
+        preview(arguments.directory, arguments.repo_id)
+        return 0
+    publication = publish(
+        arguments.directory,
+        arguments.repo_id,
+        private=arguments.private,
+        revision=arguments.revision,
+        tag=arguments.tag,
+        overwrite=arguments.overwrite,
+    )
+    print(f"{'published' if publication.changed else 'already there, identical'}: {publication.url}")
+    return 0
+
+
+def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .hub.releases import publish_releases, read_releases, update_releases
+
+    releases = read_releases(arguments.releases, arguments.sources, arguments.organization)
+    if arguments.update:
+        update_releases(releases)
+    else:
+        publish_releases(releases, arguments.private, arguments.dry_run)
     return 0
 
 

@@ -5,18 +5,20 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from .configuration import DataArguments, RunArguments, load_checkpoint
+from .data.inputs import build_processor, input_size
 from .data.loading import load_data
 from .errors import InputError
+from .report import hardware
 from .training.run import build_trainer
 
 
-def evaluate(
-    model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments
-) -> dict[str, float]:
-    """Top-1 and top-5 accuracy and loss of the checkpoint `model_name_or_path`, with its own image processor.
+def evaluate(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, Any]:
+    """Top-1 and top-5 accuracy and loss of the checkpoint `model_name_or_path`, with its own image processor,
+    at the size that it says unless `input_size` is given.
 
     Returns:
-        The metrics of [`ClassificationMetric`], each with a 95% confidence interval, and the number of `examples`.
+        The metrics of [`ClassificationMetric`], each with a 95% confidence interval, the number of `examples`, the
+        `input_size` in pixels per axis, and the `hardware`.
 
     Raises:
         InputError: a checkpoint or data that cannot be read, or that have different classes.
@@ -35,7 +37,10 @@ def evaluate(
             f"model {name} has the {len(names)} classes {', '.join(names[:3])} ..., the data set the "
             f"{len(data.label_names)} classes {', '.join(data.label_names[:3])} ..."
         )
+    if data_arguments.input_size is not None:
+        processor = build_processor(data.column, model.config, data_arguments, name)
     trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
     metrics = trainer.evaluate()
     measured = [f"{metric}{end}" for metric in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high")]
-    return {"examples": len(data.test)} | {metric: metrics[f"eval_{metric}"] for metric in measured}
+    facts = {"examples": len(data.test), "input_size": list(input_size(model.config, data_arguments))}
+    return facts | {metric: metrics[f"eval_{metric}"] for metric in measured} | {"hardware": hardware()}

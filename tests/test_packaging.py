@@ -24,7 +24,7 @@ def test_wheel_has_code_data_and_license(distributions):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {
         str(path.relative_to(ROOT))
-        for pattern in ("*.py", "*.yaml", "*.sh", "py.typed")
+        for pattern in ("*.py", "*.yaml", "*.sh", "templates/*.md", "py.typed")
         for path in (ROOT / "liere_hf").rglob(pattern)
     }
     assert package <= names

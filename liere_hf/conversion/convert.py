@@ -1,16 +1,22 @@
 """One conversion: a source in, a normal saved directory out."""
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils.sha import sha_fileobj
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from ..errors import InputError
+from ..hub import build_model_card, read_checkpoint
+from ..hub.checkpoint import CONVERSION_FILE
 from ..modeling.video_processing_liere_vit import LiereViTVideoProcessor
+from ..report import write_json
 from ..version import __version__
 from . import liere, timm
 from .files import read_tensors
@@ -23,24 +29,6 @@ SOURCES = {
     "timm": "a RoPE-Mixed vision transformer of timm",
     "vit": "a ViT, DeiT or DINOv2 of transformers",
 }
-
-CARD = """\
----
-library_name: transformers
-tags:
-- liere_vit
-- liere
-- position-encoding
-- vision
----
-
-# {name}
-
-Converted by liere_hf {version} (`liere-hf convert {source} ... --from {kind}`) from `{source}`, {description}.
-{promise}
-
-Position encoding: {encoding}. Normalization: that of the source. The source's license applies.
-"""
 
 
 def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions) -> PreTrainedModel:
@@ -56,8 +44,11 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
     """
     if output_dir.exists():
         raise InputError(f"output directory {output_dir} already exists")
+    differences = []
     if kind == "liere":
-        model = liere.from_liere(read_tensors(Path(source)), options, source)
+        tensors = read_tensors(Path(source))
+        model = liere.from_liere(tensors, options, source)
+        differences = liere.stored_differences(model, tensors)
         processor = _processor(model, liere.IMAGE_MEAN, liere.IMAGE_STD, PILImageResampling.BILINEAR)
     elif kind == "timm":
         model = timm.from_timm(read_tensors(_timm_file(source)), options, source)
@@ -69,7 +60,7 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
         raise InputError(f"from is {kind!r}, allowed are {', '.join(SOURCES)}")
     if options.generator_block_size and kind != "vit":
         model = widen_generators(model, options.generator_block_size)
-    _save(model, processor, _card(source, kind, output_dir.name, model, options), output_dir)
+    _save(model, processor, _record(source, kind, model, options, differences), output_dir)
     return model
 
 
@@ -106,20 +97,39 @@ def _processor_of(source: str) -> BaseImageProcessor | None:
         return None
 
 
-def _card(source: str, kind: str, name: str, model: PreTrainedModel, options: ConversionOptions) -> str:
-    unchanged = not (options.drop_position_embeddings or (kind == "vit" and options.pooling == "mean"))
-    return CARD.format(
-        name=name,
-        version=__version__,
-        kind=kind,
-        source=Path(source).name,
-        description=SOURCES[kind],
-        promise="It computes what the source computes." if unchanged else "It differs from the source as asked for.",
-        encoding=model.config.position_encoding,
-    )
+def _record(
+    source: str, kind: str, model: PreTrainedModel, options: ConversionOptions, differences: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the directory says of where it is from, without paths of this machine."""
+    path = Path(source)
+    changes = options.drop_position_embeddings or (kind == "vit" and options.pooling == "mean")
+    return {
+        "from": kind,
+        "description": SOURCES[kind],
+        "source": path.name if path.exists() else source,
+        "source_sha256": _sha256(path) if path.is_file() else None,
+        "base_model": None if path.exists() else source,
+        "note": options.note,
+        "options": _given(options),
+        "is_exact": not changes,
+        "largest_logit_difference": differences,
+        "num_parameters": model.num_parameters(),
+        "liere_hf": __version__,
+    }
 
 
-def _save(model: PreTrainedModel, processor, card: str, output_dir: Path) -> None:
+def _given(options: ConversionOptions) -> dict[str, list[Any]]:
+    values = {field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)}
+    given = {name: value for name, (value, default) in values.items() if value != default and name != "note"}
+    return {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()
+
+
+def _save(model: PreTrainedModel, processor: Any, record: dict[str, Any], output_dir: Path) -> None:
     """Write beside the target, then rename."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
@@ -127,7 +137,8 @@ def _save(model: PreTrainedModel, processor, card: str, output_dir: Path) -> Non
         model.save_pretrained(temporary)
         if processor is not None:
             processor.save_pretrained(temporary)
-        (temporary / "README.md").write_text(card)
+        write_json(temporary / CONVERSION_FILE, record)
+        (temporary / "README.md").write_text(str(build_model_card(read_checkpoint(temporary), output_dir.name)))
         temporary.chmod(0o755)
         temporary.rename(output_dir)
     except BaseException:

@@ -45,6 +45,27 @@ def from_liere(
     return model
 
 
+@torch.no_grad()
+def stored_differences(
+    model: LiereViTForImageClassification, tensors: dict[str, torch.Tensor]
+) -> list[dict[str, list[int] | float]]:
+    """How far a model's logits are from those that a checkpoint stores beside its weights.
+
+    Args:
+        tensors: inputs `input.<size>` (batch, channels, *size) and logits `logits.<size>`, or none.
+
+    Returns:
+        For each size: `size` (pixels per axis), `difference` (the largest) and `largest_logit`.
+    """
+    rows = []
+    for name in sorted(name for name in tensors if name.startswith("input.")):
+        inputs, expected = tensors[name], tensors[name.replace("input.", "logits.", 1)]
+        logits = model(inputs.transpose(1, 2) if inputs.ndim == 5 else inputs).logits
+        difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
+        rows.append({"size": list(inputs.shape[2:]), "difference": difference, "largest_logit": largest})
+    return rows
+
+
 def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig:
     hidden_size = weights.shape("cls_token")[-1]
     inner_size = weights.shape("transformer.layers.0.0.fn.to_qkv.weight")[0] // 3

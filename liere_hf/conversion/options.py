@@ -25,6 +25,7 @@ class ConversionOptions:
     drop_position_embeddings: bool = field(
         default=False, metadata={"help": "vit: leave the absolute table out, which changes what is computed."}
     )
+    note: str | None = field(default=None, metadata={"help": "What the card says first, beside what it knows."})
 
     def per_axis(self, name: str, num_axes: int) -> list[int] | None:
         """A size with one value per axis; a single value stands for all."""

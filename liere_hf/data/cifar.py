@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
-from ..configuration import DataArguments
+from ..configuration import DATASETS, DataArguments
 from ..errors import InputError
 from .images import decode_image
 from .pnm import encode_pnm
@@ -38,7 +38,7 @@ class _Variant(NamedTuple):
 
 _BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10 = _Variant(
-    hub_id="uoft-cs/cifar10",
+    hub_id=DATASETS["cifar10"].hub_id,
     num_labels=10,
     image_column="img",
     label_column="label",
@@ -54,7 +54,7 @@ CIFAR10 = _Variant(
     label_bytes=1,
 )
 CIFAR100 = _Variant(
-    hub_id="uoft-cs/cifar100",
+    hub_id=DATASETS["cifar100"].hub_id,
     num_labels=100,
     image_column="img",
     label_column="fine_label",

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..configuration import DataArguments
+from ..configuration import DATASETS, DataArguments
 from ..errors import InputError
 from .sources import Data, existing_directory, from_arrays, from_hub
 
-HUB_ID = "zalando-datasets/fashion_mnist"
 LABELS = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -18,7 +17,7 @@ LABELS = (
 def load_fashion_mnist(arguments: DataArguments, seed: int) -> Data:
     """From the four idx files in `data_dir` (plain or .gz), else from the Hub."""
     if arguments.data_dir is None:
-        splits = from_hub(arguments.hub_id or HUB_ID)
+        splits = from_hub(arguments.hub_id or DATASETS["fashion_mnist"].hub_id)
         return Data.of(splits["train"], splits["test"])
     directory = existing_directory(arguments.data_dir)
     splits = []

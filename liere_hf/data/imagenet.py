@@ -11,11 +11,10 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..configuration import DataArguments
+from ..configuration import DATASETS, DataArguments
 from ..errors import InputError
 from .sources import Data, class_folders, existing_directory, from_hub, undecoded
 
-HUB_ID = "ILSVRC/imagenet-1k"
 # The official `test` images have no labels, so that it comes last.
 EVALUATION_FOLDERS = ("val", "validation", "test")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -44,7 +43,7 @@ def load_imagenet(arguments: DataArguments, seed: int) -> Data:
         InputError: none of these, a part of it is missing or cannot be read, or a stream of unknown length.
     """
     if arguments.data_dir is None:
-        return _from_hub(arguments.hub_id or HUB_ID, arguments)
+        return _from_hub(arguments.hub_id or DATASETS["imagenet"].hub_id, arguments)
     directory = existing_directory(arguments.data_dir)
     if (directory / "train").is_dir() and _has_folders(directory / "train"):
         return _from_folders(directory)

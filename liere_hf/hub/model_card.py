@@ -1,164 +1,179 @@
-"""The model card of a finished training run: every number in it is read from the files of the run."""
+"""Model cards of finished runs and of converted models: every number in them is read from files."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..configuration import DATASETS, paper_accuracy
 from ..report import with_interval
+from .checkpoint import Checkpoint, Conversion, Run, encoding_name
 
-# Name and, where there is one, Hub id of each data set.
-DATASETS = {
-    "arrows": ("Arrows (spatial reasoning, generated)", None),
-    "cifar10": ("CIFAR-10", "uoft-cs/cifar10"),
-    "cifar100": ("CIFAR-100", "uoft-cs/cifar100"),
-    "fashion_mnist": ("Fashion-MNIST", "zalando-datasets/fashion_mnist"),
-    "digits": ("scikit-learn digits", None),
-    "imagefolder": ("Image folder", None),
-    "imagenet": ("ImageNet-1k", "ILSVRC/imagenet-1k"),
-    "ucf101": ("UCF101", None),
-    "volumes": ("Volumes in folders", None),
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
+)
+_TAGS = ["liere_vit", "liere", "position-encoding", "vision"]
+_AUTO_CLASSES = {
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForVideoClassification": "AutoModelForVideoClassification",
+    "Model": "AutoModel",
 }
-ENCODING_NAMES = {
-    "rope_mixed": "RoPE-Mixed",
-    "visionllama": "VisionLLaMA",
-    "absolute": "absolute positions",
-    "none": "no positions",
+_TASKS = {
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForVideoClassification": "video-classification",
+    "AutoModel": "image-feature-extraction",
 }
-CITATION = """\
-@inproceedings{ostmeier2025liere,
-  title     = {LieRE: Lie Rotational Positional Encodings},
-  author    = {Ostmeier, Sophie and Axelrod, Brian and Varma, Maya and Moseley, Michael and Chaudhari, Akshay S. and
-               Langlotz, Curtis},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2025},
-  note      = {arXiv:2406.10322}
-}"""
-
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ title }}
-
-A vision transformer of {{ "{:,}".format(num_parameters) }} parameters with {{ encoding }} position encoding
-([LieRE](https://arxiv.org/abs/2406.10322)), trained on {{ dataset_name }} with liere_hf.
-
-| metric | value (95% interval) |
-|---|---|
-| top-1 accuracy, % | {{ accuracy }} |
-| top-5 accuracy, % | {{ top5_accuracy }} |
-| cross-entropy | {{ loss }} |
-
-Measured on the evaluation split at {{ image_size }} pixels, once, on the last weights. {{ examples }} examples were
-seen in training ({{ epochs }} epochs); it took {{ minutes }} minutes on {{ device }}.
-
-## Use
-
-With `pip install liere_hf`:
-
-```python
-import liere_hf
-from transformers import pipeline
-
-classify = pipeline("{{ task }}", model="PATH_OR_HUB_ID")
-```
-
-Without it, by the code that comes with the weights: `pipeline(..., trust_remote_code=True)`.
-
-## Training
-
-`liere-hf train` with the options in [recipe.yaml](recipe.yaml); the main ones:
-
-```yaml
-{{ options }}
-```
-
-Versions: Python {{ python }}, torch {{ torch }}, transformers {{ transformers }}, liere_hf {{ liere_hf }}.
-
-## Intended use and limits
-
-Research on position encodings. It has learned the classes of its training data and nothing else, was not checked for
-bias, and should decide nothing about people.
-
-## Citation
-
-```bibtex
-{{ citation }}
-```
-"""
-
-MAIN_OPTIONS = (
-    "dataset", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "position_encoding", "generator_block_size", "pooling", "num_train_epochs",
-    "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "weight_decay", "random_crop_padding",
-    "horizontal_flip", "seed",
-)  # fmt: skip
 
 
-def encoding_name(config: dict[str, Any]) -> str:
-    """The paper's name of a model's position encoding: LieRE8 for LieRE with blocks of 8."""
-    encoding = config["position_encoding"]
-    return f"LieRE{config['generator_block_size']}" if encoding == "liere" else ENCODING_NAMES[encoding]
+def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -> ModelCard:
+    """The card of a checkpoint.
 
-
-def build_model_card(run_dir: Path) -> ModelCard:
-    """The card of the run in `run_dir`, from its config, recipe and results files."""
-    config, evaluation, training = (
-        json.loads((run_dir / name).read_text()) for name in ("config.json", "eval_results.json", "train_results.json")
+    Args:
+        repo_id: where it is published, `ORG/NAME`; without it, the snippets name the directory.
+    """
+    repo_id = repo_id or checkpoint.directory.name
+    build = _run_card if isinstance(checkpoint, Run) else _conversion_card
+    data, template, values = build(checkpoint)
+    text = _TEMPLATES.get_template(template).render(
+        repo_id=repo_id,
+        name=repo_id.rpartition("/")[2],
+        title=data.model_name,
+        encoding=encoding_name(checkpoint.config),
+        config=checkpoint.config,
+        patch_size=_per_axis(checkpoint.config, "patch_size"),
+        **_inputs(checkpoint),
+        **values,
     )
-    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text())
-    metrics = {name.removeprefix("eval_"): value for name, value in evaluation.items()}
-    encoding, (dataset_name, hub_id) = encoding_name(config), DATASETS[recipe["dataset"]]
-    task = "video-classification" if recipe["dataset"] in ("ucf101", "volumes") else "image-classification"
-    title = f"{encoding} on {dataset_name}"
-    results = [
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n")
+
+
+def progress_card(config: dict[str, Any], step: int, num_steps: int) -> ModelCard:
+    """The card of a checkpoint that is published while the training goes on: no results yet."""
+    data = ModelCardData(library_name="transformers", pipeline_tag=task_of(config), tags=_TAGS)
+    text = f"{encoding_name(config)}, in training: after step {step:,} of {num_steps:,}. Results come at the end."
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def auto_class(config: dict[str, Any]) -> str:
+    """The Auto class of transformers that loads a checkpoint with this config.json."""
+    (architecture,) = config["architectures"]
+    return next(name for ending, name in _AUTO_CLASSES.items() if architecture.endswith(ending))
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """The Hub's word for what a checkpoint does."""
+    return _TASKS[auto_class(config)]
+
+
+def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
+    dataset, recipe, training = DATASETS[run.recipe["dataset"]], run.published_recipe, run.training
+    title = f"{encoding_name(run.config)} on {dataset.title}"
+    source = recipe.get("model_name_or_path")
+    data = ModelCardData(
+        license="mit",
+        library_name="transformers",
+        pipeline_tag=dataset.task,
+        tags=_TAGS,
+        datasets=[dataset.hub_id] if dataset.hub_id else None,
+        base_model=source if source and "/" in source else None,
+        model_name=title,
+        eval_results=[
+            result
+            for metrics, size in [(run.metrics, None), *((row, _size(row)) for row in run.other_sizes)]
+            for result in _eval_results(metrics, run.recipe["dataset"], size)
+        ],
+    )
+    metrics = {name: with_interval(run.metrics, name) for name in ("accuracy", "top5_accuracy")}
+    values = metrics | {
+        "loss": with_interval(run.metrics, "loss", percent=False),
+        "paper": _paper_accuracy(run),
+        "start": f"fine-tuned from {source}" if source else "trained from scratch",
+        "dataset_title": dataset.title,
+        "other_sizes": [{"size": _size(row), "accuracy": with_interval(row, "accuracy")} for row in run.other_sizes],
+        "num_parameters": training["num_parameters"],
+        "num_processes": training["num_processes"],
+        "examples": f"{round(training['train_runtime'] * training['train_samples_per_second']):,}",
+        "epochs": round(training["epoch"], 2),
+        "minutes": round(training["train_runtime"] / 60, 1),
+        "needs_files": dataset.needs_files,
+        "recipe": yaml.safe_dump(recipe, sort_keys=False).strip(),
+    }
+    return data, "run.md", values | training["hardware"]
+
+
+def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[str, Any]]:
+    record, base_model = conversion.record, conversion.record["base_model"]
+    is_authors = record["from"] == "liere"
+    data = ModelCardData(
+        # The authors' code and weights are under the MIT license.
+        license="mit" if is_authors else "other",
+        license_name=None if is_authors else "license-of-the-source",
+        library_name="transformers",
+        pipeline_tag=task_of(conversion.config),
+        tags=_TAGS,
+        base_model=base_model,
+        model_name=f"{encoding_name(conversion.config)}, converted from {record['source']}",
+    )
+    promise = "It computes what the source computes." if record["is_exact"] else "It differs from it as asked for."
+    flags = "".join(f" --{name} {' '.join(map(str, value))}" for name, value in record["options"].items())
+    command = f"liere-hf convert {record['source']} OUTPUT_DIR --from {record['from']}{flags}"
+    return data, "conversion.md", {"record": record, "promise": promise, "command": command}
+
+
+def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the snippets feed to the model: a picture through a pipeline, or normalized values."""
+    config, size = checkpoint.config, _per_axis(checkpoint.config, "image_size")
+    name = auto_class(config)
+    has_processor = (checkpoint.directory / "preprocessor_config.json").is_file()
+    frames = [("frames", size[0])] if len(size) == 3 else []
+    space = [*zip(("height", "width")[: len(size)], size[-2:], strict=True)]
+    axes = [("batch", 1), *frames, ("channels", config["num_channels"]), *space]
+    return {
+        "auto_class": name,
+        "input": "image" if name == "AutoModelForImageClassification" and has_processor else "pixel_values",
+        "size": size,
+        "axes": [axis for axis, _ in axes],
+        "shape": [extent for _, extent in axes],
+    }
+
+
+def _eval_results(metrics: dict[str, float], name: str, size: str | None) -> list[EvalResult]:
+    dataset = DATASETS[name]
+    return [
         EvalResult(
-            task_type=task,
-            dataset_type=recipe["dataset"],
-            dataset_name=dataset_name,
+            task_type=dataset.task,
+            dataset_type=dataset.hub_id or name,
+            dataset_name=dataset.title,
             dataset_split="test",
+            dataset_config=f"{size} pixels" if size else None,
             metric_type=metric_type,
-            metric_name=name,
+            metric_name=metric_name,
             metric_value=round(metrics[key], 6),
             metric_args={"confidence_interval_95": [round(metrics[f"{key}_{end}"], 6) for end in ("low", "high")]},
         )
-        for key, metric_type, name in (
+        for key, metric_type, metric_name in (
             ("accuracy", "accuracy", "Top-1 accuracy"),
             ("top5_accuracy", "top_5_accuracy", "Top-5 accuracy"),
             ("loss", "loss", "Cross-entropy"),
         )
     ]
-    data = ModelCardData(
-        license="mit",
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=["liere_vit", "liere", "position-encoding", "vision"],
-        datasets=[hub_id] if hub_id else None,
-        model_name=title,
-        eval_results=results,
-    )
-    return ModelCard.from_template(
-        data,
-        template_str=TEMPLATE,
-        title=title,
-        encoding=encoding,
-        task=task,
-        dataset_name=dataset_name,
-        num_parameters=training["num_parameters"],
-        accuracy=with_interval(metrics, "accuracy"),
-        top5_accuracy=with_interval(metrics, "top5_accuracy"),
-        loss=with_interval(metrics, "loss", percent=False),
-        image_size=config["image_size"],
-        examples=f"{round(training['train_runtime'] * training['train_samples_per_second']):,}",
-        epochs=round(training["epoch"], 2),
-        minutes=round(training["train_runtime"] / 60, 1),
-        options=yaml.safe_dump(
-            {name: recipe[name] for name in MAIN_OPTIONS if name in recipe}, sort_keys=False
-        ).strip(),
-        citation=CITATION,
-        **training["hardware"],
-    )
+
+
+def _paper_accuracy(run: Run) -> float | None:
+    setting, encoding = run.recipe["dataset"], run.config["position_encoding"]
+    if setting == "arrows":
+        setting = f"arrows_{run.recipe['arrows_grid_size'] * run.recipe['arrows_cell_size']}"
+    if encoding == "liere":
+        encoding = f"liere{run.config['generator_block_size']}"
+    return paper_accuracy(setting, encoding)
+
+
+def _size(metrics: dict[str, Any]) -> str:
+    return " x ".join(map(str, metrics["input_size"]))
+
+
+def _per_axis(config: dict[str, Any], name: str) -> list[int]:
+    value = config[name]
+    return value if isinstance(value, list) else [value, value]

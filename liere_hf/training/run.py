@@ -20,14 +20,14 @@ from ..data.inputs import build_evaluation_examples, build_inputs, build_process
 from ..data.loading import load_data
 from ..data.sources import Data
 from ..errors import InputError, RunError
-from ..hub import build_model_card
+from ..hub import build_model_card, read_checkpoint
+from ..hub.checkpoint import RECIPE_FILE
 from ..report import hardware, write_bytes
 from .annealing import PositionTableAnnealing
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
 from .trainer import LiereTrainer
 
-RECIPE_FILE = "recipe.yaml"
 # Options that may differ between a run and its continuation.
 RESUMABLE_OPTIONS = {
     "resume_from_checkpoint",
@@ -48,14 +48,16 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     """Train, evaluate and save a model, in one process or, started by Accelerate or torchrun, in each of several.
 
     `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
-    `train_results.json`, `eval_results.json` and `trainer_state.json` (the curves).
+    `train_results.json`, `eval_results.json` and `trainer_state.json` (the curves). With `push_to_hub` it is published
+    as `liere-hf publish` does.
 
     Returns:
         The metrics of the final evaluation.
 
     Raises:
         InputError: options, data or a directory that do not fit together.
-        RunError: a loss that is not finite, a disk that is full, another process that ended.
+        RunError: a loss that is not finite, a disk that is full, another process that ended, a Hub that cannot be
+            reached.
         TrainingInterruptedError: stopped by a signal; a checkpoint is saved.
     """
     output_dir = Path(training_arguments.output_dir)
@@ -85,7 +87,7 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
             )
         metrics = trainer.evaluate()
         with trainer.saving_aside(output_dir) as unfinished:
-            trainer.save_model(str(unfinished))
+            trainer.save_model(str(unfinished), _internal_call=True)
     facts = {
         "num_parameters": model.num_parameters(),
         "num_processes": training_arguments.world_size,
@@ -97,7 +99,9 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     trainer.save_metrics("train", result.metrics | facts, combined=False)
     trainer.save_metrics("eval", metrics, combined=False)
     if trainer.is_world_process_zero():
-        write_bytes(output_dir / "README.md", str(build_model_card(output_dir)).encode())
+        write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
     return metrics
 
 
@@ -192,10 +196,11 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 def _options(
     model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, Any]:
-    """Every option of the run that is set, as plain data without secrets."""
+    """Every option of the run that is set, as plain data that is a recipe again; without secrets and publication."""
     options = {**vars(model_arguments), **vars(data_arguments)}
-    options |= {name: value for name, value in training_arguments.to_dict().items() if not name.endswith("_token")}
-    return {name: value for name, value in json.loads(json.dumps(options, default=str)).items() if value is not None}
+    options |= {name: value for name, value in training_arguments.to_dict().items() if "hub" not in name.split("_")}
+    options = json.loads(json.dumps(options, default=str))
+    return {name: value for name, value in options.items() if value is not None and value != []}
 
 
 def _checkpoint_to_resume(output_dir: Path, arguments: TrainingArguments, options: dict[str, Any]) -> str | None:

@@ -1,6 +1,9 @@
 """transformers' Trainer with what long runs over many processes need."""
 
+import json
+import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +15,18 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
+from transformers.utils import PushInProgress
 
 from ..data.examples import EvaluationExamples, StreamedExamples
-from ..errors import RunError
+from ..errors import InputError, RunError
+from ..hub.model_card import progress_card
+from ..hub.publishing import Publication, Target, full_repo_id, publish
+from ..hub.release_files import stage_model
 
 # Checkpoints are written in this folder of the output directory, and moved out when they are complete.
 UNFINISHED = "unfinished"
+logger = logging.getLogger(__name__)
 
 
 class LiereTrainer(Trainer):
@@ -29,6 +37,7 @@ class LiereTrainer(Trainer):
     - Streams are split among processes by the stream itself.
     - Evaluation sees every example once, whatever `dataloader_drop_last` says of training.
     - `data_wait_seconds` counts how long steps waited for their batches.
+    - `push_to_hub` publishes what `liere-hf publish` publishes; the repository is looked at before the training.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -40,6 +49,63 @@ class LiereTrainer(Trainer):
         self.data_wait_seconds = 0.0
         self._is_saving = False
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.args.device)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make sure of name, token and rights before the training, not after it.
+
+        Raises:
+            InputError: one of them is not as it must be, or the repository holds another model.
+        """
+        if not self.is_world_process_zero():
+            return
+        self.push_in_progress = None
+        token = token or self.args.hub_token
+        self.hub_model_id = full_repo_id(self.args.hub_model_id or Path(self.args.output_dir).absolute().name, token)
+        config = json.loads(self.model.config.to_json_string()) | {"architectures": [type(self.model).__name__]}
+        target = Target(self.hub_model_id, self.args.hub_revision, token)
+        with target.explaining_errors():
+            target.prepare(config, private=bool(self.args.hub_private_repo if private is None else private))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Publish a checkpoint's model in the background; a failure is told and the training goes on."""
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        skips = is_busy and not self.args.hub_always_push
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or skips:
+            return
+        # The checkpoint may be moved or removed while it is uploaded.
+        folder = Path(tempfile.mkdtemp(prefix="liere_hf-"))
+        stage_model(Path(checkpoint_folder), folder)
+        config = json.loads((folder / "config.json").read_text())
+        card = progress_card(config, self.state.global_step, self.state.max_steps)
+        (folder / "README.md").write_text(str(card))
+        target = Target(self.hub_model_id, self.args.hub_revision, self.args.hub_token)
+        job = target.api.run_as_future(_push_aside, target, folder, f"Training, step {self.state.global_step}")
+        self.push_in_progress = PushInProgress([job])
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Publication | None:
+        """Publish the finished run in `output_dir`.
+
+        Raises:
+            InputError: it is not finished.
+            RunError: the Hub does not take it; the run is whole where it is.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        self._finish_current_push()
+        try:
+            return publish(
+                Path(self.args.output_dir),
+                self.hub_model_id,
+                revision=self.args.hub_revision,
+                token=self.args.hub_token,
+            )
+        except RunError as error:
+            raise RunError(
+                f"{error}; the run is finished and whole, publish it with `liere-hf publish {self.args.output_dir} "
+                f"{self.hub_model_id}`"
+            ) from error
 
     def get_train_dataloader(self) -> DataLoader:
         is_stream = isinstance(self.train_dataset, StreamedExamples)
@@ -199,3 +265,13 @@ class LiereTrainer(Trainer):
         finite = torch.stack([torch.isfinite(weight).all() for weight in self.model.parameters()]).all()
         if not self.accelerator.gather(finite.reshape(1).to(self.args.device)).all():
             raise RunError(f"weights are not finite after step {self.state.global_step}; {self.how_to_go_on()}")
+
+
+def _push_aside(target: Target, folder: Path, message: str) -> None:
+    try:
+        with target.explaining_errors():
+            target.upload(folder, message)
+    except (InputError, RunError) as error:
+        logger.warning("this checkpoint was not published: %s", error)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,270 @@
+"""A checkpoint to the Hub, in one commit."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import HfApi, RepoFile
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import InputError, RunError
+from ..version import __version__
+from .checkpoint import read_checkpoint
+from .model_card import build_model_card
+from .release_files import stage
+
+# What the Hub itself puts into a repository, or people write there: not a model.
+NEUTRAL_FILES = {".gitattributes", "README.md", "LICENSE"}
+# Fields of a configuration that differ between versions of the same model.
+_VERSION_FIELDS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "auto_map"}
+_NOTHING = "nothing was uploaded"
+
+
+class Publication(NamedTuple):
+    """Where a checkpoint is; `changed` is False if it was there already, whole and identical."""
+
+    url: str
+    commit: str
+    changed: bool
+
+
+def publish(
+    directory: Path,
+    repo_id: str,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    overwrite: bool = False,
+    token: str | None = None,
+) -> Publication:
+    """Publish a finished run or a converted model: weights, configuration, code, processor, card, recipe and metrics.
+
+    One commit replaces what the repository holds, so that it is always one whole revision or the other. What is there
+    and identical is not uploaded again.
+
+    Args:
+        repo_id: `ORG/NAME`; created if it is not there.
+        private: create it as a private one.
+        revision: a branch, created if it is not there; `main` without it.
+        tag: to set on the published commit.
+        overwrite: replace another model.
+        token: instead of HF_TOKEN or the one that `hf auth login` stores.
+
+    Raises:
+        InputError: a directory that is not finished, a name or token that is not allowed, another model's repository.
+        RunError: the Hub cannot be reached or does not answer as it should; the sentence says what is there.
+    """
+    require_repo_id(repo_id)
+    checkpoint = read_checkpoint(directory)
+    with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
+        stage(checkpoint, Path(folder), repo_id)
+        target = Target(repo_id, revision, token)
+        with target.explaining_errors():
+            target.prepare(checkpoint.config, private, overwrite)
+            build_model_card(checkpoint, repo_id).validate()
+            target.require_free_tag(tag, Path(folder))
+            return target.upload(Path(folder), build_model_card(checkpoint).data.model_name, tag)
+
+
+def preview(directory: Path, repo_id: str) -> None:
+    """Print what `publish` would upload, files with sizes and the card, without asking the Hub.
+
+    Raises:
+        InputError: as `publish`, as far as it can be told without the Hub.
+    """
+    require_repo_id(repo_id)
+    with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
+        stage(read_checkpoint(directory), Path(folder), repo_id)
+        table = Table("file", "bytes", title=repo_id)
+        for path in sorted(Path(folder).iterdir()):
+            table.add_row(path.name, f"{path.stat().st_size:,}")
+        Console().print(table)
+        print((Path(folder) / "README.md").read_text())
+
+
+def require_repo_id(repo_id: str) -> None:
+    """
+    Raises:
+        InputError: not of the form ORG/NAME, or with characters that the Hub does not allow.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(f"repository {repo_id!r} is not allowed: {' '.join(str(error).split())}") from error
+    if repo_id.count("/") != 1:
+        raise InputError(f"repository {repo_id!r} is not allowed: it must be ORG/NAME")
+
+
+def full_repo_id(name: str, token: str | None = None) -> str:
+    """`ORG/NAME` as it is; a bare name below the user of the token."""
+    if "/" in name:
+        require_repo_id(name)
+        return name
+    target = Target(name, token=token)
+    with target.explaining_errors():
+        return f"{target.api.whoami()['name']}/{name}"
+
+
+class Target:
+    """A branch of a repository that a model is published to; `state` says what an error has left there."""
+
+    def __init__(self, repo_id: str, revision: str | None = None, token: str | None = None):
+        self.repo_id = repo_id
+        self.revision = revision or "main"
+        self.api = HfApi(token=token, library_name="liere_hf", library_version=__version__)
+        self.state = _NOTHING
+
+    def prepare(self, config: dict[str, Any], private: bool = False, overwrite: bool = False) -> None:
+        """Make sure of token, repository and branch, before anything is uploaded.
+
+        Raises:
+            InputError: the repository holds another model (unless `overwrite`), or is public where `private` is asked.
+        """
+        self.api.whoami()
+        try:
+            is_private = self.api.repo_info(self.repo_id).private
+        except RepositoryNotFoundError:
+            self.api.create_repo(self.repo_id, private=private, exist_ok=True)
+        else:
+            if private and not is_private:
+                raise InputError(f"{self.repo_id} is there and public: --private is for a new repository")
+            if not overwrite:
+                self._require_same_model(config)
+        if self.revision != "main":
+            self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+
+    def require_free_tag(self, tag: str | None, folder: Path) -> None:
+        """
+        Raises:
+            InputError: the tag is there, on other files.
+        """
+        if tag is None:
+            return
+        tags = {reference.name for reference in self.api.list_repo_refs(self.repo_id).tags}
+        if tag in tags and not self.holds(folder, tag):
+            raise InputError(f"{self.repo_id} has the tag {tag} on other files: give another tag")
+
+    def upload(self, folder: Path, message: str, tag: str | None = None) -> Publication:
+        """All files of `folder`, in one commit that removes the others."""
+        head = self.api.repo_info(self.repo_id, revision=self.revision).sha
+        changed = not self.holds(folder)
+        if changed:
+            self.state = f"{self.repo_id} holds either the old or the new files, whole"
+            try:
+                self.api.upload_folder(
+                    repo_id=self.repo_id,
+                    folder_path=folder,
+                    revision=self.revision,
+                    commit_message=message,
+                    delete_patterns="*",
+                    parent_commit=head,
+                )
+            except (HTTPError, OSError, RuntimeError):
+                # The answer may have been lost when the commit was not.
+                if not self.holds(folder):
+                    self.state = f"{self.repo_id} is as it was"
+                    raise
+        commit = self.api.repo_info(self.repo_id, revision=self.revision).sha
+        if tag is not None:
+            self.state = f"the files are published, the tag {tag} is not set"
+            self.api.create_tag(self.repo_id, tag=tag, revision=commit, exist_ok=True)
+        return Publication(f"{self.api.endpoint}/{self.repo_id}/tree/{tag or self.revision}", commit, changed)
+
+    def holds(self, folder: Path, revision: str | None = None) -> bool:
+        """Whether the repository has the files of `folder`, byte for byte, and no others but the Hub's own."""
+        there = {
+            entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
+            for entry in self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision or self.revision)
+            if isinstance(entry, RepoFile) and entry.path != ".gitattributes"
+        }
+        here = {path.name: path for path in folder.iterdir()}
+        return there.keys() == here.keys() and all(there[name] in _hashes(path) for name, path in here.items())
+
+    def _require_same_model(self, config: dict[str, Any]) -> None:
+        way_out = "give another name, or --overwrite to replace it"
+        files = set(self.api.list_repo_files(self.repo_id, revision=self._existing_revision())) - NEUTRAL_FILES
+        if not files:
+            return
+        if "config.json" not in files:
+            raise InputError(f"{self.repo_id} holds other files ({', '.join(sorted(files)[:3])}): {way_out}")
+        with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
+            path = self.api.hf_hub_download(
+                self.repo_id, "config.json", revision=self._existing_revision(), local_dir=folder
+            )
+            there = json.loads(Path(path).read_text())
+        for name in sorted((there.keys() | config.keys()) - _VERSION_FIELDS):
+            if there.get(name) != config.get(name):
+                raise InputError(
+                    f"{self.repo_id} is of another model ({name} is {there.get(name)!r} there, {config.get(name)!r} "
+                    f"here): {way_out}"
+                )
+
+    def _existing_revision(self) -> str:
+        try:
+            self.api.repo_info(self.repo_id, revision=self.revision)
+        except RevisionNotFoundError:
+            return "main"
+        return self.revision
+
+    @contextmanager
+    def explaining_errors(self):
+        """Turns what the client raises into one sentence that says what happened, what is there and what to do."""
+        try:
+            yield
+        except (InputError, RunError):
+            raise
+        except (HTTPError, OSError, RuntimeError, ValueError) as error:
+            kind, happened, advice = _explain(error, self.repo_id)
+            raise kind(f"{happened}; {self.state}; {advice}") from error
+
+
+def _hashes(path: Path) -> tuple[str, str]:
+    """How the Hub names a file's content: by git's hash, or by sha256 in large file storage."""
+    with path.open("rb") as file:
+        large = sha_fileobj(file).hex()
+    return git_hash(path.read_bytes()), large
+
+
+_ANSWERS: dict[int, tuple[type[Exception], str, str]] = {
+    401: (InputError, "the Hub does not accept the token", "take a valid one in HF_TOKEN or by `hf auth login`"),
+    403: (InputError, "the token may not write there", "take one with write rights, or another namespace"),
+    404: (InputError, "the Hub has no such repository for this token", "check the name and the token's rights"),
+    412: (RunError, "the repository was changed by someone else meanwhile", "run the command again"),
+    429: (RunError, "the Hub asks for fewer requests", "run the command again in some minutes"),
+}
+
+
+def _explain(error: Exception, repo_id: str) -> tuple[Callable[[str], Exception], str, str]:
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, LocalTokenNotFoundError):
+        return InputError, "no Hub token is there", "set HF_TOKEN or run `hf auth login`"
+    if isinstance(error, OfflineModeIsEnabled):
+        return InputError, "HF_HUB_OFFLINE is set", "unset it to publish"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        kind, happened, advice = _ANSWERS.get(
+            status,
+            (RunError, "the Hub has a fault", "run the command again later")
+            if status >= 500
+            else (InputError, "the Hub refuses the request", "check names and rights"),
+        )
+        return kind, f"{repo_id}: {happened} (HTTP {status})", advice
+    if isinstance(error, HTTPError | OSError):
+        return RunError, f"{repo_id}: the Hub cannot be reached ({type(error).__name__})", "run the command again"
+    return InputError, f"{repo_id}: {' '.join(str(error).split())}", "mend it and run the command again"

@@ -1,0 +1,158 @@
+"""The files of a release: what goes up, and nothing else."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import get_token, save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+from ..modeling import modeling_liere_vit
+from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..report import write_json
+from .checkpoint import (
+    CONVERSION_FILE,
+    METRICS_FILE,
+    OTHER_SIZES,
+    RECIPE_FILE,
+    TRAINING_FILE,
+    Checkpoint,
+    Run,
+    without_paths,
+)
+from .model_card import build_model_card
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD_SIZE = 5 * 10**9
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+MODELING = Path(modeling_liere_vit.__file__).parent
+CODE = tuple(sorted(path.name for path in MODELING.glob("*.py") if path.name != "__init__.py"))
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+
+
+def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+    """Put the files of a release into the empty directory `target`: all that is published, as it is published.
+
+    Args:
+        repo_id: where it will be, for the card.
+        max_shard_size: bytes; weights in a larger file are cut into shards.
+
+    Raises:
+        InputError: weights that are missing, not finite or of another architecture, code that is missing, or a file
+            that names a token or a directory of this machine.
+    """
+    stage_model(checkpoint.directory, target, max_shard_size)
+    for name in (TRAINING_FILE, METRICS_FILE, CONVERSION_FILE):
+        if (checkpoint.directory / name).is_file():
+            write_json(target / name, without_paths(json.loads((checkpoint.directory / name).read_text())))
+    for path in checkpoint.directory.glob(OTHER_SIZES):
+        write_json(target / path.name, without_paths(json.loads(path.read_text())))
+    if isinstance(checkpoint, Run):
+        recipe = yaml.safe_dump(checkpoint.published_recipe, sort_keys=False)
+        (target / RECIPE_FILE).write_text(recipe)
+    (target / "README.md").write_text(str(build_model_card(checkpoint, repo_id)))
+    _require_clean(target, checkpoint.directory)
+
+
+def stage_model(directory: Path, target: Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+    """The part of a release that loads: configuration, weights, processor, code."""
+    weights = weight_files(directory)
+    _require_sound_weights(directory, weights)
+    code = [name for name in CODE if (directory / name).is_file()]
+    _require_whole_code(directory, code)
+    for name in ("config.json", *PROCESSORS, *code):
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, target / name)
+    if weights == [WEIGHTS] and (directory / WEIGHTS).stat().st_size > max_shard_size:
+        with safe_open(directory / WEIGHTS, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_torch_state_dict(tensors, target, max_shard_size=max_shard_size)
+        return
+    for name in [*weights, INDEX]:
+        if (directory / name).is_file():
+            _link(directory / name, target / name)
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of the safetensors files of a saved model.
+
+    Raises:
+        InputError: there are none, or shards are missing.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (directory / INDEX).is_file():
+        raise InputError(f"{directory} has no weights: neither {WEIGHTS} nor {INDEX} is there")
+    names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise InputError(f"{directory} lacks {name}, which {INDEX} names")
+    return names
+
+
+def _require_sound_weights(directory: Path, names: list[str]) -> None:
+    config = LiereViTConfig.from_pretrained(directory)
+    (architecture,) = config.architectures
+    with torch.device("meta"):
+        model = getattr(modeling_liere_vit, architecture)(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {}
+    for file_name in names:
+        try:
+            with safe_open(directory / file_name, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    tensor = file.get_tensor(name)
+                    found[name] = tuple(tensor.shape)
+                    if not torch.isfinite(tensor).all():
+                        raise InputError(f"{directory / file_name} has values in {name} that are not finite")
+        except SafetensorError as error:
+            raise InputError(f"{directory / file_name} cannot be read as safetensors: {error}") from error
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"{directory} has {name} of shape {found.get(name)}, its {architecture} has {expected.get(name)}"
+            )
+
+
+def _require_whole_code(directory: Path, names: list[str]) -> None:
+    """Every module that config.json and the code itself name is there: without it the model loads nowhere else."""
+    auto_map = json.loads((directory / "config.json").read_text()).get("auto_map")
+    if not auto_map:
+        raise InputError(f"{directory / 'config.json'} has no auto_map, so that nobody could load it without liere_hf")
+    needed = {reference.partition(".")[0] for reference in auto_map.values()}
+    for name in names:
+        needed |= set(_RELATIVE_IMPORT.findall((directory / name).read_text()))
+    missing = sorted(needed - {Path(name).stem for name in names})
+    if missing:
+        raise InputError(f"{directory} lacks {', '.join(f'{name}.py' for name in missing)}: the model needs its code")
+
+
+def _require_clean(target: Path, directory: Path) -> None:
+    """No token and no directory of this machine in any text that goes up."""
+    tokens = {token for token in (get_token(), os.environ.get("HF_TOKEN")) if token}
+    places = {
+        f"{place}{os.sep}" for place in map(str, (Path.home(), Path.cwd(), directory.absolute())) if place != os.sep
+    }
+    for path in sorted(target.iterdir()):
+        if path.suffix == ".safetensors":
+            continue
+        text = path.read_text()
+        if _TOKEN.search(text) or any(token in text for token in tokens):
+            raise InputError(f"{path.name} of {directory} holds a Hub token: remove it")
+        place = next((place for place in places if place in text), None)
+        if place is not None:
+            raise InputError(f"{path.name} of {directory} names {place}, a directory of this machine: remove it")
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the same content, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

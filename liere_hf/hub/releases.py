@@ -1,0 +1,215 @@
+"""The list of releases: the checkpoints that this project publishes, each with its recipe, figures and hashes.
+
+An entry is trained (`recipe`, and `checkpoint`, where it is committed) or converted (`from`, `source`, `options`).
+`liere-hf release --update` writes what is measured into the list and the cards beside it.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+from huggingface_hub.utils.sha import sha_fileobj
+from rich.console import Console
+from rich.table import Table
+
+from ..configuration import parse_recipe
+from ..errors import InputError, RunError
+from ..report import write_bytes
+from .checkpoint import CONVERSION_FILE, METRICS, Conversion, Run, encoding_name, read_checkpoint
+from .model_card import build_model_card
+from .publishing import publish, require_repo_id
+from .release_files import CODE, MODELING, stage
+
+HEADER = """\
+# The checkpoints that this project releases. Written by people: organization, name, checkpoint, recipe, from, source,
+# options. Written by `liere-hf release --update`: the rest, and the cards beside this file. `code` is part of each.
+"""
+# Where converted models are built; a trained one that is not committed is trained there.
+BUILD_DIRECTORY = Path("runs") / "releases"
+
+
+@dataclass
+class Release:
+    """An entry of the list, and where its model is or will be built."""
+
+    entry: dict[str, Any]
+    repo_id: str
+    directory: Path
+    source: Path | None
+
+
+@dataclass
+class Releases:
+    """A list, its file and its entries; `unavailable` are the names of those whose source is not here."""
+
+    path: Path
+    content: dict[str, Any]
+    available: list[Release]
+    unavailable: list[str]
+
+
+def read_releases(path: Path, sources: Path | None = None, organization: str | None = None) -> Releases:
+    """
+    Args:
+        path: the list; directories in it count from the parent of its folder.
+        sources: directory of the files that converted entries name.
+        organization: instead of the list's.
+
+    Raises:
+        InputError: the list is missing, is no list of releases, or has an entry that lacks something.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"release list {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("releases"), list):
+        raise InputError(f"release list {path} must hold an organization and a list of releases")
+    root, available, unavailable = path.resolve().parents[1], [], []
+    for entry in content["releases"]:
+        name = entry.get("name")
+        if not name or ("recipe" in entry) == ("from" in entry):
+            raise InputError(f"release list {path} has the entry {name!r}: it needs a name, and either recipe or from")
+        repo_id = f"{organization or content.get('organization')}/{name}"
+        require_repo_id(repo_id)
+        source = sources / entry["source"] if sources and "source" in entry else None
+        directory = root / entry.get("checkpoint", BUILD_DIRECTORY / name)
+        if "from" in entry and not (source and source.is_file()):
+            unavailable.append(name)
+            continue
+        available.append(Release(entry, repo_id, directory, source))
+    return Releases(path, content, available, unavailable)
+
+
+def build(release: Release) -> Run | Conversion:
+    """The release's checkpoint: as it is committed, converted now, or trained now if it was not before."""
+    if "from" in release.entry and "checkpoint" not in release.entry:
+        shutil.rmtree(release.directory, ignore_errors=True)
+    if not release.directory.exists():
+        _build_anew(release)
+    return read_checkpoint(release.directory)
+
+
+def _build_anew(release: Release) -> None:
+    # Both of these import this package.
+    from ..conversion import ConversionOptions, convert
+    from ..training.run import train
+
+    entry, options = release.entry, release.entry.get("options", {})
+    if "from" in entry:
+        convert(str(release.source), release.directory, entry["from"], ConversionOptions(**options))
+        return
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    train(*parse_recipe(entry["recipe"], [*flags, "--output_dir", str(release.directory)]))
+
+
+def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
+    """The part of an entry that is measured: encoding, size, seed, metrics, and sha256 of the files."""
+    if isinstance(checkpoint, Run):
+        seed, num_parameters = checkpoint.recipe["seed"], checkpoint.training["num_parameters"]
+        metrics = {
+            f"{name}{end}": checkpoint.metrics[f"{name}{end}"] for name in METRICS for end in ("", "_low", "_high")
+        }
+    else:
+        seed, num_parameters = None, checkpoint.record["num_parameters"]
+        metrics = {"largest_logit_difference": checkpoint.record["largest_logit_difference"]}
+    return {
+        "encoding": encoding_name(checkpoint.config),
+        "num_parameters": num_parameters,
+        "seed": seed,
+        "metrics": metrics,
+        "files": {name: digest for name, digest in _staged(release, checkpoint).items() if name not in CODE},
+    }
+
+
+def _staged(release: Release, checkpoint: Run | Conversion) -> dict[str, str]:
+    """sha256 of every file that would go up but the card and the record of a conversion.
+
+    What a conversion measures differs in its last digits from machine to machine.
+    """
+    with TemporaryDirectory(prefix="liere_hf-") as folder:
+        stage(checkpoint, Path(folder), release.repo_id)
+        return {
+            path.name: _sha256(path)
+            for path in sorted(Path(folder).iterdir())
+            if path.name not in ("README.md", CONVERSION_FILE)
+        }
+
+
+def update_releases(releases: Releases) -> None:
+    """Write what is measured into the list, the card of each release beside it, and today's code into checkpoints."""
+    for release in releases.available:
+        checkpoint = build(release)
+        for name in CODE:
+            if (release.directory / name).is_file():
+                shutil.copyfile(MODELING / name, release.directory / name)
+        release.entry.update(describe(release, checkpoint))
+        card = str(build_model_card(checkpoint, release.repo_id)).encode()
+        write_bytes(release.directory / "README.md", card)
+        write_bytes(releases.path.parent / f"{release.entry['name']}.md", card)
+    code = {"code": {name: _sha256(MODELING / name) for name in CODE}}
+    releases.content = {
+        "organization": releases.content["organization"],
+        **code,
+        "releases": releases.content["releases"],
+    }
+    content = HEADER + yaml.safe_dump(releases.content, sort_keys=False, width=119)
+    write_bytes(releases.path, content.encode())
+    _report(dict.fromkeys(releases.unavailable, "its source is not here, left as it was"))
+
+
+def publish_releases(releases: Releases, private: bool = False, dry_run: bool = False) -> None:
+    """Build and check all that can be built, then publish each that is not there and identical.
+
+    Raises:
+        InputError: a file is not the listed one; then nothing is published.
+        RunError: some could not be published; the others were.
+    """
+    for release in releases.available:
+        _require_listed_files(release, releases.content.get("code", {}), _staged(release, build(release)))
+    outcomes = dict.fromkeys(releases.unavailable, "left out: its source is not here")
+    failures = []
+    for release in releases.available:
+        name = release.entry["name"]
+        if dry_run:
+            outcomes[name] = "would be published"
+            continue
+        try:
+            publication = publish(release.directory, release.repo_id, private=private)
+            outcomes[name] = f"{'published' if publication.changed else 'identical, left'}: {publication.url}"
+        except (InputError, RunError) as error:
+            outcomes[name] = f"failed: {error}"
+            failures.append(name)
+    _report(outcomes)
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(releases.available)} releases failed ({', '.join(failures)}); run the command "
+            "again, what is there already is left"
+        )
+
+
+def _require_listed_files(release: Release, code: dict[str, str], files: dict[str, str]) -> None:
+    listed = release.entry.get("files", {}) | {name: digest for name, digest in code.items() if name in files}
+    for name in sorted(files.keys() | listed.keys()):
+        if files.get(name) != listed.get(name):
+            raise InputError(
+                f"release {release.entry['name']}: {name} of {release.directory} is not the listed one (sha256 "
+                f"{files.get(name)}, listed {listed.get(name)}); nothing was published; --update takes it into the "
+                "list"
+            )
+
+
+def _report(outcomes: dict[str, str]) -> None:
+    if not outcomes:
+        return
+    table = Table("release", "outcome")
+    for name, outcome in outcomes.items():
+        table.add_row(name, outcome)
+    Console(soft_wrap=True).print(table)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex()

@@ -1,0 +1,63 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from liere_hf import LiereViTConfig, LiereViTForVideoClassification
+from liere_hf.configuration import parse_recipe
+from liere_hf.conversion import ConversionOptions, convert, export_state_dict
+from liere_hf.training.run import train
+
+TINY_RUN = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 32,
+    "max_steps": 2,
+    "train_examples": 64,
+    "eval_examples": 64,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "disable_tqdm": "true",
+    "use_cpu": "true",
+}
+TINY_FLAGS = [text for name, value in TINY_RUN.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A finished run of liere-hf train, two steps long. Not to be changed: copy it."""
+    directory = tmp_path_factory.mktemp("trained") / "run"
+    train(*parse_recipe("digits", [*TINY_FLAGS, "--output_dir", str(directory)]))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory) -> Path:
+    """A video model that liere-hf convert has written. Not to be changed: copy it."""
+    torch.manual_seed(0)
+    config = LiereViTConfig(
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=64,
+        intermediate_size=32,
+        image_size=[4, 16, 16],
+        patch_size=[2, 8, 8],
+        position_mode="linspace",
+        share_generators_across_layers=True,
+        num_labels=3,
+    )
+    directory = tmp_path_factory.mktemp("converted")
+    torch.save(export_state_dict(LiereViTForVideoClassification(config)), directory / "authors.ckpt")
+    options = ConversionOptions(image_size=[4, 16, 16], patch_size=[2, 8, 8])
+    convert(str(directory / "authors.ckpt"), directory / "model", "liere", options)
+    return directory / "model"
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))

@@ -1,0 +1,132 @@
+"""Cards against the results files that they quote, and against huggingface_hub's reading of them."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from liere_hf.cli import main
+from liere_hf.configuration import parse_recipe
+from liere_hf.errors import InputError
+from liere_hf.hub import build_model_card, read_checkpoint
+
+
+def test_metadata_holds_the_measured_metrics(trained):
+    metadata = metadata_load(trained / "README.md")
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert metadata["license"] == "mit"
+    name, results = model_index_to_eval_results(metadata["model-index"])
+    assert name == "LieRE8 on scikit-learn digits"
+    evaluation = json.loads((trained / "eval_results.json").read_text())
+    measured = {result.metric_type: result for result in results}
+    for key, metric_type in (("accuracy", "accuracy"), ("top5_accuracy", "top_5_accuracy"), ("loss", "loss")):
+        result = measured.pop(metric_type)
+        assert result.metric_value == pytest.approx(evaluation[f"eval_{key}"], abs=1e-6)
+        interval = [evaluation[f"eval_{key}_{end}"] for end in ("low", "high")]
+        assert result.metric_args["confidence_interval_95"] == pytest.approx(interval, abs=1e-6)
+        assert result.task_type == "image-classification"
+    assert not measured
+
+
+def test_card_round_trips_through_huggingface_hub(trained):
+    card = ModelCard.load(trained / "README.md")
+    assert card.data.to_dict() == ModelCard(str(card)).data.to_dict()
+    assert card.text.count("```") % 2 == 0
+
+
+def test_card_holds_every_option_of_the_recipe(trained, tmp_path):
+    """The recipe in the card is one: parsed, it has the options of the run."""
+    text = ModelCard.load(trained / "README.md").text
+    (tmp_path / "recipe.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    recipe = yaml.safe_load((trained / "recipe.yaml").read_text())
+    in_card = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert recipe.keys() - in_card.keys() == {"output_dir", "disable_tqdm", "local_rank"} & recipe.keys()
+    assert in_card.items() <= recipe.items()
+    model_arguments, data_arguments, run_arguments = parse_recipe(str(tmp_path / "recipe.yaml"))
+    assert (model_arguments.hidden_size, data_arguments.train_examples, run_arguments.max_steps) == (32, 64, 2)
+
+
+def test_other_sizes_that_were_measured_are_in_the_card(run_dir):
+    flags = ["--input_size", "32", "--eval_examples", "64", "--disable_tqdm", "true", "--use_cpu", "true"]
+    results_file = run_dir / "eval_results_32.json"
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", str(run_dir), "digits", "--results_file", str(results_file), *flags])
+    assert exit_.value.code == 0
+    measured = json.loads(results_file.read_text())
+    assert measured["input_size"] == [32, 32]
+    card = build_model_card(read_checkpoint(run_dir))
+    assert f"| 32 x 32 | {100 * measured['accuracy']:.2f} (" in card.text
+    results = [result for result in card.data.eval_results if result.dataset_config == "32 x 32 pixels"]
+    assert results[0].metric_value == pytest.approx(measured["accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "recipe, config, expected",
+    [
+        ({"dataset": "cifar100"}, {}, "| 70.3 |"),
+        ({"dataset": "cifar100"}, {"generator_block_size": 16}, "| 69.85 |"),
+        ({"dataset": "imagenet"}, {"position_encoding": "absolute"}, "| 66.1 |"),
+        ({"dataset": "arrows", "arrows_grid_size": 14, "arrows_cell_size": 12}, {}, "| 99.7 |"),
+        ({"dataset": "arrows", "arrows_grid_size": 5, "arrows_cell_size": 12}, {}, "no figure for this setting"),
+        ({"dataset": "ucf101"}, {"position_encoding": "none"}, "no figure for this setting"),
+    ],
+)
+def test_the_papers_figure_stands_beside_ours(run_dir, recipe, config, expected):
+    checkpoint = read_checkpoint(run_dir)
+    checkpoint.recipe.update(recipe)
+    checkpoint.config.update(config)
+    (row,) = [line for line in build_model_card(checkpoint).text.splitlines() if line.startswith("| top-1 accuracy")]
+    assert expected in row
+
+
+def test_fine_tuned_models_name_their_base(run_dir):
+    checkpoint = read_checkpoint(run_dir)
+    checkpoint.recipe["model_name_or_path"] = "org/base-model"
+    card = build_model_card(checkpoint, "org/tuned")
+    assert card.data.base_model == "org/base-model"
+    assert "fine-tuned from org/base-model" in card.text
+    checkpoint.recipe["model_name_or_path"] = str(run_dir.parent / "secret" / "base")
+    card = build_model_card(checkpoint, "org/tuned")
+    assert card.data.base_model is None
+    assert "fine-tuned from base on" in card.text
+    assert "secret" not in str(card)
+
+
+def test_converted_models_say_from_what(converted):
+    card = build_model_card(read_checkpoint(converted), "org/video")
+    assert card.data.pipeline_tag == "video-classification"
+    assert "`authors.ckpt`" in card.text
+    assert "liere-hf convert authors.ckpt OUTPUT_DIR --from liere --image_size 4 16 16 --patch_size 2 8 8" in card.text
+    assert str(converted.parent) not in str(card)
+
+
+@pytest.mark.parametrize("name", ["train_results.json", "eval_results.json", "recipe.yaml"])
+def test_an_unfinished_run_has_no_card(run_dir, name):
+    (run_dir / name).unlink()
+    with pytest.raises(InputError, match=f"is not a finished run, it has no {name}"):
+        read_checkpoint(run_dir)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "high"])
+def test_a_missing_metric_is_named(run_dir, value):
+    evaluation = json.loads((run_dir / "eval_results.json").read_text())
+    evaluation["eval_accuracy_low"] = value
+    (run_dir / "eval_results.json").write_text(json.dumps(evaluation))
+    with pytest.raises(InputError, match=r"eval_results.json has accuracy_low .*, a card needs a finite number there"):
+        read_checkpoint(run_dir)
+
+
+def test_other_directories_are_refused(run_dir, tmp_path):
+    with pytest.raises(InputError, match="is not a directory"):
+        read_checkpoint(tmp_path / "nowhere")
+    shutil.rmtree(run_dir)
+    run_dir.mkdir()
+    with pytest.raises(InputError, match=r"holds no config.json"):
+        read_checkpoint(run_dir)
+    (run_dir / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(InputError, match="has model_type 'vit', allowed is 'liere_vit'"):
+        read_checkpoint(run_dir)
