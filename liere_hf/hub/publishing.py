@@ -2,10 +2,11 @@
 
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.errors import (
@@ -28,6 +29,7 @@ from .checkpoint import read_checkpoint
 from .model_card import build_model_card
 from .release_files import stage
 
+T = TypeVar("T")
 # What the Hub itself puts into a repository, or people write there: not a model.
 NEUTRAL_FILES = {".gitattributes", "README.md", "LICENSE"}
 # Fields of a configuration that differ between versions of the same model.
@@ -135,18 +137,18 @@ class Target:
         Raises:
             InputError: the repository holds another model (unless `overwrite`), or is public where `private` is asked.
         """
-        self.api.whoami()
+        self._ask(self.api.whoami)
         try:
-            is_private = self.api.repo_info(self.repo_id).private
+            is_private = self._ask(self.api.repo_info, self.repo_id).private
         except RepositoryNotFoundError:
-            self.api.create_repo(self.repo_id, private=private, exist_ok=True)
+            self._ask(self.api.create_repo, self.repo_id, private=private, exist_ok=True)
         else:
             if private and not is_private:
                 raise InputError(f"{self.repo_id} is there and public: --private is for a new repository")
             if not overwrite:
                 self._require_same_model(config)
         if self.revision != "main":
-            self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True)
+            self._ask(self.api.create_branch, self.repo_id, branch=self.revision, exist_ok=True)
 
     def require_free_tag(self, tag: str | None, folder: Path) -> None:
         """
@@ -155,15 +157,24 @@ class Target:
         """
         if tag is None:
             return
-        tags = {reference.name for reference in self.api.list_repo_refs(self.repo_id).tags}
+        tags = {reference.name for reference in self._ask(self.api.list_repo_refs, self.repo_id).tags}
         if tag in tags and not self.holds(folder, tag):
             raise InputError(f"{self.repo_id} has the tag {tag} on other files: give another tag")
 
     def upload(self, folder: Path, message: str, tag: str | None = None) -> Publication:
         """All files of `folder`, in one commit that removes the others."""
-        head = self.api.repo_info(self.repo_id, revision=self.revision).sha
+        head = self._ask(self.api.repo_info, self.repo_id, revision=self.revision).sha
         changed = not self.holds(folder)
         if changed:
+            self._commit(folder, message, head)
+        self.state = f"the files are published{f', the tag {tag} is not set' if tag else ''}"
+        commit = self._ask(self.api.repo_info, self.repo_id, revision=self.revision).sha
+        if tag is not None:
+            self._ask(self.api.create_tag, self.repo_id, tag=tag, revision=commit, exist_ok=True)
+        return Publication(f"{self.api.endpoint}/{self.repo_id}/tree/{tag or self.revision}", commit, changed)
+
+    def _commit(self, folder: Path, message: str, head: str) -> None:
+        for is_last in (False, False, True):
             self.state = f"{self.repo_id} holds either the old or the new files, whole"
             try:
                 self.api.upload_folder(
@@ -174,16 +185,25 @@ class Target:
                     delete_patterns="*",
                     parent_commit=head,
                 )
-            except (HTTPError, OSError, RuntimeError):
+                return
+            except (HTTPError, OSError, RuntimeError, ValueError) as error:
                 # The answer may have been lost when the commit was not.
-                if not self.holds(folder):
-                    self.state = f"{self.repo_id} is as it was"
+                if self.holds(folder):
+                    return
+                self.state = f"{self.repo_id} is as it was"
+                if is_last or not _is_transient(error):
                     raise
-        commit = self.api.repo_info(self.repo_id, revision=self.revision).sha
-        if tag is not None:
-            self.state = f"the files are published, the tag {tag} is not set"
-            self.api.create_tag(self.repo_id, tag=tag, revision=commit, exist_ok=True)
-        return Publication(f"{self.api.endpoint}/{self.repo_id}/tree/{tag or self.revision}", commit, changed)
+
+    def _ask(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """A call that the client itself does not repeat, up to three times as long as the Hub is not to be reached."""
+        for wait in (1, 2):
+            try:
+                return call(*args, **kwargs)
+            except HTTPError as error:
+                if not _is_transient(error):
+                    raise
+            time.sleep(wait)
+        return call(*args, **kwargs)
 
     def holds(self, folder: Path, revision: str | None = None) -> bool:
         """Whether the repository has the files of `folder`, byte for byte, and no others but the Hub's own."""
@@ -216,7 +236,7 @@ class Target:
 
     def _existing_revision(self) -> str:
         try:
-            self.api.repo_info(self.repo_id, revision=self.revision)
+            self._ask(self.api.repo_info, self.repo_id, revision=self.revision)
         except RevisionNotFoundError:
             return "main"
         return self.revision
@@ -247,6 +267,11 @@ _ANSWERS: dict[int, tuple[type[Exception], str, str]] = {
     412: (RunError, "the repository was changed by someone else meanwhile", "run the command again"),
     429: (RunError, "the Hub asks for fewer requests", "run the command again in some minutes"),
 }
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether another try may succeed by itself."""
+    return _explain(error, "")[0] is RunError
 
 
 def _explain(error: Exception, repo_id: str) -> tuple[Callable[[str], Exception], str, str]:

@@ -3,12 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import CommandLine
+from hub_server import HubServer
 
 from liere_hf import LiereViTConfig, LiereViTForVideoClassification
 from liere_hf.configuration import parse_recipe
 from liere_hf.conversion import ConversionOptions, convert, export_state_dict
 from liere_hf.training.run import train
 
+TOKEN = "hf_" + "annsTokenOfTests" * 2
 TINY_RUN = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -61,3 +64,19 @@ def converted(tmp_path_factory) -> Path:
 def run_dir(trained, tmp_path) -> Path:
     """A copy of the run, to be changed."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Hub with one user, who owns `org`."""
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        server.add_user("ann", TOKEN, orgs=[("org", "write")])
+        yield server
+
+
+@pytest.fixture(scope="module")
+def command_line(server, tmp_path_factory):
+    """liere-hf as a client of that Hub, without a token of its own."""
+    command_line = CommandLine(server.environment(home=tmp_path_factory.mktemp("home")))
+    yield command_line
+    command_line.close()

@@ -1,0 +1,172 @@
+"""A publication that goes wrong at any of its requests: the repository is the old revision or the new one, and running
+the command again succeeds."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from command_line import CommandLine
+from conftest import TOKEN
+from hub_server import HubServer
+from huggingface_hub import CommitOperationAdd, HfApi
+from test_publishing import assert_one_sentence, files_of, index_of, requests_since, staged
+
+TAG = "v1"
+RETRY_WORDS = (
+    "Retrying in",
+    "Rate limited",
+    "thrown while requesting",
+    "while downloading",
+    "Trying to",
+    "Max retries",
+)
+
+
+def old_revision(server, repo_id, trained):
+    """A repository that holds an earlier state of the model: what a publication would replace."""
+    api = HfApi(endpoint=server.url, token=TOKEN)
+    api.create_repo(repo_id)
+    files = {"config.json": (trained / "config.json").read_bytes(), "README.md": b"an older card"}
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    api.create_commit(repo_id, operations, commit_message="old")
+    return files
+
+
+@pytest.fixture(scope="module")
+def requests(server, command_line, trained):
+    """What one publication with a tag asks of the Hub."""
+    old_revision(server, "org/fault-free", trained)
+    before = len(server.requests())
+    assert command_line.run("publish", trained, "org/fault-free", "--tag", TAG, token=TOKEN).code == 0
+    requests = requests_since(server, before)
+    assert [request["method"] for request in requests].count("PUT") == 1
+    assert 15 <= len(requests) <= 25
+    return requests
+
+
+@pytest.fixture(scope="module")
+def token_of(server):
+    """A token for each case, so that faults meet one publication alone, and many can run at once."""
+
+    def add(case):
+        token = f"hf_{case:016d}{'x' * 16}"
+        server.add_user(f"user{case}", token, orgs=[("org", "write")])
+        return token
+
+    return add
+
+
+def assert_ends_in_one_sentence(result):
+    """What the client says of its retries may come before it."""
+    *before, last = result.stderr.splitlines(keepends=True)
+    assert all(any(word in line for word in RETRY_WORDS) for line in before), result.stderr
+    assert_one_sentence(result._replace(stderr=last))
+
+
+def publish_all(command_line, trained, tokens):
+    """Results by repository, of publications that run at once."""
+    started = {
+        repo_id: command_line.start("publish", trained, repo_id, "--tag", TAG, token=token)
+        for repo_id, token in tokens.items()
+    }
+    return {repo_id: command_line.wait(number) for repo_id, number in started.items()}
+
+
+STAYING_FAULTS = (("drop", "before"), ("drop", "after"), (500, "after"), (429, "before"), (403, "before"))
+
+
+def test_faults_that_stay(server, command_line, requests, token_of, trained, tmp_path):
+    """From each request on, the Hub fails; then it is well again."""
+    tokens, old, new, faults = {}, {}, {}, {}
+    for kind, when in STAYING_FAULTS:
+        for at in range(len(requests)):
+            repo_id, token = f"org/model-{kind}-{when}-{at}", token_of(len(tokens))
+            tokens[repo_id], faults[repo_id] = token, (when, at)
+            old[repo_id] = old_revision(server, repo_id, trained)
+            (tmp_path / repo_id).mkdir(parents=True)
+            new[repo_id] = staged(trained, repo_id, tmp_path / repo_id)
+            server.fail(token, at, kind, when, times=None)
+    committed = index_of("/commit/", requests)
+    for repo_id, result in publish_all(command_line, trained, tokens).items():
+        assert_ends_in_one_sentence(result)
+        there, (when, at) = files_of(server, repo_id), faults[repo_id]
+        assert there == (new if at > committed - (when == "after") else old)[repo_id], (repo_id, result)
+        if "is as it was" in result.stderr or "nothing was uploaded" in result.stderr:
+            assert there == old[repo_id]
+        elif "the files are published" in result.stderr:
+            assert there == new[repo_id]
+        else:
+            assert "either the old or the new files, whole" in result.stderr
+        assert repo_id in result.stderr
+    server.clear_faults()
+    for repo_id, result in publish_all(command_line, trained, tokens).items():
+        assert result.code == 0, result
+        assert files_of(server, repo_id) == files_of(server, repo_id, TAG) == new[repo_id]
+
+
+@pytest.mark.parametrize("kind", [503, "drop"])
+@pytest.mark.parametrize("part", ["/preupload/", "/objects/batch", "/_storage/", "/objects/verify", "/commit/"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_faults_that_pass_are_retried(kind, part, when, server, command_line, requests, token_of, trained, tmp_path):
+    repo_id = f"org/passing-{kind}-{part.strip('/_').replace('/', '-')}-{when}"
+    old_revision(server, repo_id, trained)
+    token = token_of(100)
+    server.fail(token, index_of(part, requests), kind, when)
+    result = command_line.run("publish", trained, repo_id, "--tag", TAG, token=token)
+    server.clear_faults()
+    assert result.code == 0, result
+    assert files_of(server, repo_id) == staged(trained, repo_id, tmp_path)
+
+
+def kill_at_each_request(when, requests, trained, directory):
+    with HubServer(directory / "hub") as server:
+        server.add_user("ann", TOKEN, orgs=[("org", "write")])
+        command_line = CommandLine(server.environment(home=directory / "home"))
+        for at in range(len(requests)):
+            repo_id = f"org/model-{at}"
+            old = old_revision(server, repo_id, trained)
+            (directory / str(at)).mkdir()
+            new = staged(trained, repo_id, directory / str(at))
+            server.fail(TOKEN, at, "kill", when)
+            number = command_line.start("publish", trained, repo_id, "--tag", TAG, token=TOKEN)
+            assert server.wait() == 137
+            server.start()
+            server.clear_faults()
+            result = command_line.wait(number)
+            there = files_of(server, repo_id)
+            assert there in (old, new), f"{repo_id} holds {sorted(there)}"
+            if result.code == 0:
+                assert there == new
+            else:
+                assert_ends_in_one_sentence(result)
+            assert command_line.run("publish", trained, repo_id, "--tag", TAG, token=TOKEN).code == 0
+            assert files_of(server, repo_id) == files_of(server, repo_id, TAG) == new
+        command_line.close()
+
+
+def kill_for_good(requests, trained, directory):
+    """In the middle of an upload, and not started again: the command ends by itself."""
+    with HubServer(directory / "hub") as server:
+        server.add_user("ann", TOKEN, orgs=[("org", "write")])
+        command_line = CommandLine(server.environment(home=directory / "home"))
+        old = old_revision(server, "org/model", trained)
+        server.fail(TOKEN, index_of("/_storage/", requests), "kill")
+        result = command_line.run("publish", trained, "org/model", "--tag", TAG, token=TOKEN)
+        assert_ends_in_one_sentence(result)
+        assert "the Hub cannot be reached" in result.stderr
+        server.start()
+        assert files_of(server, "org/model") == old
+        command_line.close()
+
+
+def test_the_hub_is_killed(requests, trained, tmp_path):
+    """At each request, and started again with what is on its disk; or for good. At once, as much of it is waiting."""
+    for name in ("before", "after", "for good"):
+        (tmp_path / name).mkdir()
+    with ThreadPoolExecutor() as executor:
+        runs = [
+            executor.submit(kill_at_each_request, when, requests, trained, tmp_path / when)
+            for when in ("before", "after")
+        ]
+        runs.append(executor.submit(kill_for_good, requests, trained, tmp_path / "for good"))
+        for run in runs:
+            run.result()
