@@ -117,6 +117,16 @@ def test_faults_that_pass_are_retried(kind, part, when, server, command_line, re
     assert files_of(server, repo_id) == staged(trained, repo_id, tmp_path)
 
 
+def test_a_commit_whose_answer_is_wrong(server, command_line, requests, token_of, trained, tmp_path):
+    """What counts is what the repository holds."""
+    old_revision(server, "org/wrong-answer", trained)
+    server.fail(token_of(100), index_of("/commit/", requests), 403, "after")
+    result = command_line.run("publish", trained, "org/wrong-answer", "--tag", TAG, token=token_of(100))
+    server.clear_faults()
+    assert result.code == 0, result
+    assert files_of(server, "org/wrong-answer", TAG) == staged(trained, "org/wrong-answer", tmp_path)
+
+
 def kill_at_each_request(when, requests, trained, directory):
     with HubServer(directory / "hub") as server:
         server.add_user("ann", TOKEN, orgs=[("org", "write")])
