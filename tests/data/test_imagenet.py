@@ -1,15 +1,10 @@
 import functools
-import hashlib
-import http.server
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-import urllib.parse
 from pathlib import Path
 
 import datasets
@@ -17,6 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer
 from PIL import Image
 from transformers import default_data_collator
 
@@ -30,7 +26,6 @@ from liere_hf.errors import InputError
 NUM_SHARDS, ROWS_PER_SHARD = 12, 2
 NUM_TRAIN, NUM_TEST = NUM_SHARDS * ROWS_PER_SHARD, 24
 NAMES = [f"n{10_000_000 + label}" for label in range(NUM_TRAIN)]
-COMMIT = "c" * 40
 
 datasets.disable_progress_bars()
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -297,64 +292,8 @@ def test_directories_without_data(tmp_path, make, message):
         load(tmp_path / "imagenet")
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub's interface as reading data sets takes: the folders of `root` as REPOSITORIES."""
-
-    def __init__(self, root, requests, *arguments):
-        self.root, self.requests = root, requests
-        super().__init__(*arguments)
-
-    def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-        name = next((name for name in REPOSITORIES if f"/datasets/org/{name}/" in f"{path}/"), None)
-        if name is None:
-            return self.answer(404)
-        self.requests.append((self.command, path))
-        if REPOSITORIES[name](path):
-            message = f"Access to dataset org/{name} is restricted. You must have access to it and be authenticated."
-            return self.answer(401, message.encode(), {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
-        for marker, answer in (("/resolve/", self.answer_file), ("/tree/", self.answer_folder)):
-            if marker in path:
-                return answer(self.root / name, path.partition(marker)[2].partition("/")[2])
-        return self.answer_json({"id": f"org/{name}", "sha": COMMIT, "siblings": []})
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def answer_file(self, repository, name):
-        path = repository / name
-        if not path.is_file():
-            return self.answer(404, headers={"X-Error-Code": "EntryNotFound"})
-        return self.answer(200, path.read_bytes(), {"ETag": f'"{hashlib.sha1(path.read_bytes()).hexdigest()}"'})
-
-    def answer_folder(self, repository, name):
-        entries = []
-        for path in sorted((repository / name).iterdir()):
-            kind, size = ("directory", 0) if path.is_dir() else ("file", path.stat().st_size)
-            entries.append({"type": kind, "path": str(path.relative_to(repository)), "oid": "0" * 40, "size": size})
-        self.answer_json(entries)
-
-    def answer_json(self, content):
-        self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def answer(self, status, content=b"", headers=None):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "X-Repo-Commit": COMMIT, **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *arguments):
-        pass
-
-
-# The paths that are only for those who have accepted the terms.
-REPOSITORIES = {
-    "open": lambda path: False,
-    "of_unknown_length": lambda path: False,
-    "gated": lambda path: True,
-    "gated_files": lambda path: path.endswith(".parquet"),
-}
+# The files that are only for those who have accepted the terms.
+REPOSITORIES = {"open": None, "of_unknown_length": None, "gated": "*", "gated_files": "*.parquet"}
 SCRIPT = """
 import sys
 from liere_hf.configuration import DataArguments
@@ -373,23 +312,30 @@ for name in sys.argv[1:]:
 def hub(parquet_shards, tmp_path_factory):
     """What SCRIPT prints, by repository, with the real clients and a server of our own; and what they asked for."""
     root = tmp_path_factory.mktemp("hub")
-    for name in REPOSITORIES:
-        shutil.copytree(parquet_shards, root / name)
-        if name != "of_unknown_length":
-            write_card(root / name)
-    requests = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *rest: Hub(root, requests, *rest))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(root / "home")}
-    try:
+    with HubServer(root / "server") as server:
+        server.add_user("org", "hf_org")
+        for name, gated_files in REPOSITORIES.items():
+            directory = shutil.copytree(parquet_shards, root / name)
+            if name != "of_unknown_length":
+                write_card(directory)
+            publish(directory, f"org/{name}", server)
+            if gated_files:
+                server.gate(f"org/{name}", "dataset", gated_files)
+        num_uploads = len(server.requests())
         command = [sys.executable, "-c", SCRIPT, *REPOSITORIES]
+        environment = server.environment(home=root / "home")
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    finally:
-        server.shutdown()
-        server.server_close()
+        requests = server.requests()[num_uploads:]
     assert done.returncode == 0, done.stderr
     return dict(zip(REPOSITORIES, done.stdout.splitlines(), strict=True)), requests
+
+
+def publish(directory: Path, repo_id: str, server: HubServer) -> None:
+    api = huggingface_hub.HfApi(server.url, "hf_org")
+    api.create_repo(repo_id, repo_type="dataset")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        api.upload_folder(repo_id=repo_id, folder_path=directory, repo_type="dataset")
 
 
 def write_card(directory: Path) -> None:
@@ -406,8 +352,9 @@ def write_card(directory: Path) -> None:
 def test_hub_streams_and_downloads_only_the_validation_files(hub):
     printed, requests = hub
     assert printed["open"] == f"{NUM_TRAIN} {NUM_SHARDS} True {[*range(NUM_TEST)]}"
-    files = {path for method, path in requests if method == "GET" and "/org/open/" in path}
-    assert {Path(path).name for path in files if ".parquet" in path} == {"validation-00000-of-00001.parquet"}
+    files = {request["path"] for request in requests if request["method"] == "GET"}
+    shards = {Path(path).name for path in files if "/org/open/" in path and path.endswith(".parquet")}
+    assert shards == {"validation-00000-of-00001.parquet"}
 
 
 @pytest.mark.parametrize("name", ["gated", "gated_files"])
