@@ -79,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--dry-run", action="store_true", help="build and check, upload nothing")
     release.set_defaults(run=_release, takes_flags=False)
 
+    reproduce = commands.add_parser("reproduce", help="run an experiment of the paper", allow_abbrev=False)
+    reproduce.add_argument("experiment", help="its name, or list")
+    reproduce.add_argument("--scale", default="cpu", help="paper, gpu or cpu (default)")
+    reproduce.add_argument(
+        "--data_dir", nargs="+", default=[], metavar="DATASET=DIRECTORY", help="local files instead of the Hub's"
+    )
+    reproduce.add_argument("--results_dir", type=Path, default=Path("results"), help="where tables and figures go")
+    reproduce.add_argument("--work_dir", type=Path, default=Path("runs/reproduction"), help="where models are kept")
+    reproduce.set_defaults(run=_reproduce, takes_flags=True)
+
     demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
     demo.set_defaults(run=_demo, takes_flags=False)
@@ -179,6 +189,20 @@ def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
         update_releases(releases)
     else:
         publish_releases(releases, arguments.private, arguments.dry_run)
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from .reproduction.reproduce import list_experiments, reproduce
+
+    if arguments.experiment == "list":
+        list_experiments()
+        return 0
+    for pair in arguments.data_dir:
+        if "=" not in pair:
+            raise InputError(f"data_dir is {pair!r}, allowed is DATASET=DIRECTORY")
+    data_dirs = dict(pair.split("=", 1) for pair in arguments.data_dir)
+    reproduce(arguments.experiment, arguments.scale, arguments.results_dir, arguments.work_dir, data_dirs, flags)
     return 0
 
 

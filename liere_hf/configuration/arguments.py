@@ -151,6 +151,9 @@ class DataArguments:
         default_factory=lambda: [0.2023, 0.1994, 0.2010],
         metadata={"help": "Deviation per channel (default: the authors')."},
     )
+    shuffle_patches: bool = field(
+        default=False, metadata={"help": "Evaluate with the patches of each example in a random order."}
+    )
     input_size: list[int] | None = field(
         default=None,
         metadata={"help": "Pixels per axis of inputs that are not of the model's image_size, its training size."},

@@ -16,6 +16,7 @@ DATASETS = {
     "arrows": DataSet("Arrows (spatial reasoning, generated)"),
     "cifar10": DataSet("CIFAR-10", "uoft-cs/cifar10"),
     "cifar100": DataSet("CIFAR-100", "uoft-cs/cifar100"),
+    "clips": DataSet("Clips (which way the square moves, generated)", task="video-classification"),
     "digits": DataSet("scikit-learn digits"),
     "fashion_mnist": DataSet("Fashion-MNIST", "zalando-datasets/fashion_mnist"),
     "imagefolder": DataSet("Image folder", needs_files=True),

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..errors import InputError
 from .augmentation import BatchAugmentation, Mixing
 from .draws import Draws
+from .shuffling import shuffle_patches
 from .sources import undecoded
 
 
@@ -188,12 +189,23 @@ class StreamedExamples(torch.utils.data.IterableDataset):
 
 
 class EvaluationExamples(torch.utils.data.Dataset):
-    """Every view of every row, as the model's processor wants them; the views of a row follow each other."""
+    """Every view of every row, as the model's processor wants them; the views of a row follow each other.
 
-    def __init__(self, dataset: datasets.Dataset, column: str, inputs: EvaluationInputs):
+    Args:
+        shuffled_patch_size: of patches that are put in a random order; None for none.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        column: str,
+        inputs: EvaluationInputs,
+        shuffled_patch_size: tuple[int, ...] | None = None,
+    ):
         self.dataset = dataset.cast_column(column, undecoded(column))
         self.column = column
         self.inputs = inputs
+        self.shuffled_patch_size = shuffled_patch_size
 
     @property
     def num_views(self) -> int:
@@ -206,6 +218,8 @@ class EvaluationExamples(torch.utils.data.Dataset):
         rows, views = np.divmod(indices, self.num_views)
         batch = self.dataset[rows.tolist()]
         pixel_values = self.inputs(batch[self.column], views.tolist())
+        if self.shuffled_patch_size is not None:
+            pixel_values = shuffle_patches(pixel_values, self.shuffled_patch_size, indices)
         return [
             {"pixel_values": pixels, "labels": label}
             for pixels, label in zip(pixel_values, batch["label"], strict=True)

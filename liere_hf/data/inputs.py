@@ -110,9 +110,12 @@ def build_training_transform(
     return TrainingTransform(data.column, inputs.training, augmentation, mixing, seed, num_labels)
 
 
-def build_evaluation_examples(data: Data, inputs: Inputs) -> EvaluationExamples:
+def build_evaluation_examples(
+    data: Data, inputs: Inputs, config: LiereViTConfig, arguments: DataArguments
+) -> EvaluationExamples:
     """The evaluation split, every view of every row."""
-    return EvaluationExamples(data.test, data.column, inputs.evaluation)
+    shuffled = config.spatial_patch_size if arguments.shuffle_patches else None
+    return EvaluationExamples(data.test, data.column, inputs.evaluation, shuffled)
 
 
 def _geometry(column: str, size: tuple[int, int], arguments: DataArguments) -> dict[str, Any]:

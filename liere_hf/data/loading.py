@@ -9,6 +9,7 @@ from ..configuration import DataArguments
 from ..errors import InputError
 from .arrows import load_arrows
 from .cifar import load_cifar10, load_cifar100
+from .clips import load_clips
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .imagefolder import load_imagefolder
@@ -21,6 +22,7 @@ LOADERS: dict[str, Callable[[DataArguments, int], Data]] = {
     "arrows": load_arrows,
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
+    "clips": load_clips,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
     "imagefolder": load_imagefolder,

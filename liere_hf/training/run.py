@@ -61,7 +61,7 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
         TrainingInterruptedError: stopped by a signal; a checkpoint is saved.
     """
     output_dir = Path(training_arguments.output_dir)
-    options = _options(model_arguments, data_arguments, training_arguments)
+    options = recipe_options(model_arguments, data_arguments, training_arguments)
     checkpoint = _checkpoint_to_resume(output_dir, training_arguments, options)
     training_arguments.resolve_batch_size()
     # Every process has looked at the directory before one of them writes there.
@@ -127,7 +127,7 @@ def build_trainer(
     """A Trainer that augments, evaluates with confidence intervals, and saves when interrupted."""
     inputs = build_inputs(data.column, model.config, data_arguments, processor)
     transform = build_training_transform(data, inputs, data_arguments, processor, training_arguments.seed)
-    evaluation_examples = build_evaluation_examples(data, inputs)
+    evaluation_examples = build_evaluation_examples(data, inputs, model.config, data_arguments)
     metric = ClassificationMetric(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -193,7 +193,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
 
 
-def _options(
+def recipe_options(
     model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, Any]:
     """Every option of the run that is set, as plain data that is a recipe again; without secrets and publication."""

@@ -1,0 +1,303 @@
+"""The paper's experiments as data: what is trained, what is measured on it, how it is shown."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..configuration import paper_accuracy
+from ..configuration.arguments import PRESETS
+from .runs import Arm, Options, Task
+
+ENCODINGS: dict[str, Options] = {
+    "absolute": {"position_encoding": "absolute"},
+    "VisionLLaMA": {"position_encoding": "visionllama"},
+    "RoPE-Mixed": {"position_encoding": "rope_mixed"},
+    "LieRE8": {"position_encoding": "liere", "generator_block_size": 8},
+    "LieRE64": {"position_encoding": "liere", "generator_block_size": 64},
+}
+# As the paper's figures are filed.
+PAPER_NAMES = {
+    "absolute": "absolute",
+    "VisionLLaMA": "visionllama",
+    "RoPE-Mixed": "rope_mixed",
+    "LieRE8": "liere8",
+    "LieRE64": "liere64",
+}
+POSITION_MODES = ("sequential", "linspace", "rescaled")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is run; see scales.yaml."""
+
+    name: str
+    hardware: str
+    changes: str
+    seeds: list[int]
+    tasks: dict[str, Task]
+    roles: dict[str, Any]
+    minutes: dict[str, int]
+
+    def __getitem__(self, role: str) -> Any:
+        return self.roles[role]
+
+    @property
+    def images(self) -> Task:
+        """The image task of the experiments that have one."""
+        return self.tasks[self.roles["images"]]
+
+    def seeds_of(self, task: Task) -> list[int]:
+        return task.seeds or self.seeds
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table: what one run gives, in per cent, and whether it is a share of test examples."""
+
+    title: str
+    of_run: Callable[[dict[str, Any]], float]
+    is_proportion: bool = True
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure of lines over arms' `x`, one for each value of the label `series`."""
+
+    x_label: str
+    series: str | None = None
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms, what is measured on each, and the figure (bars unless a line).
+
+    Attributes:
+        reference: the value of the first label that the p values compare with.
+        by_evaluation: every evaluation of a trained model has a row of its own.
+        curves: the figure also shows accuracy over training examples.
+    """
+
+    title: str
+    source: str
+    arms: Callable[[Scale], list[Arm]]
+    measures: tuple[Measure, ...]
+    reference: str | None = None
+    line: Line | None = None
+    by_evaluation: bool = False
+    curves: bool = False
+
+
+def accuracy_of(evaluation: str) -> Callable[[dict[str, Any]], float]:
+    """Accuracy in per cent of one of a run's evaluations; `training` is the one at its end."""
+    return lambda result: 100 * result["metrics"][evaluation]["accuracy"]
+
+
+ACCURACY = Measure("accuracy, %", accuracy_of("training"))
+
+
+def read_scale(name: str) -> Scale:
+    """
+    Raises:
+        KeyError: there is no such scale.
+    """
+    content = yaml.safe_load((Path(__file__).parent / "scales.yaml").read_text())[name]
+    tasks = {key: Task(name=key, **fields) for key, fields in content.pop("tasks").items()}
+    common = {key: content.pop(key) for key in ("hardware", "changes", "seeds", "minutes")}
+    return Scale(name=name, tasks=tasks, roles=content, **common)
+
+
+def _by_encoding(task: Task, **further: Any) -> list[Arm]:
+    return [
+        Arm(
+            task,
+            {"encoding": encoding},
+            options,
+            paper=paper_accuracy(task.compare, PAPER_NAMES[encoding]),
+            **further,
+        )
+        for encoding, options in ENCODINGS.items()
+    ]
+
+
+def _accuracy(scale: Scale) -> list[Arm]:
+    return [arm for name in scale["classification"] for arm in _by_encoding(scale.tasks[name])]
+
+
+def _spatial(scale: Scale) -> list[Arm]:
+    """Trained at each size, and trained at the smallest, then tested on the larger canvases."""
+    arms = [arm for name in scale["spatial"] for arm in _by_encoding(scale.tasks[name])]
+    first = scale.tasks[scale["spatial"][0]]
+    others = [scale.tasks[name].cells for name in scale["spatial"][1:]] or scale["larger_cells"]
+    larger = {f"{cells} x {cells}": _larger_canvas(first, cells) for cells in others}
+    return [replace(arm, evaluations=larger) if arm.task is first else arm for arm in arms]
+
+
+def _larger_canvas(task: Task, cells: int) -> Options:
+    from ..configuration import parse_recipe
+
+    cell = parse_recipe(task.recipe)[1].arrows_cell_size
+    return {"arrows_grid_size": cells, "input_size": [cells * cell]}
+
+
+def _block_size(scale: Scale) -> list[Arm]:
+    arms = []
+    for width in (2, 4, 8, 16, 32, 64):
+        options = {"position_encoding": "liere", "generator_block_size": width}
+        paper = paper_accuracy(scale.images.compare, f"liere{width}")
+        if width == 2:
+            options, paper = ENCODINGS["RoPE-Mixed"], paper_accuracy(scale.images.compare, "rope_mixed")
+        arms.append(Arm(scale.images, {"block size": str(width)}, options, paper=paper, x=width))
+    return arms
+
+
+def _sharing(scale: Scale) -> list[Arm]:
+    arms = []
+    for layers, heads in ((False, False), (False, True), (True, False), (True, True)):
+        labels = {"layers": "shared" if layers else "own", "heads": "shared" if heads else "own"}
+        if layers and not heads:
+            labels["layers"] = "shared (the authors' code)"
+        options = {"share_generators_across_layers": layers, "share_generators_across_heads": heads}
+        arms.append(Arm(_with_two_heads(scale.images), labels, ENCODINGS["LieRE8"] | options))
+    return arms
+
+
+def _with_two_heads(task: Task) -> Task:
+    """Sharing among heads means nothing where there is one."""
+    return (
+        task
+        if "model_preset" in task.options or task.recipe == "cifar100"
+        else replace(task, options=task.options | {"num_attention_heads": 2, "head_dim": 32})
+    )
+
+
+def _shuffling(scale: Scale) -> list[Arm]:
+    names = dict.fromkeys([scale["images"], *scale["clips"]])
+    return [
+        arm
+        for name in names
+        for arm in _by_encoding(scale.tasks[name], evaluations={"shuffled": {"shuffle_patches": True}})
+    ]
+
+
+def _drop(result: dict[str, Any]) -> float:
+    before, after = (result["metrics"][name]["accuracy"] for name in ("training", "shuffled"))
+    return 100 * (before - after) / before
+
+
+def _resolution(scale: Scale) -> list[Arm]:
+    """Each encoding tested at several sizes, by each way to count positions, and fine-tuned at one of them."""
+    sizes, (finetuned,) = scale["sizes"], scale["finetuned"]["input_size"]
+    arms = []
+    for encoding, options in ENCODINGS.items():
+        modes = POSITION_MODES if encoding != "absolute" else POSITION_MODES[:1]
+        evaluations = {
+            f"{mode} {size}": {"input_size": [size], "position_mode": mode} for mode in modes for size in sizes
+        }
+        trained = Arm(scale.images, {"encoding": encoding}, options)
+        arms.append(replace(trained, evaluations=evaluations))
+        labels = {"encoding": encoding, "training": f"fine-tuned at {finetuned}"}
+        arms.append(Arm(scale.images, labels, scale["finetuned"], start=trained))
+    return arms
+
+
+def _efficiency(scale: Scale) -> list[Arm]:
+    return [
+        Arm(
+            scale.images,
+            {"encoding": encoding, "share of the data": f"{share}%"},
+            ENCODINGS[encoding] | ({"train_fraction": share / 100} if share < 100 else {}),
+            x=share,
+        )
+        for encoding in ("absolute", "VisionLLaMA", "RoPE-Mixed", "LieRE8")
+        for share in scale["shares"]
+    ]
+
+
+def _model_size(scale: Scale) -> list[Arm]:
+    """The paper's sizes, at the scale of a CPU stand-ins of two, four and eight layers."""
+    if scale.name == "cpu":
+        sizes = {
+            "2 layers": {"num_hidden_layers": 2},
+            "4 layers": {},
+            "8 layers": {"num_hidden_layers": 8},
+        }
+    else:
+        names = ("tiny", "base") if scale.name == "gpu" else ("tiny", "base", "large")
+        sizes = {name: PRESETS[name] for name in names}
+    return [
+        Arm(scale.images, {"encoding": encoding, "size": size}, ENCODINGS[encoding] | options)
+        for encoding in ("absolute", "RoPE-Mixed", "LieRE8")
+        for size, options in sizes.items()
+    ]
+
+
+def _initialization(scale: Scale) -> list[Arm]:
+    scales = {"2 pi": 6.283185307179586, "1": 1.0, "0.1": 0.1, "0.001": 0.001}
+    return [
+        Arm(
+            scale.images,
+            {"encoding": encoding, "initial values up to": label},
+            ENCODINGS[encoding] | {"generator_init_scale": value},
+            x=value,
+        )
+        for encoding in ("RoPE-Mixed", "LieRE8")
+        for label, value in scales.items()
+    ]
+
+
+def _pooling(scale: Scale) -> list[Arm]:
+    return [
+        Arm(scale.images, {"encoding": encoding, "pooling": pooling}, ENCODINGS[encoding] | {"pooling": pooling})
+        for encoding in ("absolute", "RoPE-Mixed", "LieRE8", "LieRE64")
+        for pooling in ("cls", "mean")
+    ]
+
+
+EXPERIMENTS = {
+    "accuracy": Experiment("Accuracy by encoding", "tables 1 and 2", _accuracy, (ACCURACY,), "LieRE8"),
+    "spatial": Experiment("Spatial reasoning", "table 3", _spatial, (ACCURACY,), "LieRE8", by_evaluation=True),
+    "block_size": Experiment(
+        "Width of the generators' blocks",
+        "figure 6, appendix F",
+        _block_size,
+        (ACCURACY,),
+        "8",
+        Line("width of a block", log_x=True),
+    ),
+    "sharing": Experiment("Generators shared by heads and layers", "table 4", _sharing, (ACCURACY,), "own"),
+    "shuffling": Experiment(
+        "Shuffled patches",
+        "table 5",
+        _shuffling,
+        (
+            ACCURACY,
+            Measure("shuffled, %", accuracy_of("shuffled")),
+            Measure("drop, % of the accuracy", _drop, is_proportion=False),
+        ),
+        "LieRE8",
+    ),
+    "resolution": Experiment(
+        "Other resolutions", "section 5.6, figure 7", _resolution, (ACCURACY,), by_evaluation=True
+    ),
+    "efficiency": Experiment(
+        "Data and compute",
+        "figures 4 and 9",
+        _efficiency,
+        (ACCURACY,),
+        line=Line("share of the training data, %", "encoding"),
+        curves=True,
+    ),
+    "model_size": Experiment("Size of the model", "table 6, figure 8", _model_size, (ACCURACY,)),
+    "initialization": Experiment(
+        "Initial values of the generators",
+        "table 7",
+        _initialization,
+        (ACCURACY,),
+        line=Line("initial values, uniform from 0 to", "encoding", log_x=True),
+    ),
+    "pooling": Experiment("CLS or mean pooling", "section 5", _pooling, (ACCURACY,)),
+}

@@ -1,0 +1,89 @@
+"""Tables and files of an experiment: Markdown, CSV, JSON."""
+
+import csv
+import io
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..report import write_bytes, write_json
+from .experiments import Experiment, Scale
+from .statistics import Estimate
+from .summary import Row
+
+
+def write_report(directory: Path, experiment: Experiment, scale: Scale, rows: list[Row], hardware: str) -> str:
+    """Write results.json, results.csv and table.md; returns the table."""
+    table = markdown(experiment, scale, rows, hardware)
+    write_json(directory / "results.json", _as_json(experiment, scale, rows, hardware))
+    write_bytes(directory / "results.csv", _as_csv(rows).encode())
+    write_bytes(directory / "table.md", table.encode())
+    return table
+
+
+def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: str) -> str:
+    """The table with its heading and what the scale changes."""
+    labels = list(dict.fromkeys(label for row in rows for label in row.labels))
+    columns = list(rows[0].estimates)
+    has_paper, has_p = (any(getattr(row, name) is not None for row in rows) for name in ("paper", "p_value"))
+    header = ["task", *labels, "parameters", *(f"{column} (95% interval)" for column in columns)]
+    header += [*(["paper, %"] if has_paper else []), *([f"p, against {experiment.reference}"] if has_p else [])]
+    lines = [
+        f"# {experiment.title} ({experiment.source}), scale {scale.name}",
+        "",
+        *textwrap.wrap(scale.changes, 118),
+        "",
+    ]
+    lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for row in rows:
+        cells = [row.task, *(row.labels.get(label, "") for label in labels), f"{row.num_parameters:,}"]
+        cells += [as_text(row.estimates[column]) for column in columns]
+        if has_paper:
+            cells.append("" if row.paper is None else f"{row.paper:g}")
+        if has_p:
+            cells.append("" if row.p_value is None else p_text(row.p_value))
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = rows[0].seeds
+    how = "Student's t over the seeds" if len(seeds) > 1 else "Wilson, over the test examples"
+    lines += ["", f"Seeds: {', '.join(map(str, seeds))}. Intervals: {how}. Measured on {hardware}."]
+    if has_p:
+        lines.append("p values: two-proportion z-test over the test examples of all seeds, which are the same ones.")
+    return "\n".join(lines) + "\n"
+
+
+def as_text(estimate: Estimate) -> str:
+    """`77.15 (74.06 to 80.24)`."""
+    if estimate.low is None:
+        return f"{estimate.mean:.2f}"
+    return f"{estimate.mean:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def p_text(p_value: float) -> str:
+    return "< 0.0001" if p_value < 1e-4 else f"{p_value:.4f}"
+
+
+def _as_json(experiment: Experiment, scale: Scale, rows: list[Row], hardware: str) -> dict[str, Any]:
+    return {
+        "title": experiment.title,
+        "source": experiment.source,
+        "scale": scale.name,
+        "changes": scale.changes,
+        "hardware": hardware,
+        "rows": [asdict(row) | {"estimates": {k: v._asdict() for k, v in row.estimates.items()}} for row in rows],
+    }
+
+
+def _as_csv(rows: list[Row]) -> str:
+    labels = list(dict.fromkeys(label for row in rows for label in row.labels))
+    columns = list(rows[0].values)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["task", *labels, "seed", "num_parameters", *columns])
+    for row in rows:
+        for index, seed in enumerate(row.seeds):
+            values = [f"{row.values[column][index]:.4f}" for column in columns]
+            writer.writerow(
+                [row.task, *(row.labels.get(label, "") for label in labels), seed, row.num_parameters, *values]
+            )
+    return text.getvalue()

@@ -1,0 +1,133 @@
+"""One experiment from its runs to its table and figure; what is finished is not made again."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import InputError
+from ..report import write_json
+from .analyses import ANALYSES
+from .experiments import EXPERIMENTS, Experiment, Scale, read_scale
+from .figures import draw
+from .report import write_report
+from .runs import PATIENCE, Workshop
+from .summary import Results, summarize
+
+SCALES = ("paper", "gpu", "cpu")
+
+
+def list_experiments() -> None:
+    """Print every experiment with its place in the paper and its estimated minutes at each scale."""
+    scales = [read_scale(name) for name in SCALES]
+    table = Table("experiment", "what", "in the paper", *(f"{scale.name}, minutes" for scale in scales))
+    for name, experiment in {**EXPERIMENTS, **ANALYSES}.items():
+        minutes = [f"{scale.minutes[name]:,}" for scale in scales]
+        table.add_row(name, experiment.title, experiment.source, *minutes)
+    console = Console()
+    console.print(table)
+    for scale in scales:
+        console.print(f"[bold]{scale.name}[/bold] ({scale.hardware}): {scale.changes}")
+
+
+def reproduce(
+    name: str,
+    scale_name: str,
+    results_dir: Path = Path("results"),
+    work_dir: Path = Path("runs/reproduction"),
+    data_dirs: dict[str, str] | None = None,
+    flags: Sequence[str] = (),
+) -> None:
+    """Run an experiment as far as it has not run, and write `results_dir`/NAME/SCALE.
+
+    Several commands at once, of this or other experiments, share the work; an interrupted one is gone on with.
+
+    Args:
+        name: of `EXPERIMENTS` or `ANALYSES`.
+        scale_name: `paper`, `gpu` or `cpu`.
+        work_dir: where models are kept; experiments share them.
+        data_dirs: directories of local files, by data set; the Hub where there is none.
+        flags: options `--name value ...` for every run, on top of all others.
+
+    Raises:
+        InputError: an experiment or scale that there is not, or options or data that do not fit.
+    """
+    known = {**EXPERIMENTS, **ANALYSES}
+    if name not in known:
+        raise InputError(f"experiment is {name!r}, allowed are list, {', '.join(known)}")
+    if scale_name not in SCALES:
+        raise InputError(f"scale is {scale_name!r}, allowed are {', '.join(SCALES)}")
+    scale, directory = read_scale(scale_name), results_dir / name / scale_name
+    workshop = Workshop(work_dir, data_dirs or {}, flags)
+    console = Console(quiet=not PartialState().is_main_process, soft_wrap=True)
+    console.print(f"{known[name].title} ({known[name].source}), scale {scale.name}: {scale.changes}")
+    if name in ANALYSES:
+        ANALYSES[name].run(directory, scale, workshop, console)
+        return
+    experiment = EXPERIMENTS[name]
+    results, num_made = _results(experiment, scale, workshop, directory, console)
+    if PartialState().is_main_process:
+        _report(experiment, scale, results, directory, console, is_new=num_made > 0)
+
+
+def _results(
+    experiment: Experiment, scale: Scale, workshop: Workshop, directory: Path, console: Console
+) -> tuple[Results, int]:
+    """The result of every arm and seed, and how many of them were made now."""
+    pending = [(arm, seed) for arm in experiment.arms(scale) for seed in scale.seeds_of(arm.task)]
+    total, results, num_made = len(pending), {}, 0
+    while pending:
+        postponed = []
+        for arm, seed in pending:
+            path = directory / "runs" / f"{arm.name}-seed{seed}.json"
+            result = _finished(path, workshop.settings(arm, seed))
+            if result is None:
+                console.print(f"{len(results) + 1} of {total}: {arm.name}, seed {seed}")
+                result = workshop.make(arm, seed)
+                if result is None:
+                    postponed.append((arm, seed))
+                    continue
+                num_made += 1
+                if PartialState().is_main_process:
+                    write_json(path, result)
+            results[arm.name, seed] = result
+        if len(postponed) == len(pending):
+            console.print(f"{len(postponed)} runs are being made by other commands: waiting")
+            time.sleep(PATIENCE)
+        pending = postponed
+    return results, num_made
+
+
+def _finished(path: Path, keys: dict[str, str]) -> dict[str, Any] | None:
+    """The result in a file, if it was made with the settings of today."""
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    return result if result["keys"] == keys else None
+
+
+def _report(
+    experiment: Experiment, scale: Scale, results: Results, directory: Path, console: Console, is_new: bool
+) -> None:
+    _remove_others(directory, results)
+    if not is_new and (directory / "table.md").is_file():
+        console.print(f"All {len(results)} runs are finished: nothing to do. The table is {directory / 'table.md'}")
+        return
+    rows = summarize(experiment, scale, results)
+    hardware = ", ".join(sorted({result["hardware"]["device"] for result in results.values()}))
+    console.print(write_report(directory, experiment, scale, rows, hardware), markup=False)
+    draw(directory / "figure.png", experiment, rows, results)
+    console.print(f"Written to {directory}")
+
+
+def _remove_others(directory: Path, results: Results) -> None:
+    """Results of arms that the experiment has no more."""
+    names = {f"{arm}-seed{seed}.json" for arm, seed in results}
+    for path in (directory / "runs").glob("*.json"):
+        if path.name not in names:
+            path.unlink()

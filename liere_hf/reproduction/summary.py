@@ -1,0 +1,91 @@
+"""From the results of runs to rows: means over seeds with intervals, beside the paper's figures."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .experiments import Experiment, Scale
+from .runs import Arm
+from .statistics import Estimate, over_seeds, two_proportion_z_test
+
+Results = dict[tuple[str, int], dict[str, Any]]
+AT_TRAINING_SIZE = "the training size"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    `values` are per seed by column, `estimates` their means; `p_value` compares the first column with the reference's
+    row, as shares of all test examples of all seeds.
+    """
+
+    task: str
+    labels: dict[str, str]
+    num_parameters: int
+    seeds: list[int]
+    values: dict[str, list[float]]
+    estimates: dict[str, Estimate]
+    counts: tuple[int, int]
+    x: float | None = None
+    paper: float | None = None
+    p_value: float | None = None
+
+
+def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Row]:
+    """Rows in the order of the arms."""
+    rows = []
+    for arm in experiment.arms(scale):
+        runs = [results[arm.name, seed] for seed in scale.seeds_of(arm.task)]
+        if not experiment.by_evaluation:
+            rows.append(_row(experiment, arm, runs, "training"))
+            continue
+        for name in ("training", *arm.evaluations):
+            at = {"tested at": AT_TRAINING_SIZE if name == "training" else name}
+            rows.append(_row(experiment, arm, runs, name, at))
+    return [_with_p_value(experiment, row, rows) for row in rows]
+
+
+def _row(experiment: Experiment, arm: Arm, runs: list[dict[str, Any]], evaluation: str, labels: Any = None) -> Row:
+    if labels:
+        values = {"accuracy, %": [100 * run["metrics"][evaluation]["accuracy"] for run in runs]}
+    else:
+        values = {measure.title: [measure.of_run(run) for run in runs] for measure in experiment.measures}
+    estimates = {title: over_seeds(each) for title, each in values.items()}
+    metrics = [run["metrics"][evaluation] for run in runs]
+    first = next(iter(estimates))
+    if len(runs) == 1:
+        # One seed tells nothing of others; what the test examples tell is given.
+        low, high = (100 * metrics[0][f"accuracy_{end}"] for end in ("low", "high"))
+        estimates[first] = Estimate(estimates[first].mean, low, high)
+    trials = [_num_examples(each) for each in metrics]
+    successes = [round(each["accuracy"] * total) for each, total in zip(metrics, trials, strict=True)]
+    return Row(
+        task=arm.task.title,
+        labels=arm.labels | (labels or {}),
+        num_parameters=runs[0]["num_parameters"],
+        seeds=[run["seed"] for run in runs],
+        values=values,
+        estimates=estimates,
+        counts=(sum(successes), sum(trials)),
+        x=arm.x,
+        paper=arm.paper if evaluation == "training" else None,
+    )
+
+
+def _num_examples(metrics: dict[str, float]) -> int:
+    if "examples" in metrics:
+        return metrics["examples"]
+    return round(metrics["runtime"] * metrics["samples_per_second"])
+
+
+def _with_p_value(experiment: Experiment, row: Row, rows: list[Row]) -> Row:
+    first = next(iter(row.labels))
+    if experiment.reference is None or row.labels[first] == experiment.reference:
+        return row
+    for other in rows:
+        same = {**row.labels, first: experiment.reference}
+        if other.task == row.task and other.labels == same:
+            successes, trials = zip(row.counts, other.counts, strict=True)
+            _, p_value = two_proportion_z_test(successes, trials)
+            return Row(**{**vars(row), "p_value": p_value})
+    return row
