@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from ..training.metrics import wilson_interval
-
 
 class Estimate(NamedTuple):
     """A mean and its 95% interval; the ends are None where a single value tells none."""
@@ -25,11 +23,6 @@ def over_seeds(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None, None)
     spread = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return Estimate(mean, mean - spread, mean + spread)
-
-
-def of_proportion(successes: int, trials: int) -> Estimate:
-    """A share of trials with Wilson's interval."""
-    return Estimate(successes / trials, *wilson_interval(successes, trials))
 
 
 def two_proportion_z_test(successes: tuple[int, int], trials: tuple[int, int]) -> tuple[float, float]:

@@ -1,0 +1,179 @@
+"""Every experiment can be planned at every scale, and runs from its command to its table."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import liere_hf
+from liere_hf.cli import main
+from liere_hf.configuration import parse_recipe
+from liere_hf.reproduction.analyses import applying_flops, count_flops, rope_deviation
+from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
+from liere_hf.reproduction.runs import Workshop
+
+PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
+# The experiment `spatial` at the scale of a GPU, with a budget that takes seconds.
+BUDGET = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 32,
+    "train_examples": 32,
+    "eval_examples": 16,
+    "max_steps": 2,
+    "effective_batch_size": 16,
+    "per_device_train_batch_size": 16,
+    "dataloader_num_workers": 0,
+    "dataloader_persistent_workers": "false",
+    "bf16": "false",
+    "use_cpu": "true",
+}
+
+
+def command(tmp_path, *further, **budget):
+    flags = [text for name, value in (BUDGET | budget).items() for text in (f"--{name}", str(value))]
+    directories = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
+    return ["reproduce", "spatial", "--scale", "gpu", *directories, *further, *flags]
+
+
+def run(*argv):
+    with pytest.raises(SystemExit) as exit_:
+        main([*map(str, argv)])
+    return exit_.value.code
+
+
+@pytest.mark.parametrize("scale_name", ["paper", "gpu", "cpu"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_run_has_options_that_fit_and_a_key_of_its_own(name, scale_name, tmp_path):
+    experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
+    workshop, keys = Workshop(tmp_path, {}, ["--bf16", "false"]), set()
+    arms = experiment.arms(scale)
+    assert len({arm.name for arm in arms}) == len(arms) > 1
+    for arm in arms:
+        assert len(scale.seeds_of(arm.task)) >= (3 if scale_name == "cpu" else 1)
+        keys |= {workshop.key(arm, seed) for seed in scale.seeds_of(arm.task)}
+        for options in arm.evaluations.values():
+            flags = workshop._flags(arm, options, with_training=False)
+            parse_recipe(arm.task.recipe, [*flags, "--model_name_or_path", "x"])
+    assert len(keys) == sum(len(scale.seeds_of(arm.task)) for arm in arms)
+    if experiment.reference is not None:
+        assert experiment.reference in {next(iter(arm.labels.values())) for arm in arms}
+
+
+def test_experiments_share_their_runs(tmp_path):
+    """The models of the block sizes 2, 8 and 64 are those of the comparison of encodings, and so on."""
+    scale, workshop = read_scale("cpu"), Workshop(tmp_path, {}, [])
+    keys = {
+        name: {workshop.key(arm, 0) for arm in experiment.arms(scale) if arm.task is scale.images}
+        for name, experiment in EXPERIMENTS.items()
+    }
+    assert len(keys["block_size"] & keys["accuracy"]) == 3
+    assert keys["accuracy"] <= keys["resolution"]
+    assert len(keys["efficiency"] & keys["accuracy"]) == 4
+    assert len(keys["pooling"] & keys["accuracy"]) == 4
+
+
+def test_from_command_to_table_and_not_twice(tmp_path, capsys):
+    assert run(*command(tmp_path)) == 0
+    directory = tmp_path / "results" / "spatial" / "gpu"
+    assert len(list((directory / "runs").iterdir())) == 5
+    table = (directory / "table.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("| Arrows")]
+    at_training_size = [row for row in rows if "the training size" in row]
+    assert (len(at_training_size), len(rows)) == (5, 15)
+    for row, paper in zip(at_training_size, PAPER["arrows_108"].values(), strict=True):
+        assert f"| {paper:g} |" in row
+    with (directory / "results.csv").open() as file:
+        records = [*csv.DictReader(file)]
+    assert len(records) == 15
+    results = json.loads((directory / "results.json").read_text())
+    for record, row in zip(records, results["rows"], strict=True):
+        assert float(record["accuracy, %"]) == pytest.approx(row["values"]["accuracy, %"][0], abs=1e-3)
+        assert row["counts"][1] == 16
+        assert row["estimates"]["accuracy, %"]["mean"] == pytest.approx(100 * row["counts"][0] / 16)
+    assert Image.open(directory / "figure.png").width > 500
+
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(*command(tmp_path)) == 0
+    assert "All 5 runs are finished: nothing to do" in capsys.readouterr().out
+    changed = {path for path, when in written.items() if path.stat().st_mtime_ns != when}
+    assert not changed
+
+    # One run is lost: it alone is made again. A setting that changes leaves nothing of the old results.
+    (lost,) = (directory / "runs").glob("*-liere64-*.json")
+    key = json.loads(lost.read_text())["keys"]["training"]
+    lost.unlink()
+    (tmp_path / "work" / key / "README.md").unlink()
+    assert run(*command(tmp_path)) == 0
+    assert re.findall(r"^\d of 5: (.*), seed", capsys.readouterr().out, re.MULTILINE) == ["arrows-liere64"]
+    assert (directory / "table.md").read_text() == table
+    assert run(*command(tmp_path, max_steps=3)) == 0
+    assert len(re.findall(r"^\d of 5: ", capsys.readouterr().out, re.MULTILINE)) == 5
+    assert len(list((directory / "runs").iterdir())) == 5
+
+
+def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):
+    code = f"from liere_hf.cli import main; main({command(tmp_path)!r})"
+    arguments = [sys.executable, "-c", code]
+    first, second = (subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    runs = tmp_path / "results" / "spatial" / "gpu" / "runs"
+    end = time.monotonic() + 120
+    while not list(runs.glob("*.json")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    output = second.communicate(timeout=240)[0]
+    assert second.returncode == 0, output
+    assert len(list(runs.iterdir())) == 5
+    assert "| Arrows" in output
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["reproduce", "nothing"], "experiment is 'nothing', allowed are list, accuracy, spatial"),
+        (["reproduce", "rope", "--scale", "huge"], "scale is 'huge', allowed are paper, gpu, cpu"),
+        (["reproduce", "rope", "--data_dir", "cifar100"], "data_dir is 'cifar100', allowed is DATASET=DIRECTORY"),
+        (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean 'max_steps'?"),
+    ],
+)
+def test_bad_input_is_one_sentence(argv, sentence, tmp_path, capsys):
+    assert run(*argv, "--results_dir", tmp_path, "--work_dir", tmp_path) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_list_has_all_of_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("reproduce", "list") == 0
+    output = capsys.readouterr().out
+    for name in (*EXPERIMENTS, "flops", "rope", "attention"):
+        assert name in output
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 16, 32, 64])
+def test_in_one_dimension_liere_is_rope(width):
+    assert rope_deviation(width) < 1e-9
+
+
+def test_flops_of_applying_agree_with_the_paper():
+    """Table 8: +0.04%, +0.18% and +1.4% of the base model; the absolute one is counted by torch."""
+    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64}
+    base["intermediate_size"] = 3072
+    absolute = count_flops(base | {"position_encoding": "absolute"})["training"]
+    for options, paper in (
+        ({"position_encoding": "rope_mixed"}, 0.04),
+        ({"position_encoding": "liere", "generator_block_size": 8}, 0.18),
+        ({"position_encoding": "liere", "generator_block_size": 64}, 1.4),
+    ):
+        assert 100 * applying_flops(base | options) / absolute == pytest.approx(paper, rel=0.1)
