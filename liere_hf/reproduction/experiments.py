@@ -1,5 +1,6 @@
 """The paper's experiments as data: what is trained, what is measured on it, how it is shown."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +196,9 @@ def _resolution(scale: Scale) -> list[Arm]:
     for encoding, options in ENCODINGS.items():
         modes = POSITION_MODES if encoding != "absolute" else POSITION_MODES[:1]
         evaluations = {
-            f"{mode} {size}": {"input_size": [size], "position_mode": mode} for mode in modes for size in sizes
+            f"{mode} {size}": {"input_size": [size], "position_mode": mode} | scale["tested"]
+            for mode in modes
+            for size in sizes
         }
         trained = Arm(scale.images, {"encoding": encoding}, options)
         arms.append(replace(trained, evaluations=evaluations))
@@ -236,24 +239,25 @@ def _model_size(scale: Scale) -> list[Arm]:
 
 
 def _initialization(scale: Scale) -> list[Arm]:
-    scales = {"2 pi": 6.283185307179586, "1": 1.0, "0.1": 0.1, "0.001": 0.001}
+    # What is the default is not said, so that the run is that of other experiments.
+    scales = {"2 pi": {}} | {label: {"generator_init_scale": float(label)} for label in ("1", "0.1", "0.001")}
     return [
         Arm(
             scale.images,
             {"encoding": encoding, "initial values up to": label},
-            ENCODINGS[encoding] | {"generator_init_scale": value},
-            x=value,
+            ENCODINGS[encoding] | options,
+            x=options.get("generator_init_scale", 2 * math.pi),
         )
         for encoding in ("RoPE-Mixed", "LieRE8")
-        for label, value in scales.items()
+        for label, options in scales.items()
     ]
 
 
 def _pooling(scale: Scale) -> list[Arm]:
     return [
-        Arm(scale.images, {"encoding": encoding, "pooling": pooling}, ENCODINGS[encoding] | {"pooling": pooling})
+        Arm(scale.images, {"encoding": encoding, "pooling": pooling}, ENCODINGS[encoding] | options)
         for encoding in ("absolute", "RoPE-Mixed", "LieRE8", "LieRE64")
-        for pooling in ("cls", "mean")
+        for pooling, options in (("cls", {}), ("mean", {"pooling": "mean"}))
     ]
 
 

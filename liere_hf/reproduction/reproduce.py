@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import InputError
 from ..report import write_json
@@ -25,7 +25,8 @@ SCALES = ("paper", "gpu", "cpu")
 def list_experiments() -> None:
     """Print every experiment with its place in the paper and its estimated minutes at each scale."""
     scales = [read_scale(name) for name in SCALES]
-    table = Table("experiment", "what", "in the paper", *(f"{scale.name}, minutes" for scale in scales))
+    name = Column("experiment", no_wrap=True)
+    table = Table(name, "what", "in the paper", *(f"{scale.name}, minutes" for scale in scales))
     for name, experiment in {**EXPERIMENTS, **ANALYSES}.items():
         minutes = [f"{scale.minutes[name]:,}" for scale in scales]
         table.add_row(name, experiment.title, experiment.source, *minutes)
