@@ -163,6 +163,7 @@ class Target:
 
     def upload(self, folder: Path, message: str, tag: str | None = None) -> Publication:
         """All files of `folder`, in one commit that removes the others."""
+        self.state = _NOTHING
         head = self._ask(self.api.repo_info, self.repo_id, revision=self.revision).sha
         changed = not self.holds(folder)
         if changed:

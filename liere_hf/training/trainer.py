@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import PushInProgress
@@ -40,8 +40,10 @@ class LiereTrainer(Trainer):
     - `push_to_hub` publishes what `liere-hf publish` publishes; the repository is looked at before the training.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, args: TrainingArguments, **kwargs: Any):
+        # The arguments are saved with checkpoints, which are no place for a secret.
+        self._hub_token, args.hub_token = args.hub_token, None
+        super().__init__(args=args, **kwargs)
         # The check here does not wait for the device in every step, as the filter would.
         self.args.logging_nan_inf_filter = False
         # Losses are means over a process's examples, whose numbers are equal.
@@ -59,12 +61,13 @@ class LiereTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         self.push_in_progress = None
-        token = token or self.args.hub_token
+        token = token or self._hub_token
         self.hub_model_id = full_repo_id(self.args.hub_model_id or Path(self.args.output_dir).absolute().name, token)
         config = json.loads(self.model.config.to_json_string()) | {"architectures": [type(self.model).__name__]}
-        target = Target(self.hub_model_id, self.args.hub_revision, token)
-        with target.explaining_errors():
-            target.prepare(config, private=bool(self.args.hub_private_repo if private is None else private))
+        # One for all uploads, which it makes one after the other.
+        self._target = Target(self.hub_model_id, self.args.hub_revision, token)
+        with self._target.explaining_errors():
+            self._target.prepare(config, private=bool(self.args.hub_private_repo if private is None else private))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Publish a checkpoint's model in the background; a failure is told and the training goes on."""
@@ -78,8 +81,9 @@ class LiereTrainer(Trainer):
         config = json.loads((folder / "config.json").read_text())
         card = progress_card(config, self.state.global_step, self.state.max_steps)
         (folder / "README.md").write_text(str(card))
-        target = Target(self.hub_model_id, self.args.hub_revision, self.args.hub_token)
-        job = target.api.run_as_future(_push_aside, target, folder, f"Training, step {self.state.global_step}")
+        job = self._target.api.run_as_future(
+            _push_aside, self._target, folder, f"Training, step {self.state.global_step}"
+        )
         self.push_in_progress = PushInProgress([job])
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Publication | None:
@@ -99,7 +103,7 @@ class LiereTrainer(Trainer):
                 Path(self.args.output_dir),
                 self.hub_model_id,
                 revision=self.args.hub_revision,
-                token=self.args.hub_token,
+                token=self._hub_token,
             )
         except RunError as error:
             raise RunError(

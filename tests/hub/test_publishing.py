@@ -315,6 +315,28 @@ def test_push_to_hub_below_the_users_own_name(server, command_line, tmp_path):
     assert "model.safetensors" in files_of(server, "ann/my-run")
 
 
+def test_a_token_that_is_given_as_an_option_is_saved_nowhere(server, command_line, tmp_path):
+    flags = [
+        *TINY_FLAGS,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        "1",
+        "--push_to_hub",
+        "true",
+        "--hub_token",
+        TOKEN,
+    ]
+    flags += ["--hub_model_id", "org/by-option", "--logging_steps", "1"]
+    result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags)
+    assert result.code == 0, result.stderr
+    assert TOKEN not in result.output
+    assert "model.safetensors" in files_of(server, "org/by-option")
+    saved = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in saved)
+    assert not [path for path in saved if TOKEN.encode() in path.read_bytes()]
+
+
 def test_push_to_hub_that_fails_leaves_the_run(server, command_line, tmp_path):
     token = "hf_" + "latersTokenTests" * 2
     server.add_user("later", token)
