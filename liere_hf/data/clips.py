@@ -20,6 +20,8 @@ DIRECTIONS = {
     "up left": (-1, -1),
 }
 NUM_FRAMES, SIDE, SQUARE = 8, 32, 5
+# Frames from one step to the next: those that a patch joins look the same, so that no patch alone tells the way.
+HOLD = 2
 NUM_STILL_SQUARES = 6
 NOISE, BRIGHT = 40, 215
 BLOCK = 1000
@@ -62,16 +64,17 @@ def _block(number: int) -> np.ndarray:
     """The clips number `number * BLOCK` and on; one generator for all is fifty times faster than one for each."""
     rng = np.random.default_rng(number)
     directions = np.array([*DIRECTIONS.values()])[(number * BLOCK + np.arange(BLOCK)) % len(DIRECTIONS)]
-    steps = directions * rng.integers(1, 4, (BLOCK, 1))
+    steps = directions * rng.integers(2, 8, (BLOCK, 1))
     # The whole way lies in the frame.
-    ways = steps * (NUM_FRAMES - 1)
+    times = np.arange(NUM_FRAMES)[:, None] // HOLD
+    ways = steps * times[-1]
     starts = rng.integers(np.maximum(0, -ways), SIDE - SQUARE + 1 - np.maximum(0, ways))
     still = rng.integers(0, SIDE - SQUARE + 1, (BLOCK, NUM_STILL_SQUARES, 2))
     clips = rng.integers(0, NOISE, (BLOCK, NUM_FRAMES, SIDE, SIDE), dtype=np.uint8)
     for clip, squares, start, step in zip(clips, still, starts, steps, strict=True):
         for row, column in squares:
             clip[:, row : row + SQUARE, column : column + SQUARE] = BRIGHT
-        for frame, (row, column) in zip(clip, start + np.arange(NUM_FRAMES)[:, None] * step, strict=True):
+        for frame, (row, column) in zip(clip, start + times * step, strict=True):
             frame[row : row + SQUARE, column : column + SQUARE] = BRIGHT
     return clips
 

@@ -1,14 +1,13 @@
 """Figures of experiments: bars or lines with intervals, in colours that colour-blind people tell apart."""
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from .experiments import Experiment
-from .summary import AT_TRAINING_SIZE, Results, Row
+from .summary import AT_TRAINING_SIZE, Results, Row, full_curves
 
 # Okabe and Ito's colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -18,7 +17,7 @@ MARKERS = "osD^vPX"
 def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) -> None:
     """Write the figure of an experiment: one panel a task, and learning curves where it has them."""
     tasks = list(dict.fromkeys(row.task for row in rows))
-    num_panels = len(tasks) + experiment.curves
+    num_panels = len(tasks) + bool(experiment.curves_against)
     figure, panels = plt.subplots(1, num_panels, figsize=(6.4 * num_panels, 4.4), layout="constrained", squeeze=False)
     for axes, task in zip(panels[0], tasks, strict=False):
         of_task = [row for row in rows if row.task == task]
@@ -29,7 +28,7 @@ def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) 
         else:
             _bars(axes, of_task)
         axes.set(title=task, ylabel=axes.get_ylabel() or "accuracy, %")
-    if experiment.curves:
+    if experiment.curves_against:
         _curves(panels[0][-1], results)
     figure.suptitle(f"{experiment.title} (95% intervals)")
     figure.savefig(path, dpi=120)
@@ -116,13 +115,9 @@ def _lines_by_evaluation(axes: Axes, rows: list[Row]) -> None:
     axes.legend(fontsize="small")
 
 
-def _curves(axes: Axes, results: dict[Any, dict[str, Any]]) -> None:
+def _curves(axes: Axes, results: Results) -> None:
     """Accuracy over training examples with all data, mean of the seeds."""
-    by_arm: dict[str, list[list[dict[str, float]]]] = {}
-    for result in results.values():
-        if result["labels"].get("share of the data") == "100%":
-            by_arm.setdefault(result["labels"]["encoding"], []).append(result["curve"])
-    for index, (name, curves) in enumerate(by_arm.items()):
+    for index, (name, curves) in enumerate(full_curves(results).items()):
         examples = [point["examples"] for point in curves[0]]
         accuracy = np.mean([[100 * point["accuracy"] for point in curve] for curve in curves], axis=0)
         axes.plot(examples, accuracy, color=COLORS[index], marker=MARKERS[index], label=name)

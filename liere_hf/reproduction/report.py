@@ -10,13 +10,22 @@ from typing import Any
 from ..report import write_bytes, write_json
 from .experiments import Experiment, Scale
 from .statistics import Estimate
-from .summary import Row
+from .summary import Results, Row, summarize, training_saved
+
+# Figure 9: how many times less training the relative encodings need for the accuracy of absolute positions.
+PAPER_SAVED = "3.5 to 3.9"
 
 
-def write_report(directory: Path, experiment: Experiment, scale: Scale, rows: list[Row], hardware: str) -> str:
+def write_report(directory: Path, experiment: Experiment, scale: Scale, results: Results) -> str:
     """Write results.json, results.csv and table.md; returns the table."""
-    table = markdown(experiment, scale, rows, hardware)
-    write_json(directory / "results.json", _as_json(experiment, scale, rows, hardware))
+    rows = summarize(experiment, scale, results)
+    hardware = ", ".join(sorted({result["hardware"]["device"] for result in results.values()}))
+    table, content = markdown(experiment, scale, rows, hardware), _as_json(experiment, scale, rows, hardware)
+    if experiment.curves_against:
+        saved = training_saved(experiment.curves_against, results)
+        table += _saved_markdown(experiment.curves_against, saved)
+        content["training_saved"] = {name: estimate and estimate._asdict() for name, estimate in saved.items()}
+    write_json(directory / "results.json", content)
     write_bytes(directory / "results.csv", _as_csv(rows).encode())
     write_bytes(directory / "table.md", table.encode())
     return table
@@ -49,6 +58,18 @@ def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: st
     lines += ["", f"Seeds: {', '.join(map(str, seeds))}. Intervals: {how}. Measured on {hardware}."]
     if has_p:
         lines.append("p values: two-proportion z-test over the test examples of all seeds, which are the same ones.")
+    return "\n".join(lines) + "\n"
+
+
+def _saved_markdown(baseline: str, saved: dict[str, Estimate | None]) -> str:
+    lines = [
+        "",
+        f"Times less training for the final accuracy of {baseline} positions, with all data (paper: {PAPER_SAVED}):",
+        "",
+        "| encoding | times (95% interval) |",
+        "|---|---|",
+    ]
+    lines += [f"| {name} | {as_text(estimate) if estimate else 'not reached'} |" for name, estimate in saved.items()]
     return "\n".join(lines) + "\n"
 
 

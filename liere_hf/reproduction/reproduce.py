@@ -119,10 +119,8 @@ def _report(
     if not is_new and (directory / "table.md").is_file():
         console.print(f"All {len(results)} runs are finished: nothing to do. The table is {directory / 'table.md'}")
         return
-    rows = summarize(experiment, scale, results)
-    hardware = ", ".join(sorted({result["hardware"]["device"] for result in results.values()}))
-    console.print(write_report(directory, experiment, scale, rows, hardware), markup=False)
-    draw(directory / "figure.png", experiment, rows, results)
+    console.print(write_report(directory, experiment, scale, results), markup=False)
+    draw(directory / "figure.png", experiment, summarize(experiment, scale, results), results)
     console.print(f"Written to {directory}")
 
 

@@ -8,6 +8,8 @@ from .runs import Arm
 from .statistics import Estimate, over_seeds, two_proportion_z_test
 
 Results = dict[tuple[str, int], dict[str, Any]]
+# Points of `examples` and `accuracy`, in the order of the training.
+Curve = list[dict[str, float]]
 AT_TRAINING_SIZE = "the training size"
 
 
@@ -89,3 +91,39 @@ def _with_p_value(experiment: Experiment, row: Row, rows: list[Row]) -> Row:
             _, p_value = two_proportion_z_test(successes, trials)
             return Row(**{**vars(row), "p_value": p_value})
     return row
+
+
+def full_curves(results: Results) -> dict[str, list[Curve]]:
+    """Learning curves with all data by encoding, one for each seed."""
+    curves: dict[str, list[Curve]] = {}
+    for result in results.values():
+        if result["labels"]["share of the data"] == "100%":
+            curves.setdefault(result["labels"]["encoding"], []).append(result["curve"])
+    return curves
+
+
+def training_saved(baseline: str, results: Results) -> dict[str, Estimate | None]:
+    """How many times sooner each encoding is at the baseline's final accuracy (figure 9); None if a seed never is."""
+    curves = full_curves(results)
+    saved: dict[str, Estimate | None] = {}
+    for encoding in curves:
+        if encoding == baseline:
+            continue
+        factors = []
+        for curve, reference in zip(curves[encoding], curves[baseline], strict=True):
+            examples = examples_to_reach(curve, reference[-1]["accuracy"])
+            factors.append(reference[-1]["examples"] / examples if examples else None)
+        saved[encoding] = over_seeds(factors) if None not in factors else None
+    return saved
+
+
+def examples_to_reach(curve: Curve, accuracy: float) -> float | None:
+    """Examples until an accuracy is reached, on straight lines between evaluations, no earlier than the first one."""
+    for before, after in zip([None, *curve], curve, strict=False):
+        if after["accuracy"] < accuracy:
+            continue
+        if before is None:
+            return after["examples"]
+        share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
+        return before["examples"] + share * (after["examples"] - before["examples"])
+    return None

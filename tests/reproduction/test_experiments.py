@@ -79,8 +79,8 @@ def test_experiments_share_their_runs(tmp_path):
     }
     assert len(keys["block_size"] & keys["accuracy"]) == 3
     assert keys["accuracy"] <= keys["resolution"]
-    assert len(keys["efficiency"] & keys["accuracy"]) == 4
-    assert len(keys["pooling"] & keys["accuracy"]) == 4
+    assert len(keys["initialization"] & keys["accuracy"]) == 2
+    assert len(keys["pooling"] & keys["accuracy"]) == 3
 
 
 def test_from_command_to_table_and_not_twice(tmp_path, capsys):
