@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..configuration import paper_accuracy
+from ..configuration import paper_accuracy, parse_recipe
 from ..configuration.arguments import PRESETS
 from .runs import Arm, Options, Task
 
@@ -78,7 +78,8 @@ class Experiment:
 
     Attributes:
         reference: the value of the first label that the p values compare with.
-        by_evaluation: every evaluation of a trained model has a row of its own.
+        by_evaluation: where every evaluation of a trained model has a row of its own, what the parts of their names
+            say (parted by commas).
         curves_against: the figure also shows accuracy over training examples, and a table how much of the training is
             saved at this encoding's final accuracy.
     """
@@ -89,7 +90,7 @@ class Experiment:
     measures: tuple[Measure, ...]
     reference: str | None = None
     line: Line | None = None
-    by_evaluation: bool = False
+    by_evaluation: tuple[str, ...] = ()
     curves_against: str | None = None
 
 
@@ -130,16 +131,19 @@ def _accuracy(scale: Scale) -> list[Arm]:
 
 def _spatial(scale: Scale) -> list[Arm]:
     """Trained at each size, and trained at the smallest, then tested on the larger canvases."""
-    arms = [arm for name in scale["spatial"] for arm in _by_encoding(scale.tasks[name])]
-    first = scale.tasks[scale["spatial"][0]]
-    others = [scale.tasks[name].cells for name in scale["spatial"][1:]] or scale["larger_cells"]
-    larger = {f"{cells} x {cells}": _larger_canvas(first, cells) for cells in others}
-    return [replace(arm, evaluations=larger) if arm.task is first else arm for arm in arms]
+    tasks = [scale.tasks[name] for name in scale["spatial"]]
+    others = [task.cells for task in tasks[1:]] or scale["larger_cells"]
+    larger = {f"{cells} x {cells}": _larger_canvas(tasks[0], cells) for cells in others}
+    return [
+        arm
+        for task in tasks
+        for arm in _by_encoding(
+            task, evaluated=f"{task.cells} x {task.cells}", evaluations=larger if task is tasks[0] else {}
+        )
+    ]
 
 
 def _larger_canvas(task: Task, cells: int) -> Options:
-    from ..configuration import parse_recipe
-
     cell = parse_recipe(task.recipe)[1].arrows_cell_size
     return {"arrows_grid_size": cells, "input_size": [cells * cell]}
 
@@ -188,19 +192,21 @@ def _drop(result: dict[str, Any]) -> float:
 
 def _resolution(scale: Scale) -> list[Arm]:
     """Each encoding tested at several sizes, by each way to count positions, and fine-tuned at one of them."""
-    sizes, (finetuned,) = scale["sizes"], scale["finetuned"]["input_size"]
+    task, (finetuned,) = scale.images, scale["finetuned"]["input_size"]
+    (trained_size,) = task.options.get("image_size") or parse_recipe(task.recipe)[0].image_size
     arms = []
     for encoding, options in ENCODINGS.items():
         modes = POSITION_MODES if encoding != "absolute" else POSITION_MODES[:1]
         evaluations = {
-            f"{mode} {size}": {"input_size": [size], "position_mode": mode} | scale["tested"]
+            f"{mode}, {size} px": {"input_size": [size], "position_mode": mode} | scale["tested"]
             for mode in modes
-            for size in sizes
+            for size in scale["sizes"]
+            if (mode, size) != ("sequential", trained_size)
         }
-        trained = Arm(scale.images, {"encoding": encoding}, options)
+        trained = Arm(task, {"encoding": encoding}, options, f"sequential, {trained_size} px")
         arms.append(replace(trained, evaluations=evaluations))
-        labels = {"encoding": encoding, "training": f"fine-tuned at {finetuned}"}
-        arms.append(Arm(scale.images, labels, scale["finetuned"], start=trained))
+        labels = {"encoding": encoding, "training": f"and fine-tuned at {finetuned} px"}
+        arms.append(Arm(task, labels, scale["finetuned"], f"sequential, {finetuned} px", start=trained))
     return arms
 
 
@@ -219,13 +225,9 @@ def _efficiency(scale: Scale) -> list[Arm]:
 
 
 def _model_size(scale: Scale) -> list[Arm]:
-    """The paper's sizes, at the scale of a CPU stand-ins of two, four and eight layers."""
+    """The paper's sizes, at the scale of a CPU stand-ins of one, two and four layers."""
     if scale.name == "cpu":
-        sizes = {
-            "2 layers": {"num_hidden_layers": 2},
-            "4 layers": {},
-            "8 layers": {"num_hidden_layers": 8},
-        }
+        sizes = {"1 layer": {"num_hidden_layers": 1}, "2 layers": {"num_hidden_layers": 2}, "4 layers": {}}
     else:
         names = ("tiny", "base") if scale.name == "gpu" else ("tiny", "base", "large")
         sizes = {name: PRESETS[name] for name in names}
@@ -261,7 +263,9 @@ def _pooling(scale: Scale) -> list[Arm]:
 
 EXPERIMENTS = {
     "accuracy": Experiment("Accuracy by encoding", "tables 1 and 2", _accuracy, (ACCURACY,), "LieRE8"),
-    "spatial": Experiment("Spatial reasoning", "table 3", _spatial, (ACCURACY,), "LieRE8", by_evaluation=True),
+    "spatial": Experiment(
+        "Spatial reasoning", "table 3", _spatial, (ACCURACY,), "LieRE8", by_evaluation=("tested at",)
+    ),
     "block_size": Experiment(
         "Width of the generators' blocks",
         "figure 6, appendix F",
@@ -283,7 +287,11 @@ EXPERIMENTS = {
         "LieRE8",
     ),
     "resolution": Experiment(
-        "Other resolutions", "section 5.6, figure 7", _resolution, (ACCURACY,), by_evaluation=True
+        "Other resolutions",
+        "section 5.6, figure 7",
+        _resolution,
+        (ACCURACY,),
+        by_evaluation=("positions", "tested at"),
     ),
     "efficiency": Experiment(
         "Data and compute",

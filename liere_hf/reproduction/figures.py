@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .experiments import Experiment
-from .summary import AT_TRAINING_SIZE, Results, Row, full_curves
+from .summary import Results, Row, full_curves
 
 # Okabe and Ito's colours.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -16,18 +16,21 @@ MARKERS = "osD^vPX"
 
 def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) -> None:
     """Write the figure of an experiment: one panel a task, and learning curves where it has them."""
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    num_panels = len(tasks) + bool(experiment.curves_against)
+    # All but the last part of an evaluation's name has panels of its own, the last is the horizontal axis.
+    parts = experiment.by_evaluation[:-1]
+    by_panel: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        by_panel.setdefault((row.task, *(row.labels[part] for part in parts)), []).append(row)
+    num_panels = len(by_panel) + bool(experiment.curves_against)
     figure, panels = plt.subplots(1, num_panels, figsize=(6.4 * num_panels, 4.4), layout="constrained", squeeze=False)
-    for axes, task in zip(panels[0], tasks, strict=False):
-        of_task = [row for row in rows if row.task == task]
+    for axes, (name, chosen) in zip(panels[0], by_panel.items(), strict=False):
         if experiment.by_evaluation:
-            _lines_by_evaluation(axes, of_task)
+            _lines_by_evaluation(axes, chosen, experiment.by_evaluation)
         elif experiment.line is not None:
-            _lines(axes, of_task, experiment)
+            _lines(axes, chosen, experiment)
         else:
-            _bars(axes, of_task)
-        axes.set(title=task, ylabel=axes.get_ylabel() or "accuracy, %")
+            _bars(axes, chosen)
+        axes.set(title=", ".join(name), ylabel=axes.get_ylabel() or "accuracy, %")
     if experiment.curves_against:
         _curves(panels[0][-1], results)
     figure.suptitle(f"{experiment.title} (95% intervals)")
@@ -92,26 +95,30 @@ def _lines(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
         axes.legend(title=series)
 
 
-def _lines_by_evaluation(axes: Axes, rows: list[Row]) -> None:
-    """One line a model, over what it was tested at."""
-    column = next(iter(rows[0].estimates))
-    names = list(dict.fromkeys(row.labels["tested at"] for row in rows))
-    models = dict.fromkeys(tuple(value for key, value in row.labels.items() if key != "tested at") for row in rows)
-    for index, model in enumerate(models):
-        chosen = [row for row in rows if tuple(v for k, v in row.labels.items() if k != "tested at") == model]
+def _lines_by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> None:
+    """One line a model, over what it was tested at; what goes on from another has that one's colour."""
+    column, last = next(iter(rows[0].estimates)), parts[-1]
+    places = sorted({row.labels[last] for row in rows}, key=lambda name: int(name.split()[0]))
+    by_model: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        model = tuple(value for key, value in row.labels.items() if key not in parts)
+        by_model.setdefault(model, []).append(row)
+    colors = list(dict.fromkeys(model[0] for model in by_model))
+    for model, chosen in by_model.items():
+        chosen = sorted(chosen, key=lambda row: places.index(row.labels[last]))
+        index = colors.index(model[0])
         axes.errorbar(
-            [names.index(row.labels["tested at"]) for row in chosen],
+            [places.index(row.labels[last]) for row in chosen],
             [row.estimates[column].mean for row in chosen],
             _errors(chosen, column),
-            color=COLORS[index % len(COLORS)],
-            marker=MARKERS[index % len(MARKERS)],
-            linestyle="-" if index < len(COLORS) else ":",
+            color=COLORS[index],
+            marker=MARKERS[index],
+            markerfacecolor=COLORS[index] if len(model) == 1 else "white",
             capsize=3,
-            label=", ".join(model),
+            label=" ".join(model),
         )
-    axes.set_xticks(range(len(names)), [name.replace(AT_TRAINING_SIZE, "training\nsize") for name in names])
-    axes.tick_params(axis="x", rotation=45 if len(names) > 5 else 0)
-    axes.set_xlabel("tested at")
+    axes.set_xticks(range(len(places)), places)
+    axes.set_xlabel(last)
     axes.legend(fontsize="small")
 
 

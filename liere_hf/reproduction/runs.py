@@ -55,6 +55,7 @@ class Arm:
     Attributes:
         labels: what it is called, by column of the table.
         options: on top of the task's recipe.
+        evaluated: what the evaluation at the training's end is called beside `evaluations`.
         evaluations: further ones of the trained model, by name: options on top.
         start: the arm whose model this one goes on from.
         paper: the paper's figure in per cent, None if it has none.
@@ -64,6 +65,7 @@ class Arm:
     task: Task
     labels: dict[str, str]
     options: Options = field(default_factory=dict)
+    evaluated: str = "training"
     evaluations: dict[str, Options] = field(default_factory=dict)
     start: "Arm | None" = None
     paper: float | None = None

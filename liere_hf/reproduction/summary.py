@@ -10,7 +10,6 @@ from .statistics import Estimate, over_seeds, two_proportion_z_test
 Results = dict[tuple[str, int], dict[str, Any]]
 # Points of `examples` and `accuracy`, in the order of the training.
 Curve = list[dict[str, float]]
-AT_TRAINING_SIZE = "the training size"
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Ro
         if not experiment.by_evaluation:
             rows.append(_row(experiment, arm, runs, "training"))
             continue
-        for name in ("training", *arm.evaluations):
-            at = {"tested at": AT_TRAINING_SIZE if name == "training" else name}
-            rows.append(_row(experiment, arm, runs, name, at))
+        for name, title in {"training": arm.evaluated, **{name: name for name in arm.evaluations}}.items():
+            labels = dict(zip(experiment.by_evaluation, title.split(", "), strict=True))
+            rows.append(_row(experiment, arm, runs, name, labels))
     return [_with_p_value(experiment, row, rows) for row in rows]
 
 

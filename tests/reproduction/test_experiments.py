@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -18,7 +19,10 @@ from liere_hf.cli import main
 from liere_hf.configuration import parse_recipe
 from liere_hf.reproduction.analyses import applying_flops, count_flops, rope_deviation
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
+from liere_hf.reproduction.figures import draw
+from liere_hf.reproduction.report import write_report
 from liere_hf.reproduction.runs import Workshop
+from liere_hf.reproduction.summary import summarize
 
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
 # The experiment `spatial` at the scale of a GPU, with a budget that takes seconds.
@@ -70,6 +74,37 @@ def test_every_run_has_options_that_fit_and_a_key_of_its_own(name, scale_name, t
         assert experiment.reference in {next(iter(arm.labels.values())) for arm in arms}
 
 
+@pytest.mark.parametrize("scale_name", ["paper", "gpu", "cpu"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, tmp_path):
+    experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
+    rng, results, accuracies = np.random.default_rng(0), {}, set()
+
+    def metrics():
+        accuracy = rng.integers(4000, 10_000) / 10_000
+        accuracies.add(f"{100 * accuracy:.4f}")
+        return {"accuracy": accuracy, "accuracy_low": accuracy - 0.01, "accuracy_high": accuracy, "examples": 10_000}
+
+    for arm in experiment.arms(scale):
+        for seed in scale.seeds_of(arm.task):
+            results[arm.name, seed] = {
+                "labels": arm.labels,
+                "seed": seed,
+                "metrics": {evaluation: metrics() for evaluation in ("training", *arm.evaluations)},
+                "curve": [{"examples": 100, "accuracy": 0.3}, {"examples": 200, "accuracy": 0.6}],
+                "num_parameters": 1000,
+                "hardware": {"device": "a machine"},
+            }
+    table = write_report(tmp_path, experiment, scale, results)
+    draw(tmp_path / "figure.png", experiment, summarize(experiment, scale, results), results)
+    lines = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
+    assert len({len(line) for line in lines}) == 1 + (experiment.curves_against is not None)
+    if name != "shuffling":
+        with (tmp_path / "results.csv").open() as file:
+            assert {record["accuracy, %"] for record in csv.DictReader(file)} == accuracies
+    assert Image.open(tmp_path / "figure.png").width > 500
+
+
 def test_experiments_share_their_runs(tmp_path):
     """The models of the block sizes 2, 8 and 64 are those of the comparison of encodings, and so on."""
     scale, workshop = read_scale("cpu"), Workshop(tmp_path, {}, [])
@@ -89,7 +124,7 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
     assert len(list((directory / "runs").iterdir())) == 5
     table = (directory / "table.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| Arrows")]
-    at_training_size = [row for row in rows if "the training size" in row]
+    at_training_size = [row for row in rows if "| 9 x 9 |" in row]
     assert (len(at_training_size), len(rows)) == (5, 15)
     for row, paper in zip(at_training_size, PAPER["arrows_108"].values(), strict=True):
         assert f"| {paper:g} |" in row
