@@ -74,7 +74,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, what is measured on each, and the figure (bars unless a line).
+    """Arms, what is measured on each, and the figure (points unless a line).
 
     Attributes:
         reference: the value of the first label that the p values compare with.

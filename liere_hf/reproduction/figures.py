@@ -1,4 +1,4 @@
-"""Figures of experiments: bars or lines with intervals, in colours that colour-blind people tell apart."""
+"""Figures of experiments: points or lines with intervals, in colours that colour-blind people tell apart."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from .experiments import Experiment
+from .experiments import ENCODINGS, Experiment
 from .summary import Results, Row, full_curves
 
 # Okabe and Ito's colours.
@@ -29,13 +29,23 @@ def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) 
         elif experiment.line is not None:
             _lines(axes, chosen, experiment)
         else:
-            _bars(axes, chosen)
-        axes.set(title=", ".join(name), ylabel=axes.get_ylabel() or "accuracy, %")
+            _points(axes, chosen, experiment)
+        low, high = axes.get_ylim()
+        axes.set(title=", ".join(name), ylabel="accuracy, %", ylim=(max(low, 0), min(high, 101)))
+        axes.grid(axis="y", alpha=0.3)
+    if experiment.by_evaluation:
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper")
     if experiment.curves_against:
         _curves(panels[0][-1], results)
     figure.suptitle(f"{experiment.title} (95% intervals)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _style(name: str, index: int) -> dict[str, str]:
+    """Of a series: an encoding looks the same in every panel of every figure."""
+    place = list(ENCODINGS).index(name) if name in ENCODINGS else index
+    return {"color": COLORS[place], "marker": MARKERS[place]}
 
 
 def _errors(rows: list[Row], column: str) -> np.ndarray:
@@ -45,30 +55,31 @@ def _errors(rows: list[Row], column: str) -> np.ndarray:
                      [(e.high if e.high is not None else e.mean) - e.mean for e in estimates]]).clip(0)  # fmt: skip
 
 
-def _bars(axes: Axes, rows: list[Row]) -> None:
-    columns = list(rows[0].estimates)
-    places = np.arange(len(rows))
-    width = 0.8 / len(columns)
-    for index, column in enumerate(columns):
-        means = [row.estimates[column].mean for row in rows]
-        axes.bar(
-            places + (index - (len(columns) - 1) / 2) * width,
-            means,
-            width,
-            yerr=_errors(rows, column),
+def _points(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
+    """One place for each value of the first label; beside one another what the second one says, or the measures."""
+    first, *others = rows[0].labels
+    places = list(dict.fromkeys(row.labels[first] for row in rows))
+    measures = [measure.title for measure in experiment.measures if measure.is_proportion]
+    series = {}
+    for row in rows:
+        for title in measures:
+            name = row.labels[others[0]] if others else title
+            series.setdefault(name, []).append((places.index(row.labels[first]), row, title))
+    for index, (name, points) in enumerate(series.items()):
+        axes.errorbar(
+            [place + 0.6 * ((index + 0.5) / len(series) - 0.5) for place, _, _ in points],
+            [row.estimates[title].mean for _, row, title in points],
+            np.hstack([_errors([row], title) for _, row, title in points]),
+            **_style(name, index),
+            linestyle="none",
             capsize=3,
-            color=COLORS[index],
-            label=column,
+            label=name,
         )
-    if len(columns) > 1:
-        axes.legend()
-        axes.set_ylabel("%")
-    names = ["\n".join(row.labels.values()) for row in rows]
-    axes.set_xticks(places, names, rotation=30 if len(rows) > 5 else 0, ha="right" if len(rows) > 5 else "center")
-    lows = [row.estimates[column].mean for row in rows for column in columns]
-    # Differences of a few points are what is to be seen; the axis says where it starts.
-    if len(columns) == 1 and min(lows) > 20:
-        axes.set_ylim(bottom=max(0, min(lows) - 10))
+    axes.set_xticks(range(len(places)), places)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_xlabel(first)
+    if len(series) > 1:
+        axes.legend(title=others[0] if others else None)
 
 
 def _lines(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
@@ -80,15 +91,14 @@ def _lines(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
             [row.x for row in of_series],
             [row.estimates[column].mean for row in of_series],
             _errors(of_series, column),
-            color=COLORS[index],
-            marker=MARKERS[index],
+            **_style(name, index),
             capsize=3,
             label=name or None,
         )
     if experiment.line.log_x:
         axes.set_xscale("log")
         ticks = sorted({row.x for row in rows})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
     axes.set_xlabel(experiment.line.x_label)
     if series:
@@ -103,23 +113,20 @@ def _lines_by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) ->
     for row in rows:
         model = tuple(value for key, value in row.labels.items() if key not in parts)
         by_model.setdefault(model, []).append(row)
-    colors = list(dict.fromkeys(model[0] for model in by_model))
     for model, chosen in by_model.items():
         chosen = sorted(chosen, key=lambda row: places.index(row.labels[last]))
-        index = colors.index(model[0])
+        style = _style(model[0], 0)
         axes.errorbar(
             [places.index(row.labels[last]) for row in chosen],
             [row.estimates[column].mean for row in chosen],
             _errors(chosen, column),
-            color=COLORS[index],
-            marker=MARKERS[index],
-            markerfacecolor=COLORS[index] if len(model) == 1 else "white",
+            **style,
+            markerfacecolor=style["color"] if len(model) == 1 else "white",
             capsize=3,
             label=" ".join(model),
         )
     axes.set_xticks(range(len(places)), places)
     axes.set_xlabel(last)
-    axes.legend(fontsize="small")
 
 
 def _curves(axes: Axes, results: Results) -> None:
@@ -127,6 +134,6 @@ def _curves(axes: Axes, results: Results) -> None:
     for index, (name, curves) in enumerate(full_curves(results).items()):
         examples = [point["examples"] for point in curves[0]]
         accuracy = np.mean([[100 * point["accuracy"] for point in curve] for curve in curves], axis=0)
-        axes.plot(examples, accuracy, color=COLORS[index], marker=MARKERS[index], label=name)
+        axes.plot(examples, accuracy, **_style(name, index), label=name)
     axes.set(xlabel="training examples", ylabel="accuracy, %", title="All data")
     axes.legend()
