@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -156,6 +157,24 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
     assert run(*command(tmp_path, max_steps=3)) == 0
     assert len(re.findall(r"^\d of 5: ", capsys.readouterr().out, re.MULTILINE)) == 5
     assert len(list((directory / "runs").iterdir())) == 5
+
+
+def test_two_processes_of_one_command(tmp_path):
+    """They share each run, and one of them reports; every example of an evaluation is counted once."""
+    config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", port]
+    words = [*launch, "-m", "liere_hf", *command(tmp_path, per_device_train_batch_size=8)]
+    for expected in ("Written to", "nothing to do"):
+        result = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count(expected) == 1
+    directory = tmp_path / "results" / "spatial" / "gpu"
+    assert len(list((directory / "runs").iterdir())) == 5
+    rows = json.loads((directory / "results.json").read_text())["rows"]
+    assert [row["counts"][1] for row in rows] == [16] * 15
 
 
 def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):

@@ -39,7 +39,7 @@ TINY = {
     "disable_tqdm": True,
     "use_cpu": True,
 }
-TRAIN = ["-m", "liere_hf.training"]
+TRAIN = ["-m", "liere_hf", "train"]
 # What an evaluation says beside its metrics.
 FACTS = {"examples", "input_size", "hardware"}
 
@@ -180,7 +180,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def workers(process: subprocess.Popen) -> list[psutil.Process]:
     """The two training processes, in the order of their ranks."""
     children = psutil.Process(process.pid).children(recursive=True)
-    ranked = [(child.environ().get("RANK"), child) for child in children if "liere_hf.training" in child.cmdline()]
+    ranked = [(child.environ().get("RANK"), child) for child in children if "liere_hf" in child.cmdline()]
     return [child for _, child in sorted(ranked, key=lambda pair: pair[0])]
 
 
@@ -292,7 +292,7 @@ def test_disk_full(directory, tmp_path):
     mount.mkdir()
     script = (
         f"mount -t tmpfs -o size=700k tmpfs {mount} && "
-        f"{sys.executable} -m liere_hf.training {directory / 'tiny.yaml'} --output_dir {mount}/run; "
+        f"{sys.executable} -m liere_hf train {directory / 'tiny.yaml'} --output_dir {mount}/run; "
         f"code=$?; ls {mount}/run >&2; cp -r {mount}/run {tmp_path / 'kept'}; exit $code"
     )
     result = run(["unshare", "--mount", "sh", "-c", script])
