@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -13,6 +12,9 @@ from liere_hf.configuration import parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
 from liere_hf.report import with_interval
+from liere_hf.reproduction.analyses import ANALYSES
+from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
+from liere_hf.reproduction.report import write_report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -75,17 +77,32 @@ def test_speed_page_quotes_the_benchmark():
     assert ratio_with_interval(results["liere64_speedup"], "training", digits=1) in page
 
 
-def test_training_page_quotes_the_comparison_of_encodings():
-    page = (ROOT / "docs" / "training.md").read_text()
-    results = json.loads((ROOT / "results" / "compare_encodings" / "results.json").read_text())
-    assert list(results["encodings"]) == ["absolute", "visionllama", "rope_mixed", "liere8", "liere64"]
-    for encoding, row in results["encodings"].items():
-        assert row["seeds"] == [0, 1, 2]
-        assert row["accuracy"] == pytest.approx(np.mean(row["accuracies"]))
-        cells = [encoding, f"{row['num_parameters']:,}", with_interval(row, "accuracy")]
-        cells.append(", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"]))
-        assert f"| {' | '.join(cells)} |" in page
-    assert results["hardware"]["device"] in page
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *ANALYSES])
+def test_reproduction_page_quotes_the_experiment(name):
+    """Every row of a table is one of the committed table; figure and table are linked, and the hardware named."""
+    directory = ROOT / "results" / name / "cpu"
+    table = (directory / "table.md").read_text()
+    sections = (ROOT / "docs" / "reproduction.md").read_text().split("\n## ")
+    (section,) = [section for section in sections if section.split("\n")[0].startswith(f"`{name}`")]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) > 3
+    assert set(rows) <= set(table.splitlines())
+    assert f"](../results/{name}/cpu/table.md)" in section
+    assert (f"](../results/{name}/cpu/figure.png)" in section) == (directory / "figure.png").is_file()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_tables_are_those_of_the_runs(name, tmp_path):
+    experiment, scale, directory = EXPERIMENTS[name], read_scale("cpu"), ROOT / "results" / name / "cpu"
+    results = {
+        (arm.name, seed): json.loads((directory / "runs" / f"{arm.name}-seed{seed}.json").read_text())
+        for arm in experiment.arms(scale)
+        for seed in scale.seeds_of(arm.task)
+    }
+    assert len(list((directory / "runs").iterdir())) == len(results)
+    write_report(tmp_path, experiment, scale, results)
+    for file in ("table.md", "results.csv"):
+        assert (tmp_path / file).read_text() == (directory / file).read_text()
 
 
 def test_the_input_side_is_fast_enough():
