@@ -173,7 +173,7 @@ def _attention(directory: Path, scale: Scale, workshop: Workshop, console: Conso
     for encoding in maps:
         bits = [f"{row['entropy_bits']:.2f}" for row in entropies if row["encoding"] == encoding]
         lines.append(f"| {encoding} | {' | '.join(bits)} |")
-    _draw_attention(directory / "figure.png", maps, np.asarray(pictures[0]))
+    _draw_attention(directory / "figure.png", maps, pictures[0].permute(1, 2, 0).numpy())
     _write(directory, entropies, lines, console)
 
 
@@ -193,7 +193,7 @@ def entropy(attention: torch.Tensor) -> torch.Tensor:
 
 def _draw_attention(path: Path, maps: dict[str, torch.Tensor], picture: np.ndarray) -> None:
     num_layers = max(len(layers) for layers in maps.values())
-    size = (1.7 * (num_layers + 1), 1.9 * len(maps))
+    size = (1.8 * (num_layers + 1), 1.45 * len(maps) + 0.5)
     figure, panels = plt.subplots(len(maps), num_layers + 1, figsize=size, layout="constrained", squeeze=False)
     extent = (0, picture.shape[1], picture.shape[0], 0)
     for row, (encoding, layers) in zip(panels, maps.items(), strict=True):
@@ -201,7 +201,7 @@ def _draw_attention(path: Path, maps: dict[str, torch.Tensor], picture: np.ndarr
         row[0].set_ylabel(encoding)
         for number, (axes, layer) in enumerate(zip(row[1:], layers, strict=True), start=1):
             image = axes.imshow(layer, cmap="viridis", extent=extent, vmin=0)
-            axes.set_title(f"layer {number}" if row is panels[0] else "")
+            axes.set_title(f"layer {number}" if encoding == next(iter(maps)) else "")
             figure.colorbar(image, ax=axes, shrink=0.7)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])

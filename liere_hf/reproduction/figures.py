@@ -22,7 +22,9 @@ def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) 
     for row in rows:
         by_panel.setdefault((row.task, *(row.labels[part] for part in parts)), []).append(row)
     num_panels = len(by_panel) + bool(experiment.curves_against)
-    figure, panels = plt.subplots(1, num_panels, figsize=(6.4 * num_panels, 4.4), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(
+        1, num_panels, figsize=(6.4 * num_panels, 4.4), layout="constrained", squeeze=False, sharey=bool(parts)
+    )
     for axes, (name, chosen) in zip(panels[0], by_panel.items(), strict=False):
         if experiment.by_evaluation:
             _lines_by_evaluation(axes, chosen, experiment.by_evaluation)

@@ -1,9 +1,7 @@
-import gzip
-import struct
-
 import datasets
 import numpy as np
 import pytest
+from idx_files import write_fashion_mnist
 from PIL import Image
 
 from liere_hf.configuration import DataArguments
@@ -12,20 +10,9 @@ from liere_hf.data.loading import load_data
 from liere_hf.errors import InputError
 
 
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
-
-
 @pytest.fixture
 def idx_directory(tmp_path):
-    """Four idx files with random images, of which two are compressed."""
-    random = np.random.default_rng(0)
-    for prefix, count in (("train", 30), ("t10k", 10)):
-        images = random.integers(256, size=(count, 28, 28), dtype=np.uint8)
-        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
-        labels = np.arange(count, dtype=np.uint8) % 10
-        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
-    return tmp_path
+    return write_fashion_mnist(tmp_path, num_train=30, num_test=10)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from idx_files import write_fashion_mnist
 from PIL import Image
 
 import liere_hf
@@ -213,6 +215,21 @@ def test_list_has_all_of_them(capsys):
     output = capsys.readouterr().out
     for name in (*EXPERIMENTS, "flops", "rope", "attention"):
         assert name in output
+
+
+def test_attention_of_trained_models(tmp_path, capsys):
+    """Against the uniform distribution: no map of 49 patches has more bits; and models are trained once."""
+    data = write_fashion_mnist(tmp_path, num_train=64, num_test=20)
+    directories = ["--results_dir", tmp_path / "results", "--work_dir", tmp_path / "work"]
+    flags = ["--max_steps", 2, "--num_hidden_layers", 2]
+    for _ in range(2):
+        assert run("reproduce", "attention", "--data_dir", f"fashion_mnist={data}", *directories, *flags) == 0
+    assert len([*(tmp_path / "work").glob("*/model.safetensors")]) == 5
+    directory = tmp_path / "results" / "attention" / "cpu"
+    rows = json.loads((directory / "results.json").read_text())["rows"]
+    assert len(rows) == 5 * 2
+    assert all(0 < row["entropy_bits"] <= math.log2(49) for row in rows)
+    assert Image.open(directory / "figure.png").width > 300
 
 
 @pytest.mark.parametrize("width", [2, 4, 8, 16, 32, 64])
