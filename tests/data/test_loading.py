@@ -1,7 +1,7 @@
 import datasets
 import numpy as np
 import pytest
-from idx_files import write_fashion_mnist
+from idx_files import idx, write_fashion_mnist
 from PIL import Image
 
 from liere_hf.configuration import DataArguments
