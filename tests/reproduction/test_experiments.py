@@ -86,7 +86,8 @@ def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, 
     def metrics():
         accuracy = rng.integers(4000, 10_000) / 10_000
         accuracies.add(f"{100 * accuracy:.4f}")
-        return {"accuracy": accuracy, "accuracy_low": accuracy - 0.01, "accuracy_high": accuracy, "examples": 10_000}
+        ends = {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy}
+        return {"accuracy": accuracy, **ends, "loss": 1.0, "examples": 10_000}
 
     for arm in experiment.arms(scale):
         for seed in scale.seeds_of(arm.task):
