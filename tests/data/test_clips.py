@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from liere_hf.configuration import DataArguments
-from liere_hf.data.clips import BLOCK, BRIGHT, DIRECTIONS, NOISE, clips
+from liere_hf.configuration import DataArguments, parse_recipe
+from liere_hf.data.clips import BLOCK, BRIGHT, DIRECTIONS, NOISE, SIDE, clips
 from liere_hf.data.loading import load_data
 from liere_hf.data.volumes import read_volume
 
@@ -30,6 +30,13 @@ def test_a_single_frame_does_not_tell():
     frames = clips(0, 800)[:, 4] >= BRIGHT
     by_class = np.array([frames[label :: len(NAMES)].mean() for label in range(len(NAMES))])
     assert by_class == pytest.approx(by_class.mean(), rel=0.1)
+
+
+def test_nothing_moves_within_a_patch_of_the_recipe():
+    frames, *_ = parse_recipe("clips")[0].patch_size
+    bright = (clips(0, 50) >= BRIGHT).reshape(50, -1, frames, SIDE, SIDE)
+    assert (bright == bright[:, :, :1]).all()
+    assert (bright[:, 0] != bright[:, 1]).any(axis=(1, 2, 3)).all()
 
 
 def test_clips_do_not_depend_on_how_many_are_asked_for():
