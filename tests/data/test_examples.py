@@ -38,7 +38,7 @@ def test_without_augmentation_both_are_the_processor(digits):
         size={"height": 8, "width": 12}, image_mean=(0.4914, 0.4822, 0.4465), image_std=(0.2023, 0.1994, 0.2010)
     )
     inputs = build_inputs("image", CONFIG, DataArguments(), build_processor("image", CONFIG, DataArguments()))
-    evaluation = build_evaluation_examples(digits, inputs)
+    evaluation = build_evaluation_examples(digits, inputs, CONFIG, DataArguments())
     for examples, rows in ((training(digits), digits.train), (evaluation, digits.test)):
         assert len(examples) == len(rows)
         for index in (0, 7):

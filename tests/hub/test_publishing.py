@@ -138,7 +138,7 @@ def test_dry_run_asks_nobody(trained, server, command_line):
     assert "model.safetensors" in result.stdout
     assert f"{(trained / 'model.safetensors').stat().st_size:,}" in result.stdout
     assert "# LieRE8 on scikit-learn digits" in result.stdout
-    assert 'model="org/dry"' in result.stdout
+    assert 'repo_id = "org/dry"' in result.stdout
     assert len(server.requests()) == before
 
 

@@ -34,7 +34,7 @@ def test_nothing_but_the_release(run_dir, target):
         "model.safetensors",
         "preprocessor_config.json",
     }
-    assert f'model="{REPO_ID}"' in (target / "README.md").read_text()
+    assert f'repo_id = "{REPO_ID}"' in (target / "README.md").read_text()
 
 
 def test_large_weights_are_cut_into_shards(run_dir, target):

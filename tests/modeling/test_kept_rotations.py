@@ -240,6 +240,7 @@ def test_generators_that_are_not_finite_give_logits_that_are_not(value):
     """Training that has diverged shows in its loss, and does not end in an error of its own."""
     model = classifier()
     generators(model).data[0, 0, 0, 0, 0, 1] = value
-    loss = model(random_input(model.config)).logits.sum()
+    # With AVX-512, torch's own attention turns NaN into numbers where there are fewer than 16 keys.
+    loss = model(random_input(model.config, grid_size=LARGER_GRID)).logits.sum()
     loss.backward()
     assert not loss.isfinite()
