@@ -188,7 +188,8 @@ def _shuffling(scale: Scale) -> list[Arm]:
 
 def _drop(result: dict[str, Any]) -> float:
     before, after = (result["metrics"][name]["accuracy"] for name in ("training", "shuffled"))
-    return 100 * (before - after) / before
+    # What was never right has nothing to lose.
+    return 100 * (before - after) / before if before else 0.0
 
 
 def _resolution(scale: Scale) -> list[Arm]:
