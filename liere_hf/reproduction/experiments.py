@@ -133,7 +133,7 @@ def _accuracy(scale: Scale) -> list[Arm]:
 def _spatial(scale: Scale) -> list[Arm]:
     """Trained at each size, and trained at the smallest, then tested on the larger canvases."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
-    others = [task.cells for task in tasks[1:]] or scale["larger_cells"]
+    others = [*(task.cells for task in tasks[1:]), *scale["larger_cells"]]
     larger = {f"{cells} x {cells}": _larger_canvas(tasks[0], cells) for cells in others}
     return [
         arm
