@@ -79,7 +79,7 @@ def test_speed_page_quotes_the_benchmark():
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *ANALYSES])
 def test_reproduction_page_quotes_the_experiment(name):
-    """Every row of a table is one of the committed table; figure and table are linked, and the hardware named."""
+    """Every row of a table is one of the committed table; figure and table are linked."""
     directory = ROOT / "results" / name / "cpu"
     table = (directory / "table.md").read_text()
     sections = (ROOT / "docs" / "reproduction.md").read_text().split("\n## ")
