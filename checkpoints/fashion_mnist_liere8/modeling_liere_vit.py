@@ -27,7 +27,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotations import axial_generators, layer_rotations, rotate_queries_and_keys
+from .rotations import axial_generators, readily_laid_out, rotate_queries_and_keys, rotations_by_layer
 from .skew_exponential import values_are_known
 
 # Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.
@@ -253,7 +253,7 @@ class LiereViTRotations(nn.Module):
                 cache = _RotationCache(
                     positions,
                     None if generators is None else generators.detach().clone(),
-                    tuple(rotation.contiguous() for rotation in self._compute(positions, generators, dtype=dtype)),
+                    tuple(map(readily_laid_out, self._compute(positions, generators, dtype=dtype))),
                 )
             self._cache = cache
         return cache.rotations
@@ -269,7 +269,7 @@ class LiereViTRotations(nn.Module):
             generators = axial_generators(self.head_dim, self.num_axes, device=positions.device)
         positions = nn.functional.pad(positions.to(generators), (0, 0, self.num_prefix_tokens, 0))
         with maybe_autocast(positions.device.type, enabled=False):
-            rotations = tuple(layer_rotations(positions, layer).to(dtype) for layer in generators.unbind(0))
+            rotations = tuple(rotation.to(dtype) for rotation in rotations_by_layer(positions, generators))
         return rotations * (self.num_layers // len(rotations))
 
     def __setattr__(self, name, value):

@@ -5,25 +5,15 @@ LieRE learns A_i with blocks of any even width, RoPE-Mixed is width 2, VisionLLa
 A generator is a raw (b, b) matrix of which the strict upper triangle U gives A = U - U^T.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import maybe_autocast
 
-from .skew_exponential import (
-    CHUNK_BYTES,
-    FLOAT32_BY_FLOAT64,
-    SquaringLadder,
-    choose_scaling,
-    count_squarings,
-    graph_exponential,
-    kernel_scaling,
-    runs_eagerly,
-    skew_matrix_exp,
-    values_are_known,
-)
+from .point_exponential import point_exponentials, point_exponentials_backward
+from .skew_exponential import graph_exponential, runs_eagerly, skew_matrix_exp, values_are_known
+from .squaring_ladder import FLOAT32_BY_FLOAT64, Workspace, kernel_scaling
 
 try:
     from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward
@@ -60,29 +50,30 @@ def liere_rotations(positions: torch.Tensor, generators: torch.Tensor) -> torch.
     Returns:
         Tensor of shape (layers, batch or 1, tokens, heads, blocks, b, b), in the generators' dtype.
     """
-    return torch.stack([layer_rotations(positions, layer) for layer in generators])
+    return torch.stack(rotations_by_layer(positions, generators))
 
 
-def layer_rotations(positions: torch.Tensor, generators: torch.Tensor) -> torch.Tensor:
-    """`liere_rotations` of one layer: generators (axes, heads, ...) give (batch or 1, tokens, heads, ...).
+def rotations_by_layer(positions: torch.Tensor, generators: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`liere_rotations` as one tensor a layer, (batch or 1, tokens, heads, blocks, b, b), so that each can be freed.
 
     In training this holds no more memory than the rotations: the gradient computes what else it needs again.
     """
     upper = generators.triu(1)
-    bases = (upper - upper.mT).flatten(1, 2)
+    bases = (upper - upper.mT).flatten(2, 3)
     rotations = _point_rotations(positions.flatten(0, 1), bases)
-    return rotations.unflatten(1, generators.shape[1:3]).unflatten(0, positions.shape[:2])
+    return tuple(layer.unflatten(1, generators.shape[2:4]).unflatten(0, positions.shape[:2]) for layer in rotations)
 
 
-def _point_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
-    """exp(sum_i p_i A_i) for positions (points, axes) and A of shape (axes, blocks, b, b): (points, blocks, b, b)."""
+def _point_rotations(positions: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """exp(sum_i p_i A_i) for positions (points, axes) and A (layers, axes, blocks, b, b): (points, blocks, b, b)."""
     if bases.shape[-1] <= 4:
-        return skew_matrix_exp(_exponents(positions, bases))
+        return tuple(skew_matrix_exp(_exponents(positions, layer)) for layer in bases)
     if runs_eagerly(bases):
         return _PointRotations.apply(positions, bases)
     if torch.is_grad_enabled() and (positions.requires_grad or bases.requires_grad):
-        return checkpoint(_graph_rotations, positions, bases, use_reentrant=False, preserve_rng_state=False)
-    return _graph_rotations(positions, bases)
+        keep_none = {"use_reentrant": False, "preserve_rng_state": False}
+        return tuple(checkpoint(_graph_rotations, positions, layer, **keep_none) for layer in bases)
+    return tuple(_graph_rotations(positions, layer) for layer in bases)
 
 
 def _graph_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
@@ -96,121 +87,50 @@ def _exponents(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
 
 
 class _PointRotations(torch.autograd.Function):
-    """`_point_rotations` by squaring ladders on a CPU, by kernels on a GPU.
-
-    On a CPU, a point that is a multiple of another one costs one product: exp(2 A) = exp(A)^2.
-    """
+    """`_point_rotations` by ladders on a CPU, by kernels on a GPU."""
 
     @staticmethod
-    def forward(ctx, positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, positions: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(positions, bases)
+        ctx.set_materialize_grads(False)
         if bases.is_cuda:
-            return exponential(positions, bases, bases.dtype, kernel_scaling(bases.shape[-1]))
-        rotations = bases.new_empty(positions.shape[0], *bases.shape[1:])
-        for rays, _, ladder in _ladders(positions, bases):
-            for multiple, tokens in rays.items():
-                rotation = ladder.rotations[multiple].to(rotations.dtype)
-                rotations[tokens] = rotation.view(-1, *bases.shape[1:])
-        return rotations
+            scaling = kernel_scaling(bases.shape[-1])
+            return tuple(exponential(positions, layer, bases.dtype, scaling) for layer in bases)
+        workspace = Workspace()
+        return tuple(point_exponentials(positions, layer, workspace) for layer in bases)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        with maybe_autocast(grad.device.type, enabled=False):
-            return _PointRotations._gradients(ctx, grad)
-
-    @staticmethod
-    def _gradients(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def backward(ctx, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if all(grad is None for grad in grads):
+            return None, None
         positions, bases = ctx.saved_tensors
-        if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
-            return _graph_gradients(positions, bases, grad, create_graph=torch.is_grad_enabled())
-        if bases.is_cuda:
-            exponents_grad = exponential_backward(positions, bases, grad, FLOAT32_BY_FLOAT64)
-            return None, torch.einsum("pa,pmij->amij", positions, exponents_grad)
-        bases_grad = torch.zeros_like(bases)
-        for rays, points, ladder in _ladders(positions, bases):
-            scaled_grad = ladder.backward({multiple: grad[tokens].flatten(0, 1) for multiple, tokens in rays.items()})
-            products = points.T @ scaled_grad.view(len(points), -1)
-            bases_grad += products.view_as(bases).to(bases.dtype)
-        return None, bases_grad
-
-
-def _ladders(
-    positions: torch.Tensor, bases: torch.Tensor
-) -> Iterator[tuple[dict[int, list[int]], torch.Tensor, SquaringLadder]]:
-    """Chunks of points with their ladders.
-
-    Yields:
-        The indices of points and of their multiples, by the multiple; the points, scaled (points, axes); and the
-        ladder over (points * blocks). Made in the forward pass and again for the gradient: those of all layers would
-        take more memory, and more time to come back from it, than that.
-    """
-    largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
-    scaling = choose_scaling(bases.dtype, bases.shape[-1], largest_entry)
-    chunk_size = max(1, CHUNK_BYTES // (bases[0].numel() * scaling.dtype.itemsize))
-    # Coordinates are rounded: a third of them is exact only to that, which float32 ladders are not beyond either.
-    tolerance = 0.0 if scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
-    bounds = _norm_bounds(positions, bases)
-    bases = bases.to(scaling.dtype)
-    for rays in _rays(positions.tolist(), bounds, chunk_size, tolerance):
-        num_squarings = count_squarings(max(bounds[token] for token in rays[1]), scaling)
-        points = positions[rays[1]].to(scaling.dtype) * 2.0**-num_squarings
-        scaled = (points @ bases.flatten(1)).view(-1, *bases.shape[2:])
-        yield rays, points, SquaringLadder(scaled, scaling, num_squarings, tuple(rays))
-
-
-def _norm_bounds(positions: torch.Tensor, bases: torch.Tensor) -> list[float]:
-    """At least the spectral norm of sum_i p_i A_i, the largest of the blocks, at each point: from products of A_i."""
-    products = torch.einsum("amij,bmij->mab", bases, bases)
-    squares = torch.einsum("ta,mab,tb->tm", positions, products, positions).amax(1) / 2
-    return squares.clamp(min=0).sqrt().tolist()
-
-
-def _rays(
-    points: list[list[float]], bounds: list[float], chunk_size: int, tolerance: float
-) -> Iterator[dict[int, list[int]]]:
-    """Chunks of points p with the same multiples among the points, p, 2 p, 3 p, ..., and similar norms.
-
-    Args:
-        tolerance: relative, of a coordinate for being a multiple.
-    """
-    index = {_rounded(point): token for token, point in reversed(list(enumerate(points)))}
-    taken, rays = set(), []
-    for token in sorted(range(len(points)), key=lambda token: (bounds[token], token)):
-        if token in taken:
-            continue
-        ray, multiple = {1: token}, 2
-        while any(points[token]) and multiple <= 2 * max(ray):
-            goal = [multiple * coordinate for coordinate in points[token]]
-            other = index.get(_rounded(goal))
-            if other is not None and other not in taken and {multiple // 2, multiple - multiple // 2} <= ray.keys():
-                pairs = zip(points[other], goal, strict=True)
-                if all(abs(there - here) <= tolerance * abs(here) for there, here in pairs):
-                    ray[multiple] = other
-            multiple += 1
-        taken.update(ray.values())
-        rays.append(ray)
-    rays.sort(key=tuple)
-    for multiples, group in itertools.groupby(rays, key=tuple):
-        group = list(group)
-        for start in range(0, len(group), chunk_size):
-            chunk = group[start : start + chunk_size]
-            yield {multiple: [ray[multiple] for ray in chunk] for multiple in multiples}
-
-
-def _rounded(point: list[float]) -> tuple[float, ...]:
-    return tuple(round(coordinate, 5) for coordinate in point)
+        with maybe_autocast(positions.device.type, enabled=False):
+            if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
+                return _graph_gradients(positions, bases, grads, create_graph=torch.is_grad_enabled())
+            workspace, bases_grad = Workspace(), torch.zeros_like(bases)
+            for layer, grad, layer_grad in zip(bases, grads, bases_grad, strict=True):
+                if grad is None:
+                    continue
+                if bases.is_cuda:
+                    exponents_grad = exponential_backward(positions, layer, grad, FLOAT32_BY_FLOAT64)
+                    layer_grad.copy_(torch.einsum("pa,pmij->amij", positions, exponents_grad))
+                else:
+                    layer_grad.copy_(point_exponentials_backward(positions, layer, grad, workspace))
+            return None, bases_grad
 
 
 def _graph_gradients(
-    positions: torch.Tensor, bases: torch.Tensor, grad: torch.Tensor, create_graph: bool
+    positions: torch.Tensor, bases: torch.Tensor, grads: Sequence[torch.Tensor | None], create_graph: bool
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients with respect to positions and bases that can be differentiated again."""
     inputs = (positions, bases)
     with torch.enable_grad():
-        rotations = _graph_rotations(*inputs)
+        rotations = [_graph_rotations(positions, layer) for layer in bases]
+    used = [(rotation, grad) for rotation, grad in zip(rotations, grads, strict=True) if grad is not None]
+    outputs, output_grads = zip(*used, strict=True)
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    grads = iter(torch.autograd.grad(rotations, wanted, grad, create_graph=create_graph))
-    return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
+    input_grads = iter(torch.autograd.grad(outputs, wanted, output_grads, create_graph=create_graph))
+    return tuple(next(input_grads) if tensor.requires_grad else None for tensor in inputs)
 
 
 def rotate_queries_and_keys(
@@ -229,6 +149,11 @@ def rotate_queries_and_keys(
         return _HeadProduct.apply(rotations[0].to(query.dtype), query, key)
     rotate_states = apply_plane_rotations if rotations.shape[-1] == 2 else apply_rotations
     return rotate_states(query, rotations), rotate_states(key, rotations)
+
+
+def readily_laid_out(rotations: torch.Tensor) -> torch.Tensor:
+    """The same rotations in the order of memory that `rotate_queries_and_keys` reads fastest."""
+    return rotations.mT.contiguous().mT if rotations.device.type == "cpu" else rotations.contiguous()
 
 
 def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
@@ -298,8 +223,8 @@ class _HeadProduct(torch.autograd.Function):
         ctx.save_for_backward(rotations, *states)
         if rotations.is_cuda:
             return tuple(rotate(each, rotations) for each in states)
-        matrices = _head_matrices(rotations, states[0].shape[2])
-        return tuple(_states_by_token(torch.bmm(_rows(each, each.shape[-1]), matrices.mT), each) for each in states)
+        matrices = _head_matrices(rotations.mT, states[0].shape[2])
+        return tuple(_states_by_token(torch.bmm(_rows(each, each.shape[-1]), matrices), each) for each in states)
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -319,18 +244,21 @@ class _HeadProduct(torch.autograd.Function):
 
 
 def _rotations_grad(rotations: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The blocks of the sum of all grad states^T, of pairs (states, grad)."""
+    """The blocks of the sum of all grad states^T, of pairs (states, grad): transposed in memory.
+
+    That is how the gradient of the exponential reads them fastest.
+    """
     num_tokens, num_heads, _, size, _ = rotations.shape
     head_dim = pairs[0][0].shape[-1]
     # Of the outer products only the blocks count: tiles that hold a few of them leave most of the rest out.
     width = max(size, 32) if head_dim % 32 == 0 and 32 % min(size, 32) == 0 else head_dim
     products = None
     for states, grad in pairs:
-        factors = (_rows(grad, width).mT, _rows(states, width))
+        factors = (_rows(states, width).mT, _rows(grad, width))
         products = torch.bmm(*factors) if products is None else products.baddbmm_(*factors)
     products = products.view(-1, width // size, size, width // size, size)
     blocks = products.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(num_tokens, -1, *rotations.shape[2:])
-    return blocks.sum(1, keepdim=True) if num_heads == 1 else blocks
+    return (blocks.sum(1, keepdim=True) if num_heads == 1 else blocks).mT
 
 
 def _rows(states: torch.Tensor, width: int) -> torch.Tensor:

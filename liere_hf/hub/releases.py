@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub.utils.sha import sha_fileobj
 from rich.console import Console
 from rich.table import Table
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration import parse_recipe
 from ..errors import InputError, RunError
@@ -142,9 +143,7 @@ def update_releases(releases: Releases) -> None:
     """Write what is measured into the list, the card of each release beside it, and today's code into checkpoints."""
     for release in releases.available:
         checkpoint = build(release)
-        for name in CODE:
-            if (release.directory / name).is_file():
-                shutil.copyfile(MODELING / name, release.directory / name)
+        _renew_code(release.directory)
         release.entry.update(describe(release, checkpoint))
         card = str(build_model_card(checkpoint, release.repo_id)).encode()
         write_bytes(release.directory / "README.md", card)
@@ -158,6 +157,14 @@ def update_releases(releases: Releases) -> None:
     content = HEADER + yaml.safe_dump(releases.content, sort_keys=False, width=119)
     write_bytes(releases.path, content.encode())
     _report(dict.fromkeys(releases.unavailable, "its source is not here, left as it was"))
+
+
+def _renew_code(directory: Path) -> None:
+    """Today's code in place of that which is there, with all modules that it imports today."""
+    modules = [MODELING / name for name in CODE if (directory / name).is_file()]
+    imported = [Path(file) for module in modules for file in get_relative_import_files(module)]
+    for module in {*modules, *imported}:
+        shutil.copyfile(module, directory / module.name)
 
 
 def publish_releases(releases: Releases, private: bool = False, dry_run: bool = False) -> None:

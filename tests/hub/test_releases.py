@@ -46,6 +46,17 @@ def test_list_has_the_code_of_today():
     assert CONTENT["code"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in modeling.items()}
 
 
+def test_an_update_brings_modules_that_are_new(copy):
+    """As if today's code were the first to import them."""
+    directory = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8"
+    modules = {path.name: path.read_text() for path in directory.glob("*.py")}
+    for name in ("positions.py", "squaring_ladder.py"):
+        (directory / name).unlink()
+    (directory / "rotations.py").write_text("# of yesterday")
+    update_releases(read_releases(copy))
+    assert {path.name: path.read_text() for path in directory.glob("*.py")} == modules
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("liere-reference-")])
 def test_trained_releases_are_up_to_date(name):
     (release,) = [release for release in read_releases(LIST).available if release.entry["name"] == name]

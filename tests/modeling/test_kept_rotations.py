@@ -32,13 +32,13 @@ def logits(model, pixel_values):
 def computed(monkeypatch):
     """One entry for every layer whose rotations are computed."""
     calls = []
-    layer_rotations = modeling_liere_vit.layer_rotations
+    rotations_by_layer = modeling_liere_vit.rotations_by_layer
 
-    def spy(*arguments):
-        calls.append(arguments)
-        return layer_rotations(*arguments)
+    def spy(positions, generators):
+        calls.extend(generators)
+        return rotations_by_layer(positions, generators)
 
-    monkeypatch.setattr(modeling_liere_vit, "layer_rotations", spy)
+    monkeypatch.setattr(modeling_liere_vit, "rotations_by_layer", spy)
     return calls
 
 

@@ -15,6 +15,7 @@ from liere_hf.modeling.rotations import (
     apply_rotations,
     axial_generators,
     liere_rotations,
+    rotations_by_layer,
 )
 
 seeds = st.integers(0, 2**31)
@@ -288,6 +289,32 @@ def test_float32_rotations_of_a_grid_are_accurate(size, grid_size):
     assert rotations.dtype == torch.float32
     exact = published_rotations(positions.double(), generators.float().double())
     torch.testing.assert_close(rotations.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+@pytest.mark.parametrize("rest", [0.01, 0.001, 0])
+def test_large_generators_that_cancel_each_other(size, rest):
+    """On the diagonal of the grid a sum of large terms nearly vanishes, and its square with it."""
+    positions = grid_positions((8, 8), (8, 8))[None]
+    generators = uniform_generators(1, 2, 1, 1, size, seed=1).float()
+    generators[:, 1] = rest * generators[:, 0] - generators[:, 0]
+    exact = published_rotations(positions.double(), generators.double())
+    torch.testing.assert_close(liere_rotations(positions, generators).double(), exact, rtol=0, atol=1e-5)
+
+
+def test_gradients_where_some_layers_are_not_used():
+    """As in a model that leaves early: the others' gradients do not change, theirs are 0."""
+    generators, positions = uniform_generators(3, 2, 1, 2, 8), grid_positions((3, 4), (3, 4)).double()[None]
+    weights = normal(12, 1, 2, 8, 8)
+    gradients = []
+    for layers in ([0, 1, 2], [1]):
+        leaf = generators.clone().requires_grad_()
+        rotations = rotations_by_layer(positions, leaf)
+        sum((rotations[layer] * weights).sum() for layer in layers).backward()
+        gradients.append(leaf.grad)
+    assert (gradients[0].abs().amax((1, 2, 3, 4, 5)) > 1e-3).all()
+    assert torch.equal(gradients[0][1], gradients[1][1])
+    assert not gradients[1][[0, 2]].any()
 
 
 def test_training_holds_the_generators_only():
