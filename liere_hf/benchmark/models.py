@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration.arguments import PRESETS as MODEL_PRESETS
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import (
@@ -38,6 +39,7 @@ from .timing import elapsed, median_ratio
 
 REFERENCE = "ViT (transformers)"
 PUBLISHED = "liere64, published way"
+PUBLISHED_BY_EINSUM = "liere64, published way by einsum"
 ENCODINGS = {
     "absolute": {"position_encoding": "absolute"},
     "visionllama": {"position_encoding": "visionllama"},
@@ -45,10 +47,12 @@ ENCODINGS = {
     "liere8": {"position_encoding": "liere", "generator_block_size": 8},
     "liere16": {"position_encoding": "liere", "generator_block_size": 16},
     "liere64": {"position_encoding": "liere", "generator_block_size": 64},
+    PUBLISHED_BY_EINSUM: {"position_encoding": "liere", "generator_block_size": 64},
     PUBLISHED: {"position_encoding": "liere", "generator_block_size": 64},
 }
 CONTESTANTS = (REFERENCE, *ENCODINGS)
-# The published way takes so long that fewer rounds have to do.
+# These take so long that fewer rounds have to do.
+PUBLISHED_WAYS = (PUBLISHED_BY_EINSUM, PUBLISHED)
 PUBLISHED_ROUNDS = 3
 
 
@@ -92,17 +96,18 @@ def benchmark_models(
     """
     sizes = _checked_sizes(preset, batch_size, rounds)
     device = checked_device(device)
-    seconds = _time_contestants(sizes, device, rounds)
+    seconds, peak_memory = _measure_steps(sizes, device, rounds)
     rows = []
-    for name in track(CONTESTANTS, description="Memory and FLOPs"):
+    for name in CONTESTANTS:
         row = {"name": name, **_parameters_and_flops(name, sizes)}
         for step, times in seconds[name].items():
             reference = seconds[REFERENCE][step][: len(times)]
             row[f"{step}_seconds"] = statistics.median(times)
             row |= median_ratio(f"{step}_ratio", times, reference)
-        row["peak_memory_mib"] = _peak_memory(name, sizes, device)
+        row["peak_memory_mib"] = peak_memory[name]
         rows.append(row)
-    published = seconds[PUBLISHED]["training"]
+    ours = seconds["liere64"]["training"]
+    published = {name: seconds[name]["training"] for name in PUBLISHED_WAYS if name in seconds}
     return {
         "preset": preset,
         "sizes": asdict(sizes),
@@ -110,7 +115,9 @@ def benchmark_models(
         "dtype": "float32" if device.type == "cpu" else "bfloat16 by autocast, layers compiled",
         "threads": torch.get_num_threads(),
         "models": rows,
-        "liere64_speedup": median_ratio("training", published, seconds["liere64"]["training"][: len(published)]),
+        "liere64_speedup": {
+            name: median_ratio("training", times, ours[: len(times)]) for name, times in published.items()
+        },
         "hardware": hardware(),
     }
 
@@ -157,7 +164,7 @@ def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
         )
         is_video = len(sizes.image_size) == 3
         model = (LiereViTForVideoClassification if is_video else LiereViTForImageClassification)(config)
-        if name == PUBLISHED:
+        if name in PUBLISHED_WAYS:
             rotations = PublishedRotations(config)
             rotations.generators = model.liere_vit.rotations.generators
             model.liere_vit.rotations = rotations
@@ -186,13 +193,17 @@ def _rotate_by_einsum(query: torch.Tensor, key: torch.Tensor, rotations: torch.T
     return tuple(torch.einsum("thij,bthj->bthi", rotations[0, :, :, 0], states) for states in (query, key))
 
 
+def _rotate_vectors(query: torch.Tensor, key: torch.Tensor, rotations: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """One matrix-vector product for every token of every sample, as the authors' code has it."""
+    return tuple((rotations @ states.unflatten(-1, (1, -1, 1))).flatten(-3) for states in (query, key))
+
+
 @contextmanager
 def _application(name: str) -> Iterator[None]:
     """Rotations applied as the contestant does it."""
+    ways = {PUBLISHED_BY_EINSUM: _rotate_by_einsum, PUBLISHED: _rotate_vectors}
     with (
-        mock.patch.object(modeling_liere_vit, "rotate_queries_and_keys", _rotate_by_einsum)
-        if name == PUBLISHED
-        else nullcontext()
+        mock.patch.object(modeling_liere_vit, "rotate_queries_and_keys", ways[name]) if name in ways else nullcontext()
     ):
         yield
 
@@ -207,7 +218,7 @@ class Steps:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.forward: Callable = self.model
         if device.type == "cuda":
-            self.forward = torch.compile(self.model) if name == PUBLISHED else compile_regions(self.model)
+            self.forward = torch.compile(self.model) if name in PUBLISHED_WAYS else compile_regions(self.model)
         # Images are (channels, height, width), clips (frames, channels, height, width).
         *frames, height, width = sizes.image_size
         self.pixel_values = torch.randn(sizes.batch_size, *frames, 3, height, width, device=device)
@@ -227,25 +238,85 @@ class Steps:
         with _application(self.name), self._autocast():
             self.forward(pixel_values=self.pixel_values)
 
+    def seconds(self, step: str) -> float:
+        """Of `training` or `evaluation`."""
+        if step == "evaluation" and self.name not in PUBLISHED_WAYS:
+            # Its rotations are those of the weights that training left: computing them is not part of the time.
+            self.evaluation()
+        return elapsed(getattr(self, step), self.device)
+
     def _autocast(self):
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
 
-def _time_contestants(sizes: Preset, device: torch.device, rounds: int) -> dict[str, dict[str, list[float]]]:
-    contestants = [Steps(name, sizes, device) for name in CONTESTANTS]
+class StepsOfProcess:
+    """`Steps` on a CPU in a process of its own: the memory that one contestant left does not slow another one down."""
+
+    def __init__(self, name: str, sizes: Preset):
+        # A server that has imported everything and done nothing yet: each process starts from the same memory.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self.name = name
+        self._connection, connection = context.Pipe()
+        arguments = (connection, name, sizes, torch.get_num_threads())
+        self._process = context.Process(target=_serve_steps, args=arguments, daemon=True)
+        self._process.start()
+        connection.close()
+
+    def seconds(self, step: str) -> float:
+        return self._ask(step)
+
+    def end(self) -> float:
+        """End the process, and tell the MiB that it took at most above the bare process."""
+        peak = self._ask("end")
+        self._process.join()
+        return peak
+
+    def _ask(self, question: str) -> float:
+        try:
+            self._connection.send(question)
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            raise RunError(
+                f"the process of {self.name} ended with exit code {self._process.exitcode}; if memory ran out, "
+                f"take a smaller batch_size"
+            ) from error
+
+
+def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    before = _peak_resident_mib()
+    steps = Steps(name, sizes, torch.device("cpu"))
+    while (question := connection.recv()) != "end":
+        connection.send(steps.seconds(question))
+    connection.send(_peak_resident_mib() - before)
+
+
+def _measure_steps(
+    sizes: Preset, device: torch.device, rounds: int
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+    """Seconds of the steps of all contestants, and the MiB of their training."""
+    on_cpu = device.type == "cpu"
+    contestants = [StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device) for name in CONTESTANTS]
     seconds = {name: {"training": [], "evaluation": []} for name in CONTESTANTS}
+    peak_memory = {}
     for round_number in track(range(rounds + 1), description="Timing"):
         for steps in contestants:
-            if steps.name == PUBLISHED and round_number > min(rounds, PUBLISHED_ROUNDS):
+            if steps.name in PUBLISHED_WAYS and round_number > min(rounds, PUBLISHED_ROUNDS):
+                if on_cpu and steps.name not in peak_memory:
+                    peak_memory[steps.name] = steps.end()
                 continue
             for step, times in seconds[steps.name].items():
-                # The rotations of an evaluation are those of the weights that training left: not part of the time.
-                if step == "evaluation" and steps.name != PUBLISHED:
-                    steps.evaluation()
-                taken = elapsed(getattr(steps, step), device)
+                taken = steps.seconds(step)
                 if round_number:
                     times.append(taken)
-    return seconds
+    if on_cpu:
+        peak_memory |= {steps.name: steps.end() for steps in contestants if steps.name not in peak_memory}
+    else:
+        contestants.clear()
+        peak_memory = {name: _peak_memory_of_device(name, sizes, device) for name in CONTESTANTS}
+    return seconds, peak_memory
 
 
 def _parameters_and_flops(name: str, sizes: Preset) -> dict[str, float]:
@@ -265,28 +336,12 @@ def _parameters_and_flops(name: str, sizes: Preset) -> dict[str, float]:
     }
 
 
-def _peak_memory(name: str, sizes: Preset, device: torch.device) -> float:
-    """MiB that training takes at most above the bare process: of the device, or of a process of its own on a CPU."""
-    if device.type == "cuda":
-        steps = Steps(name, sizes, device)
-        steps.training()
-        torch.cuda.reset_peak_memory_stats(device)
-        steps.training()
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    # A server that has imported everything and done nothing yet: each process starts from the same memory.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_memory_of_process, (name, sizes, torch.get_num_threads()))
-
-
-def _peak_memory_of_process(name: str, sizes: Preset, num_threads: int) -> float:
-    torch.set_num_threads(num_threads)
-    before = _peak_resident_mib()
-    steps = Steps(name, sizes, torch.device("cpu"))
-    for _ in range(2):
-        steps.training()
-    return _peak_resident_mib() - before
+def _peak_memory_of_device(name: str, sizes: Preset, device: torch.device) -> float:
+    steps = Steps(name, sizes, device)
+    steps.training()
+    torch.cuda.reset_peak_memory_stats(device)
+    steps.training()
+    return torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def _peak_resident_mib() -> float:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from liere_hf.benchmark import models
-from liere_hf.benchmark.models import CONTESTANTS, PRESETS, PUBLISHED, REFERENCE, Preset, build_contestant
+from liere_hf.benchmark.models import CONTESTANTS, PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant
 from liere_hf.benchmark.timing import median_ratio
 from liere_hf.cli import main
 
@@ -30,25 +30,27 @@ def test_contestants_have_the_sizes_of_the_reference(sizes):
     assert len({inner_parameters(name) for name in CONTESTANTS}) == 1
 
 
-def test_the_published_way_computes_the_same():
+@pytest.mark.parametrize("name", PUBLISHED_WAYS)
+def test_the_published_ways_compute_the_same(name):
     torch.manual_seed(0)
-    published = build_contestant(PUBLISHED, SMALL["image"]).eval()
+    published = build_contestant(name, SMALL["image"]).eval()
     ours = build_contestant("liere64", SMALL["image"]).eval()
     ours.load_state_dict(published.state_dict())
     pixel_values = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         expected = ours(pixel_values).logits
-        with models._application(PUBLISHED):
+        with models._application(name):
             torch.testing.assert_close(published(pixel_values).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", SMALL["image"])
-    monkeypatch.setattr(models, "CONTESTANTS", (REFERENCE, "absolute", "liere64", PUBLISHED))
+    monkeypatch.setattr(models, "CONTESTANTS", (REFERENCE, "absolute", "liere64", *PUBLISHED_WAYS))
     with pytest.raises(SystemExit) as exit_info:
         main(["benchmark", "--rounds", "2", "--device", "cpu", "--output_dir", str(tmp_path)])
     assert exit_info.value.code == 0
-    assert "times faster than the published way" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(f"times faster than {name}." in printed for name in PUBLISHED_WAYS)
     results = json.loads((tmp_path / "benchmark.json").read_text())
     rows = {row["name"]: row for row in results["models"]}
     assert rows[REFERENCE]["training_ratio"] == rows[REFERENCE]["evaluation_ratio"] == 1
@@ -59,6 +61,15 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     with (tmp_path / "benchmark.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)] == list(rows)
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
+
+
+def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "tiny-cifar", Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=1 << 40))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "--rounds", "1", "--device", "cpu"])
+    assert exit_info.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("liere-hf benchmark: error: the process of ViT (transformers) ended with exit code 1; if")
 
 
 def test_the_exponential_is_measured_on_its_own(tmp_path, monkeypatch):
