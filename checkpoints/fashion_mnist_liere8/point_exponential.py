@@ -37,7 +37,11 @@ def point_exponentials(positions: torch.Tensor, bases: torch.Tensor, workspace: 
 
 
 def point_exponentials_backward(
-    positions: torch.Tensor, bases: torch.Tensor, grad: torch.Tensor, workspace: Workspace
+    positions: torch.Tensor,
+    bases: torch.Tensor,
+    grad: torch.Tensor,
+    workspace: Workspace,
+    gradient_workspace: Workspace,
 ) -> torch.Tensor:
     """The gradient with respect to A, (axes, blocks, n, n), from that with respect to `point_exponentials`.
 
@@ -46,12 +50,13 @@ def point_exponentials_backward(
     exponents = _Exponents(positions, bases)
     monomials_grad = torch.zeros_like(exponents.monomials[1:])
     for chunk in exponents.chunks(workspace):
+        gradient_workspace.reset()
         ladder = chunk.ladder(workspace, for_gradient=True)
         grads = [
             torch.index_select(grad.mT, 0, torch.tensor(tokens)).flatten(0, 1).to(ladder.terms.dtype)
             for tokens in chunk.tokens
         ]
-        terms_grad = ladder.backward(grads).view(len(chunk.coefficients), -1)
+        terms_grad = ladder.backward(grads, gradient_workspace).view(len(chunk.coefficients), -1)
         monomials_grad.flatten(1).addmm_(chunk.coefficients[:, 1:].T, terms_grad)
     # The skew-symmetric parts of a transposed matrix and of its negative are the same.
     return exponents.bases_grad(monomials_grad).neg_().to(bases.dtype)

@@ -107,7 +107,7 @@ class _PointRotations(torch.autograd.Function):
         with maybe_autocast(positions.device.type, enabled=False):
             if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
                 return _graph_gradients(positions, bases, grads, create_graph=torch.is_grad_enabled())
-            workspace, bases_grad = Workspace(), torch.zeros_like(bases)
+            workspaces, bases_grad = (Workspace(), Workspace()), torch.zeros_like(bases)
             for layer, grad, layer_grad in zip(bases, grads, bases_grad, strict=True):
                 if grad is None:
                     continue
@@ -115,7 +115,7 @@ class _PointRotations(torch.autograd.Function):
                     exponents_grad = exponential_backward(positions, layer, grad, FLOAT32_BY_FLOAT64)
                     layer_grad.copy_(torch.einsum("pa,pmij->amij", positions, exponents_grad))
                 else:
-                    layer_grad.copy_(point_exponentials_backward(positions, layer, grad, workspace))
+                    layer_grad.copy_(point_exponentials_backward(positions, layer, grad, *workspaces))
             return None, bases_grad
 
 

@@ -30,6 +30,10 @@ try:
 except ImportError:
     kernel_exponential = None
 
+# A ladder is about so many times as large as its matrices. Those of one call are kept for the gradient up to so many
+# bytes, else made again.
+LADDER_SIZE = 16
+KEPT_BYTES = 1 << 28
 # Without a look at the values, norms up to 2^12 are expected.
 MAX_SQUARINGS = 12
 
@@ -121,7 +125,9 @@ class _SkewExponential(torch.autograd.Function):
             scaling = kernel_scaling(matrices.shape[-1])
             return kernel_exponential(matrices.new_ones(1, 1), matrices[None], matrices.dtype, scaling)[0]
         rotations = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-        for chunk in _chunks(matrices):
+        keep = ctx.needs_input_grad[0] and LADDER_SIZE * rotations.nbytes <= KEPT_BYTES
+        ctx.chunks = list(_chunks(matrices, for_gradient=True)) if keep else None
+        for chunk in ctx.chunks or _chunks(matrices, Workspace()):
             rotations.index_copy_(0, chunk.index, chunk.ladder.rotations[0].to(matrices.dtype))
         return rotations
 
@@ -139,8 +145,10 @@ class _SkewExponential(torch.autograd.Function):
             arguments = (matrices.new_ones(1, 1), matrices[None], grad[None], FLOAT32_BY_FLOAT64)
             return kernel_exponential_backward(*arguments)[0]
         matrices_grad = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-        for chunk in _chunks(matrices, for_gradient=True):
-            matrices_grad.index_copy_(0, chunk.index, chunk.backward(grad).to(matrices.dtype))
+        chunks, ctx.chunks, workspace = ctx.chunks, None, Workspace()
+        for chunk in chunks or _chunks(matrices, Workspace(), for_gradient=True):
+            workspace.reset()
+            matrices_grad.index_copy_(0, chunk.index, chunk.backward(grad, workspace).to(matrices.dtype))
         return matrices_grad
 
 
@@ -159,25 +167,25 @@ class _Chunk(NamedTuple):
     factors: torch.Tensor
     ladder: SquaringLadder
 
-    def backward(self, grad: torch.Tensor) -> torch.Tensor:
+    def backward(self, grad: torch.Tensor, workspace: Workspace) -> torch.Tensor:
         b, ladder = self.powers[0], self.ladder
-        terms_grad = ladder.backward([grad[self.index].mT.to(b.dtype, memory_format=torch.contiguous_format)])
+        terms_grad = ladder.backward([grad.mT[self.index].contiguous().to(b.dtype)], workspace)
         b_grad, square_grad = (self.factors[:, 1:].T @ terms_grad.flatten(1)).view_as(self.powers)
         b_grad.baddbmm_(b, square_grad).baddbmm_(square_grad, b)
         # The skew-symmetric parts of a transposed matrix and of its negative are the same.
         return b_grad.mul_(-(2.0**-ladder.num_squarings))
 
 
-def _chunks(matrices: torch.Tensor, for_gradient: bool = False) -> Iterator[_Chunk]:
-    """Matrices of similar norm, as many as stay in the cache."""
+def _chunks(matrices: torch.Tensor, shared: Workspace | None = None, for_gradient: bool = False) -> Iterator[_Chunk]:
+    """Matrices of similar norm, as many as stay in the cache; each for itself if they share no workspace."""
     if not len(matrices):
         return
     width = matrices.shape[-1]
     scaling = choose_scaling(matrices.dtype, width, matrices.abs().max().item())
     factors = torch.tensor(polynomial_terms(scaling), dtype=scaling.dtype)
     size = max(1, CHUNK_BYTES // (width * width * scaling.dtype.itemsize))
-    workspace = Workspace()
     for index in norm_bounds(matrices).argsort().split(size):
+        workspace = shared or Workspace()
         workspace.reset()
         powers, terms = (workspace.take(count, len(index), width, width, dtype=scaling.dtype) for count in (2, 4))
         b, square = powers

@@ -147,15 +147,13 @@ class SquaringLadder:
         workspace: Workspace,
         for_gradient: bool = False,
     ):
-        self.terms, self.num_squarings, self.counts, self.workspace = terms, num_squarings, counts, workspace
+        self.terms, self.num_squarings, self.counts = terms, num_squarings, counts
         square, cubic, inner, rung = terms
-        if for_gradient:
-            self.terms_grad = self._take(4, counts[0])
-        self.q = torch.bmm(square, cubic, out=self._take(counts[0]))
+        self.q = torch.bmm(square, cubic, out=self._take(workspace, counts[0]))
         rung.baddbmm_(self.q, inner.add_(self.q))
         spare, self.rungs = square, []
         for step in range(num_squarings):
-            following = self._take(counts[0]) if for_gradient else spare
+            following = self._take(workspace, counts[0]) if for_gradient else spare
             if step < SQUARINGS_WITHOUT_IDENTITY:
                 torch.baddbmm(rung, rung, rung, beta=2, out=following)
             else:
@@ -166,19 +164,20 @@ class SquaringLadder:
         self.rotations = [rung if num_squarings > SQUARINGS_WITHOUT_IDENTITY else _add_identity(rung)]
         for multiple, count in enumerate(counts[1:], start=2):
             halves = self.rotations[multiple // 2 - 1], self.rotations[multiple - multiple // 2 - 1]
-            self.rotations.append(torch.bmm(*(half[:count] for half in halves), out=self._take(count)))
+            self.rotations.append(torch.bmm(*(half[:count] for half in halves), out=self._take(workspace, count)))
 
-    def _take(self, *shape: int) -> torch.Tensor:
+    def _take(self, workspace: Workspace, *shape: int) -> torch.Tensor:
         size = self.terms.shape[-1]
-        return self.workspace.take(*shape, size, size, dtype=self.terms.dtype)
+        return workspace.take(*shape, size, size, dtype=self.terms.dtype)
 
-    def backward(self, grads: list[torch.Tensor]) -> torch.Tensor:
+    def backward(self, grads: list[torch.Tensor], workspace: Workspace) -> torch.Tensor:
         """The transposed gradients with respect to the terms, from those with respect to the rotations.
 
         Transposed gradients need no transposed factors: of S S it is S G + G S.
 
         Args:
-            grads: transposed, of the shapes of `rotations`; overwritten.
+            grads: transposed, of the shapes of `rotations`, contiguous; overwritten.
+            workspace: where the result is.
 
         Returns:
             Tensor of the shape of the terms.
@@ -187,17 +186,18 @@ class SquaringLadder:
             half, rest, grad = multiple // 2 - 1, multiple - multiple // 2 - 1, grads[multiple - 1]
             grads[half][: len(grad)].baddbmm_(self.rotations[rest][: len(grad)], grad)
             grads[rest][: len(grad)].baddbmm_(grad, self.rotations[half][: len(grad)])
-        grad, spare = grads[0], self._take(self.counts[0])
+        grad, spare = grads[0], self._take(workspace, self.counts[0])
         for rung in reversed(self.rungs):
             grad, spare = torch.bmm(rung, grad, out=spare).baddbmm_(grad, rung), grad
         square, cubic, inner, _ = self.terms
-        square_grad, cubic_grad, inner_grad, linear_grad = self.terms_grad
+        terms_grad = self._take(workspace, 4, self.counts[0])
+        square_grad, cubic_grad, inner_grad, linear_grad = terms_grad
         linear_grad.copy_(grad)
         torch.bmm(grad, self.q, out=inner_grad)
         q_grad = torch.bmm(inner, grad, out=spare).add_(inner_grad)
         torch.bmm(cubic, q_grad, out=square_grad)
         torch.bmm(q_grad, square, out=cubic_grad)
-        return self.terms_grad
+        return terms_grad
 
 
 def _add_identity(matrices: torch.Tensor) -> torch.Tensor:
