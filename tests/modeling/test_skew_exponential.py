@@ -183,21 +183,34 @@ def test_the_same_input_gives_the_same_bits(size):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-def test_chunks_do_not_share_their_memory_while_it_is_used(monkeypatch):
-    """Each chunk has the memory of the one before; matrices alone, and twice through one graph, tell the truth."""
+def test_ladders_that_are_not_kept_give_the_same_gradient(monkeypatch):
+    skew, weights = random_skew(50, 16, 16, scale=5).float(), random_skew(50, 16, 16, seed=1).float()
+    gradients = []
+    for kept_bytes in (skew_exponential.KEPT_BYTES, 1):
+        monkeypatch.setattr(skew_exponential, "KEPT_BYTES", kept_bytes)
+        leaf = skew.clone().requires_grad_()
+        loss = (skew_matrix_exp(leaf) * weights).sum()
+        gradients += [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in "ab"]
+    assert gradients[0].abs().max() > 1e-3
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.mark.parametrize("kept_bytes", [skew_exponential.KEPT_BYTES, 1])
+def test_chunks_that_share_memory_give_what_each_matrix_gives_alone(monkeypatch, kept_bytes):
     skew = torch.cat([random_skew(10, 16, 16, scale=scale) for scale in (0.01, 1, 5, 20, 1)]).float()
+    weights = random_skew(50, 16, 16, seed=1).float()
     monkeypatch.setattr(skew_exponential, "CHUNK_BYTES", 7 * 16 * 16 * 4)
+    monkeypatch.setattr(skew_exponential, "KEPT_BYTES", kept_bytes)
     leaf = skew.clone().requires_grad_()
     rotation = skew_matrix_exp(leaf)
-    loss = rotation.cumsum(-1).square().sum()
-    first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
+    (rotation * weights).sum().backward()
+    assert leaf.grad.abs().amax((1, 2)).min() > 1e-3
     for index, matrix in enumerate(skew):
         alone = matrix.clone().requires_grad_()
         expected = skew_matrix_exp(alone)
-        expected.cumsum(-1).square().sum().backward()
+        (expected * weights[index]).sum().backward()
         torch.testing.assert_close(rotation[index], expected, rtol=0, atol=1e-5)
-        actual_grad, expected_grad = (grad - grad.mT for grad in (first[index], alone.grad))
+        actual_grad, expected_grad = (grad - grad.mT for grad in (leaf.grad[index], alone.grad))
         torch.testing.assert_close(actual_grad, expected_grad, rtol=1e-4, atol=1e-4)
 
 
