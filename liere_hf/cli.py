@@ -104,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
     benchmark.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     benchmark.add_argument("--batch_size", type=int, help="models: instead of the preset's")
+    benchmark.add_argument(
+        "--contestants",
+        nargs="+",
+        metavar="NAME",
+        help="models: beside transformers' ViT and the absolute model (default: all)",
+    )
     benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: how often each is measured")
     benchmark.add_argument(
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: where table, chart and JSON go"
@@ -227,6 +233,8 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
     from .benchmark.models import benchmark_models
     from .benchmark.table import report_benchmark
 
-    results = benchmark_models(arguments.preset, arguments.device, arguments.batch_size, arguments.rounds)
+    results = benchmark_models(
+        arguments.preset, arguments.device, arguments.batch_size, arguments.rounds, arguments.contestants
+    )
     report_benchmark(results, arguments.output_dir)
     return 0

@@ -4,7 +4,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -38,10 +38,11 @@ from ..report import hardware
 from .timing import elapsed, median_ratio
 
 REFERENCE = "ViT (transformers)"
+ABSOLUTE = "absolute"
 PUBLISHED = "liere64, published way"
 PUBLISHED_BY_EINSUM = "liere64, published way by einsum"
 ENCODINGS = {
-    "absolute": {"position_encoding": "absolute"},
+    ABSOLUTE: {"position_encoding": "absolute"},
     "visionllama": {"position_encoding": "visionllama"},
     "rope_mixed": {"position_encoding": "rope_mixed"},
     "liere8": {"position_encoding": "liere", "generator_block_size": 8},
@@ -54,6 +55,7 @@ CONTESTANTS = (REFERENCE, *ENCODINGS)
 # These take so long that fewer rounds have to do.
 PUBLISHED_WAYS = (PUBLISHED_BY_EINSUM, PUBLISHED)
 PUBLISHED_ROUNDS = 3
+LESS_MEMORY = "take a smaller batch_size or fewer contestants"
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ PRESETS = {
 
 
 def benchmark_models(
-    preset: str, device: str | None = None, batch_size: int | None = None, rounds: int = 9
+    preset: str,
+    device: str | None = None,
+    batch_size: int | None = None,
+    rounds: int = 9,
+    contestants: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Time a training step (AdamW) and an evaluation step of every contestant, in turn, round by round.
 
@@ -86,19 +92,26 @@ def benchmark_models(
         device: cuda if there is one, else cpu, if not given.
         batch_size: instead of the preset's.
         rounds: measured rounds, after one that warms up.
+        contestants: names of `CONTESTANTS`, all if not given. The reference and the absolute model, with which the
+            others are compared, are always there.
 
     Returns:
         Per contestant seconds, ratios to transformers' ViT in the same round with 95% intervals of their median, peak
         memory, parameters and FLOPs; and the setting and the hardware.
 
     Raises:
-        InputError: a preset or device that there is not, or sizes below 1.
+        InputError: a preset, device or contestant that there is not, or sizes below 1.
+        RunError: memory ran out.
     """
     sizes = _checked_sizes(preset, batch_size, rounds)
+    names = _checked_contestants(contestants)
     device = checked_device(device)
-    seconds, peak_memory = _measure_steps(sizes, device, rounds)
+    try:
+        seconds, peak_memory = _measure_steps(names, sizes, device, rounds)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the memory of {device} ran out; {LESS_MEMORY}") from error
     rows = []
-    for name in CONTESTANTS:
+    for name in names:
         row = {"name": name, **_parameters_and_flops(name, sizes)}
         for step, times in seconds[name].items():
             reference = seconds[REFERENCE][step][: len(times)]
@@ -106,8 +119,8 @@ def benchmark_models(
             row |= median_ratio(f"{step}_ratio", times, reference)
         row["peak_memory_mib"] = peak_memory[name]
         rows.append(row)
-    ours = seconds["liere64"]["training"]
-    published = {name: seconds[name]["training"] for name in PUBLISHED_WAYS if name in seconds}
+    ours = seconds["liere64"]["training"] if "liere64" in seconds else []
+    published = {name: seconds[name]["training"] for name in PUBLISHED_WAYS if name in seconds and ours}
     return {
         "preset": preset,
         "sizes": asdict(sizes),
@@ -128,6 +141,13 @@ def _checked_sizes(preset: str, batch_size: int | None, rounds: int) -> Preset:
     check_positive(batch_size=batch_size, rounds=rounds)
     sizes = PRESETS[preset]
     return sizes if batch_size is None else Preset(**{**asdict(sizes), "batch_size": batch_size})
+
+
+def _checked_contestants(names: Sequence[str] | None) -> list[str]:
+    for name in names or ():
+        if name not in CONTESTANTS:
+            raise InputError(f"contestants has {name!r}, allowed are {'; '.join(CONTESTANTS)}")
+    return [name for name in CONTESTANTS if names is None or name in (REFERENCE, ABSOLUTE, *names)]
 
 
 def check_positive(**values: int | None) -> None:
@@ -280,7 +300,7 @@ class StepsOfProcess:
             self._process.join()
             raise RunError(
                 f"the process of {self.name} ended with exit code {self._process.exitcode}; if memory ran out, "
-                f"take a smaller batch_size"
+                f"{LESS_MEMORY}"
             ) from error
 
 
@@ -294,12 +314,12 @@ def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: 
 
 
 def _measure_steps(
-    sizes: Preset, device: torch.device, rounds: int
+    names: Sequence[str], sizes: Preset, device: torch.device, rounds: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
     """Seconds of the steps of all contestants, and the MiB of their training."""
     on_cpu = device.type == "cpu"
-    contestants = [StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device) for name in CONTESTANTS]
-    seconds = {name: {"training": [], "evaluation": []} for name in CONTESTANTS}
+    contestants = [StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device) for name in names]
+    seconds = {name: {"training": [], "evaluation": []} for name in names}
     peak_memory = {}
     for round_number in track(range(rounds + 1), description="Timing"):
         for steps in contestants:
@@ -315,7 +335,7 @@ def _measure_steps(
         peak_memory |= {steps.name: steps.end() for steps in contestants if steps.name not in peak_memory}
     else:
         contestants.clear()
-        peak_memory = {name: _peak_memory_of_device(name, sizes, device) for name in CONTESTANTS}
+        peak_memory = {name: _peak_memory_of_device(name, sizes, device) for name in names}
     return seconds, peak_memory
 
 

@@ -45,14 +45,15 @@ def test_the_published_ways_compute_the_same(name):
 
 def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", SMALL["image"])
-    monkeypatch.setattr(models, "CONTESTANTS", (REFERENCE, "absolute", "liere64", *PUBLISHED_WAYS))
+    flags = ["--rounds", "2", "--device", "cpu", "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
-        main(["benchmark", "--rounds", "2", "--device", "cpu", "--output_dir", str(tmp_path)])
+        main(["benchmark", *flags, "--contestants", "liere64", *PUBLISHED_WAYS])
     assert exit_info.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert all(f"times faster than {name}." in printed for name in PUBLISHED_WAYS)
     results = json.loads((tmp_path / "benchmark.json").read_text())
     rows = {row["name"]: row for row in results["models"]}
+    assert list(rows) == [REFERENCE, "absolute", "liere64", *PUBLISHED_WAYS]
     assert rows[REFERENCE]["training_ratio"] == rows[REFERENCE]["evaluation_ratio"] == 1
     assert all(row["peak_memory_mib"] > 1 and row["training_seconds"] > 0 for row in rows.values())
     # Products of queries and keys with one 64 x 64 matrix a token, head and layer; CLS is a token too.
@@ -63,6 +64,19 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
 
 
+def test_contestants_may_be_left_out(tmp_path, monkeypatch):
+    """Without the published ways there is still a table and a chart."""
+    monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
+    flags = ["--preset", "base-video", "--rounds", "1", "--device", "cpu", "--output_dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", *flags, "--contestants", "liere8"])
+    assert exit_info.value.code == 0
+    results = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["name"] for row in results["models"]] == [REFERENCE, "absolute", "liere8"]
+    assert results["liere64_speedup"] == {}
+    assert Image.open(tmp_path / "benchmark.png").size[0] > 500
+
+
 def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=1 << 40))
     with pytest.raises(SystemExit) as exit_info:
@@ -70,6 +84,20 @@ def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
     assert exit_info.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("liere-hf benchmark: error: the process of ViT (transformers) ended with exit code 1; if")
+
+
+def test_memory_of_a_device_that_runs_out_is_one_sentence(monkeypatch, capsys):
+    """There is no such device where this runs: its error is raised by hand, what is made of it is not."""
+
+    def run_out(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(models, "_measure_steps", run_out)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "--rounds", "1", "--device", "cpu"])
+    assert exit_info.value.code == 1
+    expected = "liere-hf benchmark: error: the memory of cpu ran out; take a smaller batch_size or fewer contestants\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_the_exponential_is_measured_on_its_own(tmp_path, monkeypatch):
@@ -94,6 +122,7 @@ def test_median_ratio_is_of_the_same_rounds():
     [
         (["--preset", "huge"], "preset is 'huge', allowed are tiny-cifar, base-imagenet, base-video"),
         (["--rounds", "0"], "rounds is 0, allowed is 1 or more"),
+        (["--contestants", "liere8", "liere9"], f"contestants has 'liere9', allowed are {'; '.join(CONTESTANTS)}"),
         (["--batch_size", "-1"], "batch_size is -1, allowed is 1 or more"),
         (["exponential", "--rounds", "0"], "rounds is 0, allowed is 1 or more"),
         (["--device", "tpu"], "device is 'tpu', allowed are cpu and cuda"),
