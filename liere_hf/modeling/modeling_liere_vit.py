@@ -27,7 +27,8 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotations import axial_generators, readily_laid_out, rotate_queries_and_keys, rotations_by_layer
+from .rotary_application import readily_laid_out, rotate_queries_and_keys
+from .rotations import axial_generators, rotations_by_layer
 from .skew_exponential import values_are_known
 
 # Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.

@@ -1,4 +1,4 @@
-"""Rotations of queries and keys: coordinates and generators -> rotations -> rotated vectors.
+"""Rotations of queries and keys, from coordinates and generators.
 
 Every rotary encoding of this package is exp(sum_i p_i A_i) with block-diagonal skew-symmetric A_i (LieRE, equation 3):
 LieRE learns A_i with blocks of any even width, RoPE-Mixed is width 2, VisionLLaMA's axial RoPE is width 2 and fixed.
@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import maybe_autocast
 
 from .point_exponential import point_exponentials, point_exponentials_backward
-from .skew_exponential import graph_exponential, runs_eagerly, skew_matrix_exp, values_are_known
+from .skew_exponential import graph_exponential, runs_eagerly, skew_matrix_exp
 from .squaring_ladder import FLOAT32_BY_FLOAT64, Workspace, kernel_scaling
 
 try:
-    from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward
+    from .rotation_kernels import exponential, exponential_backward
 except ImportError:
-    rotate = None
+    exponential = None
 
 
 def axial_generators(
@@ -131,151 +131,3 @@ def _graph_gradients(
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     input_grads = iter(torch.autograd.grad(outputs, wanted, output_grads, create_graph=create_graph))
     return tuple(next(input_grads) if tensor.requires_grad else None for tensor in inputs)
-
-
-def rotate_queries_and_keys(
-    query: torch.Tensor, key: torch.Tensor, rotations: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`apply_rotations` to both, where their rotations are true ones.
-
-    Args:
-        query, key: shape (batch, tokens, heads, head_dim).
-        rotations: shape (batch or 1, tokens, heads or 1, blocks, b, b), with blocks * b = head_dim.
-
-    Returns:
-        Rotated query and key, of their shapes and dtype.
-    """
-    if _in_one_pass(query, rotations):
-        return _HeadProduct.apply(rotations[0].to(query.dtype), query, key)
-    rotate_states = apply_plane_rotations if rotations.shape[-1] == 2 else apply_rotations
-    return rotate_states(query, rotations), rotate_states(key, rotations)
-
-
-def readily_laid_out(rotations: torch.Tensor) -> torch.Tensor:
-    """The same rotations in the order of memory that `rotate_queries_and_keys` reads fastest."""
-    return rotations.mT.contiguous().mT if rotations.device.type == "cpu" else rotations.contiguous()
-
-
-def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs of neighbouring dimensions, by one complex product.
-
-    Args:
-        states: queries or keys, shape (batch, tokens, heads, head_dim).
-        rotations: rotations of planes, shape (batch or 1, tokens, heads or 1, head_dim // 2, 2, 2).
-
-    Returns:
-        Tensor of the shape and dtype of `states`.
-    """
-    cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
-    pairs = states.unflatten(-1, (-1, 2))
-    if not values_are_known() or states.dtype not in (torch.float32, torch.float64):
-        # Compilers fuse real arithmetic; complex numbers of half precision are rarely supported.
-        cos, sin = cos.to(states.dtype), sin.to(states.dtype)
-        first, second = pairs.unbind(-1)
-        rotated = torch.stack((cos * first - sin * second, sin * first + cos * second), dim=-1)
-    else:
-        turn = torch.complex(cos.to(states.dtype), sin.to(states.dtype))
-        rotated = torch.view_as_real(torch.view_as_complex(pairs) * turn)
-    return rotated.flatten(-2)
-
-
-def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Multiply each block of each head of each token by its matrix.
-
-    Args:
-        states: queries or keys, shape (batch, tokens, heads, head_dim).
-        rotations: shape (batch or 1, tokens, heads or 1, blocks, b, b), with blocks * b = head_dim.
-
-    Returns:
-        Tensor of the shape and dtype of `states`.
-    """
-    rotations = rotations.to(states.dtype)
-    if _in_one_pass(states, rotations):
-        return _HeadProduct.apply(rotations[0], states)[0]
-    blocks = states.unflatten(-1, rotations.shape[-3:-1])
-    # Shared dimensions are left out of the equation, so that they become rows of one matrix product.
-    batch, head = ("" if rotations.shape[dim] == 1 else name for dim, name in ((0, "b"), (2, "h")))
-    shared = [dim for dim, name in ((0, batch), (2, head)) if not name]
-    rotated = torch.einsum(f"{batch}t{head}nij,bthnj->bthni", rotations.squeeze(shared), blocks)
-    return rotated.flatten(-2)
-
-
-def _in_one_pass(states: torch.Tensor, rotations: torch.Tensor) -> bool:
-    """Whether `_HeadProduct` is for these: on a CPU other matrices than planes, with a kernel all that it takes."""
-    if rotations.shape[0] > 1 or not values_are_known():
-        return False
-    width = rotations.shape[-1]
-    if states.device.type == "cpu":
-        return width > 2
-    is_power_of_two = width & (width - 1) == 0
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    return rotate is not None and states.is_cuda and is_power_of_two and width <= 128 and states.dtype in dtypes
-
-
-class _HeadProduct(torch.autograd.Function):
-    """Rotations of any number of states in one pass: by a kernel on a GPU, on a CPU as one product a head, on views.
-
-    Many small products cost a CPU more than the zeros of a full matrix do.
-    """
-
-    @staticmethod
-    def forward(ctx, rotations: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.save_for_backward(rotations, *states)
-        if rotations.is_cuda:
-            return tuple(rotate(each, rotations) for each in states)
-        matrices = _head_matrices(rotations.mT, states[0].shape[2])
-        return tuple(_states_by_token(torch.bmm(_rows(each, each.shape[-1]), matrices), each) for each in states)
-
-    @staticmethod
-    def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rotations, *states = ctx.saved_tensors
-        pairs = list(zip(states, grads, strict=True))
-        if rotations.is_cuda and not torch.is_grad_enabled():
-            num_heads, size = rotations.shape[1], rotations.shape[-1]
-            parts = (
-                rotations_backward(each, grad, num_heads, size) for each, grad in pairs if ctx.needs_input_grad[0]
-            )
-            rotations_grad = sum(parts).to(rotations.dtype) if ctx.needs_input_grad[0] else None
-            return rotations_grad, *(rotate(grad, rotations, transpose=True) for grad in grads)
-        matrices = _head_matrices(rotations, states[0].shape[2])
-        states_grads = [_states_by_token(torch.bmm(_rows(grad, grad.shape[-1]), matrices), grad) for grad in grads]
-        del matrices
-        return _rotations_grad(rotations, pairs) if ctx.needs_input_grad[0] else None, *states_grads
-
-
-def _rotations_grad(rotations: torch.Tensor, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """The blocks of the sum of all grad states^T, of pairs (states, grad): transposed in memory.
-
-    That is how the gradient of the exponential reads them fastest.
-    """
-    num_tokens, num_heads, _, size, _ = rotations.shape
-    head_dim = pairs[0][0].shape[-1]
-    # Of the outer products only the blocks count: tiles that hold a few of them leave most of the rest out.
-    width = max(size, 32) if head_dim % 32 == 0 and 32 % min(size, 32) == 0 else head_dim
-    products = None
-    for states, grad in pairs:
-        factors = (_rows(states, width).mT, _rows(grad, width))
-        products = torch.bmm(*factors) if products is None else products.baddbmm_(*factors)
-    products = products.view(-1, width // size, size, width // size, size)
-    blocks = products.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(num_tokens, -1, *rotations.shape[2:])
-    return (blocks.sum(1, keepdim=True) if num_heads == 1 else blocks).mT
-
-
-def _rows(states: torch.Tensor, width: int) -> torch.Tensor:
-    """(batch, tokens, heads, head_dim) as a view (tokens * heads * head_dim / width, batch, width)."""
-    return states.flatten(1).unflatten(1, (-1, width)).transpose(0, 1)
-
-
-def _states_by_token(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return rows.transpose(0, 1).view_as(like)
-
-
-def _head_matrices(rotations: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Blocks (tokens, heads or 1, blocks, b, b) as block-diagonal matrices (tokens * heads, head_dim, head_dim)."""
-    num_tokens, _, num_blocks, size, _ = rotations.shape
-    rotations = rotations.expand(-1, num_heads, -1, -1, -1)
-    if num_blocks == 1:
-        return rotations.flatten(0, 2)
-    matrices = rotations.new_zeros(num_tokens, num_heads, num_blocks, size, num_blocks, size)
-    matrices.diagonal(dim1=2, dim2=4).copy_(rotations.movedim(2, -1))
-    return matrices.view(num_tokens * num_heads, num_blocks * size, num_blocks * size)

@@ -83,3 +83,17 @@ def write_clip(path, num_frames=12, height=32, width=48, seed=0):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def uniform_generators(num_layers, num_axes, num_heads, num_blocks, size, seed=0):
+    shape = (num_layers, num_axes, num_heads, num_blocks, size, size)
+    return 2 * torch.pi * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform_positions(*shape, seed=0):
+    """Coordinates in [-1, 2): inside the training grid and beyond."""
+    return 3 * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

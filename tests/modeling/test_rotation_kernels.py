@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from liere_hf.modeling import rotation_kernels
+from liere_hf.modeling import rotary_application, rotation_kernels
 from liere_hf.modeling.skew_exponential import FLOAT32_BY_FLOAT64, kernel_scaling
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -68,12 +68,13 @@ def unpacked(data: bytes):
 
 
 def call(name: str, *arguments):
-    """A function of rotation_kernels, with the scaling that its caller chooses."""
+    """A function of rotation_kernels or one that uses them, with the scaling that its caller chooses."""
     if name == "exponential":
         arguments += (kernel_scaling(arguments[1].shape[-1]),)
     elif name == "exponential_backward":
         arguments += (FLOAT32_BY_FLOAT64,)
-    return getattr(rotation_kernels, name)(*arguments)
+    module = rotary_application if name.endswith("by_kernel") else rotation_kernels
+    return getattr(module, name)(*arguments)
 
 
 def run_packed(name: str, arguments: bytes) -> bytes:
@@ -96,6 +97,8 @@ def run_interpreted(pool, name, *arguments):
 
 def on_gpu(argument):
     """A tensor moved with its strides."""
+    if isinstance(argument, tuple):
+        return tuple(map(on_gpu, argument))
     if not isinstance(argument, torch.Tensor):
         return argument
     storage = torch.as_strided(argument, (len(argument.untyped_storage()) // argument.element_size(),), (1,), 0)
@@ -103,7 +106,8 @@ def on_gpu(argument):
 
 
 def run_on_gpu(name, *arguments):
-    return call(name, *map(on_gpu, arguments)).cpu()
+    results = call(name, *map(on_gpu, arguments))
+    return tuple(result.cpu() for result in results) if isinstance(results, tuple) else results.cpu()
 
 
 @pytest.fixture(params=DEVICES)
@@ -274,3 +278,22 @@ def test_rotations_backward_of_strided_states_and_gradients(run, states):
     contiguous = normal(*states().shape, seed=1)
     assert_rotations_backward(run, states(), contiguous, 1, 8)
     assert_rotations_backward(run, contiguous, states(), NUM_HEADS, 8)
+
+
+@pytest.mark.parametrize("rotation_heads", [1, NUM_HEADS])
+@pytest.mark.parametrize(("block", "dim"), [(2, 10), (8, 24), (32, 64)])
+def test_gradients_from_results_equal_autograd(run, block, dim, rotation_heads):
+    """With respect to rotations, queries and keys, though only rotated ones are held."""
+    raw = normal(TOKENS, rotation_heads, dim // block, block, block, seed=1).double()
+    rotations = torch.linalg.matrix_exp(raw - raw.mT).float().requires_grad_()
+    states = [normal(BATCH, TOKENS, NUM_HEADS, dim, seed=seed).requires_grad_() for seed in (2, 3)]
+    grads = tuple(normal(BATCH, TOKENS, NUM_HEADS, dim, seed=seed) for seed in (4, 5))
+    matrices = full_matrices(rotations, NUM_HEADS)
+    expected_rotated = tuple(torch.einsum("thij,bthj->bthi", matrices, each.double()) for each in states)
+    expected = torch.autograd.grad(expected_rotated, (rotations, *states), tuple(grad.double() for grad in grads))
+    rotations, states = rotations.detach(), tuple(each.detach() for each in states)
+    rotated = run("rotate_by_kernel", rotations, states)
+    for each, expected_each in zip(rotated, expected_rotated, strict=True):
+        torch.testing.assert_close(each.double(), expected_each.detach(), rtol=0, atol=1e-5)
+    actual = run("gradients_by_kernel", rotations, rotated, grads, True)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)

@@ -4,35 +4,24 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from factory import BLOCK_SIZES, ENCODINGS, ROTARY_ENCODINGS, tiny_config
+from factory import (
+    BLOCK_SIZES,
+    ENCODINGS,
+    ROTARY_ENCODINGS,
+    normal,
+    tiny_config,
+    uniform_generators,
+    uniform_positions,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liere_hf import LiereViTModel, grid_positions
 from liere_hf.modeling.modeling_liere_vit import LiereViTRotations
-from liere_hf.modeling.rotations import (
-    apply_plane_rotations,
-    apply_rotations,
-    axial_generators,
-    liere_rotations,
-    rotations_by_layer,
-)
+from liere_hf.modeling.rotary_application import apply_rotations
+from liere_hf.modeling.rotations import axial_generators, liere_rotations, rotations_by_layer
 
 seeds = st.integers(0, 2**31)
-
-
-def uniform_generators(num_layers, num_axes, num_heads, num_blocks, size, seed=0):
-    shape = (num_layers, num_axes, num_heads, num_blocks, size, size)
-    return 2 * np.pi * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def uniform_positions(*shape, seed=0):
-    """Coordinates in [-1, 2): inside the training grid and beyond."""
-    return 3 * torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 1
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def full_rotation(generators, layer, head, position):
@@ -152,56 +141,12 @@ def test_axial_generators_are_the_published_frequencies(head_dim, num_axes):
     )
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    size=st.sampled_from(BLOCK_SIZES),
-    share_heads=st.booleans(),
-    share_batch=st.booleans(),
-    batch_size=st.integers(1, 3),
-    num_heads=st.integers(1, 3),
-    num_tokens=st.integers(1, 4),
-    seed=seeds,
-)
-def test_apply_rotations_multiplies_by_the_block_diagonal_matrix(
-    size, share_heads, share_batch, batch_size, num_heads, num_tokens, seed
-):
-    shape = (1 if share_batch else batch_size, num_tokens, 1 if share_heads else num_heads, 64 // size, size, size)
-    rotations = normal(*shape, seed=seed)
-    states = normal(batch_size, num_tokens, num_heads, 64, seed=seed + 1)
-    rotated = apply_rotations(states, rotations)
-    assert rotated.shape == states.shape
-    full = rotations.expand(batch_size, num_tokens, num_heads, *shape[3:]).numpy()
-    for index in np.ndindex(batch_size, num_tokens, num_heads):
-        expected = scipy.linalg.block_diag(*full[index]) @ states[index].numpy()
-        np.testing.assert_allclose(rotated[index].numpy(), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("size", [2, 8])
-def test_apply_rotations_keeps_the_dtype_of_states_and_lengths(dtype, size):
-    states = normal(2, 3, 2, 16).to(dtype)
-    rotations = liere_rotations(uniform_positions(1, 3, 2), uniform_generators(1, 2, 2, 16 // size, size))[0]
-    rotated = apply_rotations(states, rotations)
-    assert rotated.dtype == dtype
-    torch.testing.assert_close(
-        rotated.double().norm(dim=-1), states.double().norm(dim=-1), rtol=4 * torch.finfo(dtype).eps, atol=0
-    )
-
-
 @pytest.mark.parametrize("size", [2, 4, 8])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_gradients_of_liere_rotations(size, batch_size):
     generators = uniform_generators(1, 2, 2, 1, size).requires_grad_()
     positions = uniform_positions(batch_size, 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(liere_rotations, (positions, generators))
-
-
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 1), (2, 3)])
-def test_gradients_of_apply_rotations(size, batch, heads):
-    states = normal(2, 2, 3, 8).requires_grad_()
-    rotations = normal(batch, 2, heads, 8 // size, size, size, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(apply_rotations, (states, rotations))
 
 
 @pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
@@ -326,45 +271,3 @@ def test_training_holds_the_generators_only():
         rotations = liere_rotations(positions, generators)
     assert sum(stored) < rotations.nbytes / 4
     rotations.sum().backward()
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 3)])
-def test_plane_rotations_equal_matrix_products(dtype, batch, heads):
-    rotations = liere_rotations(uniform_positions(batch, 5, 2), uniform_generators(1, 2, heads, 8, 2))[0]
-    states = normal(2, 5, 3, 16).to(dtype).requires_grad_()
-    rotated = apply_plane_rotations(states, rotations)
-    assert rotated.dtype == dtype
-    tolerance = 8 * torch.finfo(dtype).eps
-    expected = apply_rotations(states.detach().double(), rotations)
-    torch.testing.assert_close(rotated.double(), expected, rtol=tolerance, atol=tolerance)
-    rotated.backward(rotated.detach())
-    # A rotation takes a vector that it has rotated back.
-    torch.testing.assert_close(states.grad, states.detach(), rtol=2 * tolerance, atol=2 * tolerance)
-
-
-def test_plane_rotations_in_a_graph_equal_eager():
-    torch.compiler.reset()
-    rotations = liere_rotations(uniform_positions(1, 5, 2), uniform_generators(1, 2, 3, 8, 2))[0]
-    states = normal(2, 5, 3, 16)
-    compiled = torch.compile(apply_plane_rotations, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(states, rotations), apply_plane_rotations(states, rotations))
-
-
-@pytest.mark.parametrize(("size", "heads"), [(2, 1), (4, 3), (8, 3)])
-def test_second_derivatives_of_apply_rotations(size, heads):
-    states = normal(2, 2, 3, 8).requires_grad_()
-    rotations = normal(1, 2, heads, 8 // size, size, size, seed=1).requires_grad_()
-    assert torch.autograd.gradgradcheck(apply_rotations, (states, rotations))
-
-
-@pytest.mark.parametrize(("size", "num_blocks"), [(8, 8), (16, 4), (32, 3), (64, 2), (6, 16)])
-def test_gradients_from_tiles_that_hold_several_blocks(size, num_blocks):
-    states = normal(3, 2, 2, size * num_blocks).requires_grad_()
-    rotations = normal(1, 2, 2, num_blocks, size, size, seed=1).requires_grad_()
-    weights = normal(*states.shape, seed=2)
-    actual = torch.autograd.grad((apply_rotations(states, rotations) * weights).sum(), (states, rotations))
-    blocks = states.unflatten(-1, (num_blocks, size))
-    rotated = torch.einsum("thnij,bthnj->bthni", rotations[0], blocks).flatten(-2)
-    expected = torch.autograd.grad((rotated * weights).sum(), (states, rotations))
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
