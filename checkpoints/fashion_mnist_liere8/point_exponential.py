@@ -47,7 +47,7 @@ def point_exponentials_backward(
 
     It is exact along skew-symmetric directions. `grad` is read fastest if its matrices are transposed in memory.
     """
-    exponents = _Exponents(positions, bases)
+    exponents = _Exponents(positions, bases, for_gradient_only=True)
     monomials_grad = torch.zeros_like(exponents.monomials[1:])
     for chunk in exponents.chunks(workspace):
         gradient_workspace.reset()
@@ -92,10 +92,10 @@ class _Exponents:
         monomials: shape (1 + axes + axes * (axes + 1) / 2, blocks, n, n).
     """
 
-    def __init__(self, positions: torch.Tensor, bases: torch.Tensor):
+    def __init__(self, positions: torch.Tensor, bases: torch.Tensor, for_gradient_only: bool = False):
         num_axes, num_blocks, width, _ = bases.shape
         largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
-        self.scaling = choose_scaling(bases.dtype, width, largest_entry)
+        self.scaling = choose_scaling(bases.dtype, width, largest_entry, for_gradient_only)
         # Coordinates are rounded: a third of them is exact only to that, which float32 ladders are not beyond either.
         tolerance = 0.0 if self.scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
         self.rays = _rays(tuple(map(tuple, positions.tolist())), tolerance)

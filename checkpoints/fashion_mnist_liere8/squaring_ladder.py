@@ -66,16 +66,20 @@ class Scaling(NamedTuple):
 
 # Made at import, since compilers cannot trace it: to the rounding of float32, of float64, and of float32 in float64.
 FLOAT32 = Scaling(torch.float32, 0.9, polynomial_coefficients(0.9))
+# A ladder that is made for a gradient only may be a squaring lower: errors of 1e-5 of a gradient do no harm.
+FLOAT32_OF_GRADIENT = Scaling(torch.float32, 1.3, polynomial_coefficients(1.3))
 FLOAT64 = Scaling(torch.float64, 0.12, polynomial_coefficients(0.12))
 FLOAT32_BY_FLOAT64 = Scaling(torch.float64, 0.5, polynomial_coefficients(0.5))
 
 
-def choose_scaling(dtype: torch.dtype, width: int, largest_entry: float) -> Scaling:
+def choose_scaling(dtype: torch.dtype, width: int, largest_entry: float, for_gradient_only: bool = False) -> Scaling:
     """The scaling for matrices on a CPU."""
     if dtype == torch.float64:
         return FLOAT64
     limit = LARGEST_FLOAT32_ENTRY_OF_NARROW if width < NARROW else LARGEST_FLOAT32_ENTRY
-    return FLOAT32_BY_FLOAT64 if largest_entry > limit or _float32_is_reduced() else FLOAT32
+    if largest_entry > limit or _float32_is_reduced():
+        return FLOAT32_BY_FLOAT64
+    return FLOAT32_OF_GRADIENT if for_gradient_only else FLOAT32
 
 
 def _float32_is_reduced() -> bool:

@@ -236,6 +236,21 @@ def test_float32_rotations_of_a_grid_are_accurate(size, grid_size):
     torch.testing.assert_close(rotations.double(), exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [8, 16, 64])
+@pytest.mark.parametrize("grid_size", [(8, 8), (5, 14), (3, 4, 4)])
+def test_float32_gradients_of_a_grid_are_accurate(size, grid_size):
+    """The gradient makes ladders of its own, of fewer squarings: to 1e-4 of its largest entry at norms up to 250."""
+    positions = grid_positions(grid_size, grid_size)[None]
+    generators = uniform_generators(1, len(grid_size), 1, 1, size).float()
+    weights = normal(1, 1, positions.shape[1], 1, 1, size, size)
+    gradients = []
+    for function, dtype in ((liere_rotations, torch.float32), (published_rotations, torch.float64)):
+        leaf = generators.detach().to(dtype, copy=True).requires_grad_()
+        function(positions.to(dtype), leaf).backward(weights.to(dtype))
+        gradients.append(leaf.grad.double())
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[1].abs().max()
+
+
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("rest", [0.01, 0.001, 0])
 def test_large_generators_that_cancel_each_other(size, rest):
