@@ -242,26 +242,32 @@ class LiereViTRotations(nn.Module):
         """
         generators = self.generators
         if not values_are_known() or positions.is_meta:
-            return self._compute(positions, generators, dtype=dtype)
+            return self._for_every_layer(self._compute(positions, generators, dtype=dtype))
         if positions.shape[0] > 1 or (generators is not None and generators.requires_grad and torch.is_grad_enabled()):
             self._cache = None
-            return self._compute(positions, generators, dtype=dtype)
+            return self._for_every_layer(self._compute(positions, generators, dtype=dtype))
         cache = self._cache
         if cache is None or not cache.holds(positions, generators, dtype):
+            # First, so that memory need not hold both.
+            self._cache = None
             # Tensors of inference mode could not be used in training later.
             with torch.inference_mode(False), torch.no_grad():
                 positions = positions.clone()
+                layers = [None] if generators is None else generators.split(1)
+                # Layer by layer, since another layout is another copy.
+                rotations = (self._compute(positions, layer, dtype=dtype)[0] for layer in layers)
                 cache = _RotationCache(
                     positions,
                     None if generators is None else generators.detach().clone(),
-                    tuple(map(readily_laid_out, self._compute(positions, generators, dtype=dtype))),
+                    self._for_every_layer(tuple(map(readily_laid_out, rotations))),
                 )
             self._cache = cache
         return cache.rotations
 
     def constants(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """The rotations as plain tensors while the module is being traced, from the parameter that is traced for."""
-        return self._compute(positions, *(generators.detach() for generators in self._real_generators), dtype=dtype)
+        generators = (generators.detach() for generators in self._real_generators)
+        return self._for_every_layer(self._compute(positions, *generators, dtype=dtype))
 
     def _compute(
         self, positions: torch.Tensor, generators: torch.Tensor | None = None, *, dtype: torch.dtype
@@ -270,7 +276,10 @@ class LiereViTRotations(nn.Module):
             generators = axial_generators(self.head_dim, self.num_axes, device=positions.device)
         positions = nn.functional.pad(positions.to(generators), (0, 0, self.num_prefix_tokens, 0))
         with maybe_autocast(positions.device.type, enabled=False):
-            rotations = tuple(rotation.to(dtype) for rotation in rotations_by_layer(positions, generators))
+            return tuple(rotation.to(dtype) for rotation in rotations_by_layer(positions, generators))
+
+    def _for_every_layer(self, rotations: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """All layers share one, or each has its own."""
         return rotations * (self.num_layers // len(rotations))
 
     def __setattr__(self, name, value):

@@ -55,6 +55,15 @@ def test_inference_computes_rotations_once(computed, encoding, context):
     assert len(computed) == count
 
 
+@pytest.mark.parametrize("sharing", [{"position_encoding": "visionllama"}, {"share_generators_across_layers": True}])
+def test_layers_that_share_rotations_keep_one(sharing):
+    model = classifier(**sharing)
+    logits(model, random_input(model.config))
+    kept = model.liere_vit.rotations._cache.rotations
+    assert len(kept) == model.config.num_hidden_layers > 1
+    assert len({rotation.data_ptr() for rotation in kept}) == 1
+
+
 def test_frozen_generators_are_computed_once_in_training_too(computed):
     model = classifier().train()
     generators(model).requires_grad_(False)
