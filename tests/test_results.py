@@ -1,6 +1,7 @@
 """Committed results, checkpoints and the pages that quote them agree."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -63,19 +64,40 @@ def test_conversion_page_quotes_the_inflation():
             assert f"| {' | '.join(cells)} |" in page
 
 
-def test_speed_page_quotes_the_benchmark():
+@pytest.mark.parametrize("name", ["benchmark_tiny_cifar", "benchmark_base_imagenet_one_image", "benchmark_base_video"])
+def test_speed_page_quotes_the_benchmarks_of_models(name):
     page = (ROOT / "docs" / "speed.md").read_text()
-    results = json.loads((ROOT / "results" / "benchmark_tiny_cifar" / "benchmark.json").read_text())
+    results = json.loads((ROOT / "results" / name / "benchmark.json").read_text())
     assert results["hardware"]["device"] in page
     for row in results["models"]:
         cells = [row["name"], *(ratio_with_interval(row, f"{step}_ratio") for step in ("training", "evaluation"))]
         cells.append(f"{row['peak_memory_mib']:,.0f}")
         assert f"| {' | '.join(cells)} |" in page
-    exponential = json.loads((ROOT / "results" / "benchmark_exponential.json").read_text())
-    for row in exponential["widths"]:
-        assert f"| {row['width']} | {ratio_with_interval(row, 'speedup', digits=1)} |" in page
     for row in results["liere64_speedup"].values():
         assert f"{ratio_with_interval(row, 'training', digits=1)} times faster" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "num_tokens", "gibibytes"),
+    [("benchmark_base_imagenet_one_image", 196, 1), ("benchmark_base_video", 1568, 4)],
+)
+def test_liere64_trains_in_little_more_memory(name, num_tokens, gibibytes):
+    """Than the absolute model of the same size: as measured, and as the page has it."""
+    results = json.loads((ROOT / "results" / name / "benchmark.json").read_text())
+    sizes = results["sizes"]
+    steps = [size // patch for size, patch in zip(sizes["image_size"], sizes["patch_size"], strict=True)]
+    assert (math.prod(steps), sizes["batch_size"]) == (num_tokens, 1)
+    peak = {row["name"]: row["peak_memory_mib"] for row in results["models"]}
+    extra = peak["liere64"] - peak["absolute"]
+    assert extra < 1024 * gibibytes
+    assert f"LieRE64 takes {extra:,.0f} MiB above the absolute model" in (ROOT / "docs" / "speed.md").read_text()
+
+
+def test_speed_page_quotes_the_benchmark_of_the_exponential():
+    page = (ROOT / "docs" / "speed.md").read_text()
+    results = json.loads((ROOT / "results" / "benchmark_exponential.json").read_text())
+    for row in results["widths"]:
+        assert f"| {row['width']} | {ratio_with_interval(row, 'speedup', digits=1)} |" in page
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *ANALYSES])
