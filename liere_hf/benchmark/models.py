@@ -316,7 +316,7 @@ def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: 
 def _measure_steps(
     names: Sequence[str], sizes: Preset, device: torch.device, rounds: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
-    """Seconds of the steps of all contestants, and the MiB of their training."""
+    """Seconds of the steps of all contestants, and the MiB that they took at most: on a GPU in training alone."""
     on_cpu = device.type == "cpu"
     contestants = [StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device) for name in names]
     seconds = {name: {"training": [], "evaluation": []} for name in names}
