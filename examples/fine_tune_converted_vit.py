@@ -30,7 +30,9 @@ from liere_hf.data.images import EvaluationImages
 from liere_hf.data.inputs import build_processor
 from liere_hf.data.loading import load_data
 from liere_hf.data.sources import Data
-from liere_hf.report import hardware, with_interval, write_json
+from liere_hf.hardware import hardware
+from liere_hf.metric_display import with_interval
+from liere_hf.output_files import write_json
 from liere_hf.training.run import train
 
 VIT_STEPS = 1000

@@ -22,7 +22,8 @@ from liere_hf.conversion import inflate
 from liere_hf.data.examples import EvaluationExamples
 from liere_hf.data.images import EvaluationImages
 from liere_hf.data.loading import load_data
-from liere_hf.report import hardware, write_json
+from liere_hf.hardware import hardware
+from liere_hf.output_files import write_json
 
 NUM_IMAGES = 200
 TUBELETS = (1, 2, 4, 8)

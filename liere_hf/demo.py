@@ -11,12 +11,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, pipeline
-from transformers.trainer_callback import TrainerState
 
 from .configuration import parse_recipe
 from .data.arrows import DIRECTIONS, EVALUATION_START, arrows_task
 from .errors import InputError
-from .report import hardware, with_interval, write_json
+from .hardware import hardware
+from .metric_display import with_interval
+from .output_files import write_json
+from .run_directory import learning_curve
 from .training.run import train
 
 RECIPE = "arrows_demo"
@@ -64,9 +66,8 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
         console.print(f"  {answer:<6} (truth: {DIRECTIONS[label]})")
 
     figure = output_dir / "demo.png"
-    draw(
-        figure, {encoding: _curve(output_dir / encoding) for encoding in ENCODINGS}, pixels, answers, model, model_dir
-    )
+    curves = {encoding: learning_curve(output_dir / encoding) for encoding in ENCODINGS}
+    draw(figure, curves, pixels, answers, model, model_dir)
     console.print(f"Learning curves and where the CLS token looks: {figure}")
     report = {"encodings": results, "hardware": hardware()}
     write_json(output_dir / "results.json", report)
@@ -94,7 +95,7 @@ def cls_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.T
 
 def draw(
     path: Path,
-    curves: dict[str, tuple[list[float], list[float]]],
+    curves: dict[str, list[dict[str, float]]],
     pixels: np.ndarray,
     answers: list[str],
     model: PreTrainedModel,
@@ -108,7 +109,8 @@ def draw(
     figure = plt.figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
     axes = left.subplots()
-    for encoding, (examples, accuracy) in curves.items():
+    for encoding, curve in curves.items():
+        examples, accuracy = zip(*((point["examples"], 100 * point["accuracy"]) for point in curve), strict=True)
         axes.plot(examples, accuracy, marker="o", markersize=3, color=COLORS[encoding], label=ENCODINGS[encoding])
     axes.axhline(25, color="grey", linestyle=":", label="chance")
     axes.set(xlabel="training examples", ylabel="accuracy, %", ylim=(0, 102), title="Spatial reasoning, 5 x 5 cells")
@@ -126,16 +128,6 @@ def draw(
 
 def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
-
-
-def _curve(run_dir: Path) -> tuple[list[float], list[float]]:
-    """Training examples seen and accuracy in percent, at each evaluation of a run."""
-    state = TrainerState.load_from_json(str(run_dir / "trainer_state.json"))
-    evaluations = [entry for entry in state.log_history if "eval_accuracy" in entry]
-    return (
-        [entry["step"] * state.train_batch_size for entry in evaluations],
-        [100 * entry["eval_accuracy"] for entry in evaluations],
-    )
 
 
 def _print_table(console: Console, results: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ from typing import Any
 
 from transformers import AutoImageProcessor, AutoVideoProcessor
 
-from .configuration import DataArguments, RunArguments, load_checkpoint
+from .configuration import DataArguments, RunArguments
 from .data.inputs import build_processor, input_size
 from .data.loading import load_data
 from .errors import InputError
-from .report import hardware
+from .hardware import hardware
+from .model_loading import load_checkpoint
 from .training.run import build_trainer
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
-from liere_hf.cli import main
+from liere_hf_cli.main import main
 
 TINY = {
     "dataset": "digits",
@@ -42,7 +42,7 @@ TINY = {
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-c", "from liere_hf.cli import main; main()", *map(str, words)]
+    return [sys.executable, "-c", "from liere_hf_cli.main import main; main()", *map(str, words)]
 
 
 def run(*words: object) -> subprocess.CompletedProcess:

@@ -32,7 +32,7 @@ def test_wheel_has_code_data_and_license(distributions):
     assert {Path(name).parts[0] for name in others} == {"liere_hf-0.1.0.dist-info"}
     assert "liere_hf-0.1.0.dist-info/licenses/LICENSE" in others
     entry_points = zipfile.ZipFile(wheel).read("liere_hf-0.1.0.dist-info/entry_points.txt").decode()
-    assert "liere-hf = liere_hf.cli:main" in entry_points
+    assert "liere-hf = liere_hf_cli.main:main" in entry_points
 
 
 def test_sdist_has_what_the_wheel_is_built_from(distributions):

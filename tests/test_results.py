@@ -12,10 +12,11 @@ from liere_hf.benchmark.timing import ratio_with_interval
 from liere_hf.configuration import parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
-from liere_hf.report import with_interval
+from liere_hf.metric_display import with_interval
 from liere_hf.reproduction.analyses import ANALYSES
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
-from liere_hf.reproduction.report import write_report
+from liere_hf.reproduction.summary import summarize
+from liere_hf.reproduction.tables import write_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -118,12 +119,12 @@ def test_reproduction_page_quotes_the_experiment(name):
 def test_tables_are_those_of_the_runs(name, tmp_path):
     experiment, scale, directory = EXPERIMENTS[name], read_scale("cpu"), ROOT / "results" / name / "cpu"
     results = {
-        (arm.name, seed): json.loads((directory / "runs" / f"{arm.name}-seed{seed}.json").read_text())
-        for arm in experiment.arms(scale)
-        for seed in scale.seeds_of(arm.task)
+        (setting.name, seed): json.loads((directory / "runs" / f"{setting.name}-seed{seed}.json").read_text())
+        for setting in experiment.settings(scale)
+        for seed in scale.seeds_of(setting.task)
     }
     assert len(list((directory / "runs").iterdir())) == len(results)
-    write_report(tmp_path, experiment, scale, results)
+    write_tables(tmp_path, experiment, scale, summarize(experiment, scale, results), results)
     for file in ("table.md", "results.csv"):
         assert (tmp_path / file).read_text() == (directory / file).read_text()
 

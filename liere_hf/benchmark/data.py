@@ -19,13 +19,14 @@ from rich.table import Table
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from ..configuration import build_model_config, classifier_class, parse_recipe
+from ..configuration import build_model_config, parse_recipe
 from ..data.arrows import ArrowsTask
 from ..data.examples import TrainingExamples, TrainingTransform
 from ..data.images import decode_image
 from ..data.inputs import build_inputs, build_processor, build_training_transform
 from ..data.sources import Data, from_arrays, from_paths
-from ..report import hardware
+from ..hardware import hardware
+from ..model_loading import classifier_class
 
 REPEATS = 5
 NUM_ARROWS, NUM_IMAGES, NUM_PHOTOGRAPHS, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 2048, 480, 20

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..hardware import hardware
 from ..modeling.skew_exponential import skew_matrix_exp
-from ..report import hardware
 from .models import check_positive, checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 

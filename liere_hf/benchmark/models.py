@@ -27,6 +27,7 @@ from transformers.utils.generic import maybe_autocast
 
 from ..configuration.arguments import PRESETS as MODEL_PRESETS
 from ..errors import InputError, RunError
+from ..hardware import hardware
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import (
@@ -34,7 +35,6 @@ from ..modeling.modeling_liere_vit import (
     LiereViTForVideoClassification,
     LiereViTRotations,
 )
-from ..report import hardware
 from .timing import elapsed, median_ratio
 
 REFERENCE = "ViT (transformers)"

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ..report import write_bytes, write_json
+from ..output_files import write_bytes, write_json
 from .models import ABSOLUTE, PUBLISHED, PUBLISHED_WAYS
 from .timing import ratio_with_interval
 

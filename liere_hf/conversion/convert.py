@@ -8,15 +8,14 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils.sha import sha_fileobj
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from ..cards import build_model_card
 from ..errors import InputError
-from ..hub import build_model_card, read_checkpoint
-from ..hub.checkpoint import CONVERSION_FILE
 from ..modeling.video_processing_liere_vit import LiereViTVideoProcessor
-from ..report import write_json
+from ..output_files import sha256, write_json
+from ..run_directory import CONVERSION_FILE, read_checkpoint
 from ..version import __version__
 from . import liere, timm
 from .files import read_tensors
@@ -107,7 +106,7 @@ def _record(
         "from": kind,
         "description": SOURCES[kind],
         "source": path.name if path.exists() else source,
-        "source_sha256": _sha256(path) if path.is_file() else None,
+        "source_sha256": sha256(path) if path.is_file() else None,
         "base_model": None if path.exists() else source,
         "note": options.note,
         "options": _given(options),
@@ -122,11 +121,6 @@ def _given(options: ConversionOptions) -> dict[str, list[Any]]:
     values = {field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)}
     given = {name: value for name, (value, default) in values.items() if value != default and name != "note"}
     return {name: value if isinstance(value, list) else [value] for name, value in given.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha_fileobj(file).hex()
 
 
 def _save(model: PreTrainedModel, processor: Any, record: dict[str, Any], output_dir: Path) -> None:

@@ -23,11 +23,11 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from rich.console import Console
 from rich.table import Table
 
+from ..cards import build_model_card
 from ..errors import InputError, RunError
+from ..run_directory import read_checkpoint
 from ..version import __version__
-from .checkpoint import read_checkpoint
-from .model_card import build_model_card
-from .release_files import stage
+from .staging import stage
 
 T = TypeVar("T")
 # What the Hub itself puts into a repository, or people write there: not a model.

@@ -1,4 +1,4 @@
-"""Experiments without arms: arithmetic on the models themselves, and what trained ones look at."""
+"""Experiments without settings: arithmetic on the models themselves, and what trained ones look at."""
 
 import math
 import textwrap
@@ -17,12 +17,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..configuration.arguments import PRESETS
+from ..hardware import hardware
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..modeling.skew_exponential import skew_matrix_exp
-from ..report import hardware, write_bytes, write_json
+from ..output_files import write_bytes, write_json
 from .experiments import ENCODINGS, Scale
-from .runs import Arm, Workshop
+from .runner import ExperimentRunner, Setting
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Analysis:
 
     title: str
     source: str
-    run: Callable[[Path, Scale, Workshop, Console], None]
+    run: Callable[[Path, Scale, ExperimentRunner, Console], None]
 
 
 NUM_PICTURES = 16
@@ -47,7 +48,7 @@ training they are computed by matrix exponentials once for a batch, here of 128.
 PAPER_OVERHEAD = {"RoPE-Mixed": 0.04, "LieRE8": 0.18, "LieRE64": 1.4}
 
 
-def _flops(directory: Path, scale: Scale, workshop: Workshop, console: Console) -> None:
+def _flops(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
     """FLOPs of a forward pass per image of 224 pixels, of all sizes."""
     rows = []
     for size, preset in PRESETS.items():
@@ -111,7 +112,7 @@ def applying_flops(fields: dict[str, Any]) -> int:
     return 2 * 2 * 14**2 * inner * width[fields["position_encoding"]] * fields["num_hidden_layers"]
 
 
-def _rope(directory: Path, scale: Scale, workshop: Workshop, console: Console) -> None:
+def _rope(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
     """Appendix A: in one dimension LieRE is RoPE in another basis, up to rounding."""
     rows = [{"block size": width, "largest_deviation": rope_deviation(width)} for width in (2, 8, 64)]
     lines = ["# LieRE in one dimension is RoPE (appendix A)", ""]
@@ -148,16 +149,16 @@ def rope_deviation(width: int, num_positions: int = 64, seed: int = 0) -> float:
     return (ours - query[0, 0] @ key[0, 0].mT).abs().max().item()
 
 
-def _attention(directory: Path, scale: Scale, workshop: Workshop, console: Console) -> None:
+def _attention(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
     """Figure 12: what CLS looks at in each layer, by encoding, by the models of the experiment accuracy."""
     seed = scale.seeds_of(scale.images)[0]
     maps, entropies = {}, []
     for encoding, options in ENCODINGS.items():
-        arm = Arm(scale.images, {"encoding": encoding}, options)
+        setting = Setting(scale.images, {"encoding": encoding}, options)
         console.print(f"{encoding}: its model of the experiment accuracy, trained now if it is not there")
-        model_dir = workshop.wait_for(arm, seed)
+        model_dir = runner.wait_for(setting, seed)
         model = AutoModelForImageClassification.from_pretrained(model_dir, attn_implementation="eager").eval()
-        pictures = workshop.test_pictures(scale.images, NUM_PICTURES)
+        pictures = runner.test_pictures(scale.images, NUM_PICTURES)
         processor = AutoImageProcessor.from_pretrained(model_dir)
         pixel_values = processor(pictures, return_tensors="pt")["pixel_values"]
         attention = layer_attention(model, pixel_values)

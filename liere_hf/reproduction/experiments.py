@@ -10,7 +10,7 @@ import yaml
 
 from ..configuration import paper_accuracy, parse_recipe
 from ..configuration.arguments import PRESETS
-from .runs import Arm, Options, Task
+from .runner import Options, Setting, Task
 
 ENCODINGS: dict[str, Options] = {
     "absolute": {"position_encoding": "absolute"},
@@ -65,7 +65,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of lines over arms' `x`, one for each value of the label `series`."""
+    """A figure of lines over settings' `x`, one for each value of the label `series`."""
 
     x_label: str
     series: str | None = None
@@ -86,7 +86,7 @@ class Experiment:
 
     title: str
     source: str
-    arms: Callable[[Scale], list[Arm]]
+    settings: Callable[[Scale], list[Setting]]
     measures: tuple[Measure, ...]
     reference: str | None = None
     line: Line | None = None
@@ -114,9 +114,9 @@ def read_scale(name: str) -> Scale:
     return Scale(name=name, tasks=tasks, roles=content, **common)
 
 
-def _by_encoding(task: Task, **further: Any) -> list[Arm]:
+def _by_encoding(task: Task, **further: Any) -> list[Setting]:
     return [
-        Arm(
+        Setting(
             task,
             {"encoding": encoding},
             options,
@@ -126,19 +126,19 @@ def _by_encoding(task: Task, **further: Any) -> list[Arm]:
     ]
 
 
-def _accuracy(scale: Scale) -> list[Arm]:
-    return [arm for name in scale["classification"] for arm in _by_encoding(scale.tasks[name])]
+def _accuracy(scale: Scale) -> list[Setting]:
+    return [setting for name in scale["classification"] for setting in _by_encoding(scale.tasks[name])]
 
 
-def _spatial(scale: Scale) -> list[Arm]:
+def _spatial(scale: Scale) -> list[Setting]:
     """Trained at each size, and trained at the smallest, then tested on the larger canvases."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
     others = [*(task.cells for task in tasks[1:]), *scale["larger_cells"]]
     larger = {f"{cells} x {cells}": _larger_canvas(tasks[0], cells) for cells in others}
     return [
-        arm
+        setting
         for task in tasks
-        for arm in _by_encoding(
+        for setting in _by_encoding(
             task, evaluated=f"{task.cells} x {task.cells}", evaluations=larger if task is tasks[0] else {}
         )
     ]
@@ -149,26 +149,26 @@ def _larger_canvas(task: Task, cells: int) -> Options:
     return {"arrows_grid_size": cells, "input_size": [cells * cell]}
 
 
-def _block_size(scale: Scale) -> list[Arm]:
-    arms = []
+def _block_size(scale: Scale) -> list[Setting]:
+    settings = []
     for width in (2, 4, 8, 16, 32, 64):
         options = {"position_encoding": "liere", "generator_block_size": width}
         paper = paper_accuracy(scale.images.compare, f"liere{width}")
         if width == 2:
             options, paper = ENCODINGS["RoPE-Mixed"], paper_accuracy(scale.images.compare, "rope_mixed")
-        arms.append(Arm(scale.images, {"block size": str(width)}, options, paper=paper, x=width))
-    return arms
+        settings.append(Setting(scale.images, {"block size": str(width)}, options, paper=paper, x=width))
+    return settings
 
 
-def _sharing(scale: Scale) -> list[Arm]:
-    arms = []
+def _sharing(scale: Scale) -> list[Setting]:
+    settings = []
     for layers, heads in ((False, False), (False, True), (True, False), (True, True)):
         labels = {"layers": "shared" if layers else "own", "heads": "shared" if heads else "own"}
         if layers and not heads:
             labels["layers"] = "shared (the authors' code)"
         options = {"share_generators_across_layers": layers, "share_generators_across_heads": heads}
-        arms.append(Arm(_with_two_heads(scale.images), labels, ENCODINGS["LieRE8"] | options))
-    return arms
+        settings.append(Setting(_with_two_heads(scale.images), labels, ENCODINGS["LieRE8"] | options))
+    return settings
 
 
 def _with_two_heads(task: Task) -> Task:
@@ -180,10 +180,10 @@ def _with_two_heads(task: Task) -> Task:
     )
 
 
-def _shuffling(scale: Scale) -> list[Arm]:
+def _shuffling(scale: Scale) -> list[Setting]:
     names = dict.fromkeys([scale["images"], *scale["clips"]])
     shuffled = {"shuffled": {"shuffle_patches": True}}
-    return [arm for name in names for arm in _by_encoding(scale.tasks[name], evaluations=shuffled, paper=None)]
+    return [setting for name in names for setting in _by_encoding(scale.tasks[name], evaluations=shuffled, paper=None)]
 
 
 def _drop(result: dict[str, Any]) -> float:
@@ -192,11 +192,11 @@ def _drop(result: dict[str, Any]) -> float:
     return 100 * (before - after) / before if before else 0.0
 
 
-def _resolution(scale: Scale) -> list[Arm]:
+def _resolution(scale: Scale) -> list[Setting]:
     """Each encoding tested at several sizes, by each way to count positions, and fine-tuned at one of them."""
     task, (finetuned,) = scale.images, scale["finetuned"]["input_size"]
     (trained_size,) = task.options.get("image_size") or parse_recipe(task.recipe)[0].image_size
-    arms = []
+    settings = []
     for encoding, options in ENCODINGS.items():
         modes = POSITION_MODES if encoding != "absolute" else POSITION_MODES[:1]
         evaluations = {
@@ -205,17 +205,17 @@ def _resolution(scale: Scale) -> list[Arm]:
             for size in scale["sizes"]
             if (mode, size) != ("sequential", trained_size)
         }
-        trained = Arm(task, {"encoding": encoding}, options, f"sequential, {trained_size} px")
-        arms.append(replace(trained, evaluations=evaluations))
+        trained = Setting(task, {"encoding": encoding}, options, f"sequential, {trained_size} px")
+        settings.append(replace(trained, evaluations=evaluations))
         labels = {"encoding": encoding, "training": f"and fine-tuned at {finetuned} px"}
-        arms.append(Arm(task, labels, scale["finetuned"], f"sequential, {finetuned} px", start=trained))
-    return arms
+        settings.append(Setting(task, labels, scale["finetuned"], f"sequential, {finetuned} px", start=trained))
+    return settings
 
 
-def _efficiency(scale: Scale) -> list[Arm]:
+def _efficiency(scale: Scale) -> list[Setting]:
     """Shares of the data; with all of it the accuracy is followed closely."""
     return [
-        Arm(
+        Setting(
             scale.images,
             {"encoding": encoding, "share of the data": f"{share}%"},
             ENCODINGS[encoding] | ({"train_fraction": share / 100} if share < 100 else scale["followed"]),
@@ -226,7 +226,7 @@ def _efficiency(scale: Scale) -> list[Arm]:
     ]
 
 
-def _model_size(scale: Scale) -> list[Arm]:
+def _model_size(scale: Scale) -> list[Setting]:
     """The paper's sizes, at the scale of a CPU stand-ins of one, two and four layers."""
     if scale.name == "cpu":
         sizes = {"1 layer": {"num_hidden_layers": 1}, "2 layers": {"num_hidden_layers": 2}, "4 layers": {}}
@@ -234,17 +234,17 @@ def _model_size(scale: Scale) -> list[Arm]:
         names = ("tiny", "base") if scale.name == "gpu" else ("tiny", "base", "large")
         sizes = {name: PRESETS[name] for name in names}
     return [
-        Arm(scale.images, {"encoding": encoding, "size": size}, ENCODINGS[encoding] | options)
+        Setting(scale.images, {"encoding": encoding, "size": size}, ENCODINGS[encoding] | options)
         for encoding in ("absolute", "RoPE-Mixed", "LieRE8")
         for size, options in sizes.items()
     ]
 
 
-def _initialization(scale: Scale) -> list[Arm]:
+def _initialization(scale: Scale) -> list[Setting]:
     # What is the default is not said, so that the run is that of other experiments.
     scales = {"2 pi": {}} | {label: {"generator_init_scale": float(label)} for label in ("1", "0.001")}
     return [
-        Arm(
+        Setting(
             scale.images,
             {"encoding": encoding, "initial values up to": label},
             ENCODINGS[encoding] | options,
@@ -255,9 +255,9 @@ def _initialization(scale: Scale) -> list[Arm]:
     ]
 
 
-def _pooling(scale: Scale) -> list[Arm]:
+def _pooling(scale: Scale) -> list[Setting]:
     return [
-        Arm(scale.images, {"encoding": encoding, "pooling": pooling}, ENCODINGS[encoding] | options)
+        Setting(scale.images, {"encoding": encoding, "pooling": pooling}, ENCODINGS[encoding] | options)
         for encoding in ("absolute", "RoPE-Mixed", "LieRE8")
         for pooling, options in (("cls", {}), ("mean", {"pooling": "mean"}))
     ]

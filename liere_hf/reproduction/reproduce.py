@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ..errors import InputError
-from ..report import write_json
+from ..output_files import write_json
 from .analyses import ANALYSES
 from .experiments import EXPERIMENTS, Experiment, Scale, read_scale
 from .figures import draw
-from .report import write_report
-from .runs import PATIENCE, Workshop
+from .runner import PATIENCE, ExperimentRunner
 from .summary import Results, summarize
+from .tables import write_tables
 
 SCALES = ("paper", "gpu", "cpu")
 
@@ -64,39 +64,39 @@ def reproduce(
     if scale_name not in SCALES:
         raise InputError(f"scale is {scale_name!r}, allowed are {', '.join(SCALES)}")
     scale, directory = read_scale(scale_name), results_dir / name / scale_name
-    workshop = Workshop(work_dir, data_dirs or {}, flags)
+    runner = ExperimentRunner(work_dir, data_dirs or {}, flags)
     console = Console(quiet=not PartialState().is_main_process, soft_wrap=True)
     console.print(f"{known[name].title} ({known[name].source}), scale {scale.name}: {scale.changes}")
     if name in ANALYSES:
-        ANALYSES[name].run(directory, scale, workshop, console)
+        ANALYSES[name].run(directory, scale, runner, console)
         return
     experiment = EXPERIMENTS[name]
-    results, num_made = _results(experiment, scale, workshop, directory, console)
+    results, num_made = _results(experiment, scale, runner, directory, console)
     if PartialState().is_main_process:
         _report(experiment, scale, results, directory, console, is_new=num_made > 0)
 
 
 def _results(
-    experiment: Experiment, scale: Scale, workshop: Workshop, directory: Path, console: Console
+    experiment: Experiment, scale: Scale, runner: ExperimentRunner, directory: Path, console: Console
 ) -> tuple[Results, int]:
-    """The result of every arm and seed, and how many of them were made now."""
-    pending = [(arm, seed) for arm in experiment.arms(scale) for seed in scale.seeds_of(arm.task)]
+    """The result of every setting and seed, and how many of them were made now."""
+    pending = [(setting, seed) for setting in experiment.settings(scale) for seed in scale.seeds_of(setting.task)]
     total, results, num_made = len(pending), {}, 0
     while pending:
         postponed = []
-        for arm, seed in pending:
-            path = directory / "runs" / f"{arm.name}-seed{seed}.json"
-            result = _finished(path, workshop.settings(arm, seed))
+        for setting, seed in pending:
+            path = directory / "runs" / f"{setting.name}-seed{seed}.json"
+            result = _finished(path, runner.keys(setting, seed))
             if result is None:
-                console.print(f"{len(results) + 1} of {total}: {arm.name}, seed {seed}")
-                result = workshop.make(arm, seed)
+                console.print(f"{len(results) + 1} of {total}: {setting.name}, seed {seed}")
+                result = runner.make(setting, seed)
                 if result is None:
-                    postponed.append((arm, seed))
+                    postponed.append((setting, seed))
                     continue
                 num_made += 1
                 if PartialState().is_main_process:
                     write_json(path, result)
-            results[arm.name, seed] = result
+            results[setting.name, seed] = result
         if len(postponed) == len(pending):
             console.print(f"{len(postponed)} runs are being made by other commands: waiting")
             time.sleep(PATIENCE)
@@ -119,14 +119,15 @@ def _report(
     if not is_new and (directory / "table.md").is_file():
         console.print(f"All {len(results)} runs are finished: nothing to do. The table is {directory / 'table.md'}")
         return
-    console.print(write_report(directory, experiment, scale, results), markup=False)
-    draw(directory / "figure.png", experiment, summarize(experiment, scale, results), results)
+    rows = summarize(experiment, scale, results)
+    console.print(write_tables(directory, experiment, scale, rows, results), markup=False)
+    draw(directory / "figure.png", experiment, rows, results)
     console.print(f"Written to {directory}")
 
 
 def _remove_others(directory: Path, results: Results) -> None:
-    """Results of arms that the experiment has no more."""
-    names = {f"{arm}-seed{seed}.json" for arm, seed in results}
+    """Results of settings that the experiment has no more."""
+    names = {f"{setting}-seed{seed}.json" for setting, seed in results}
     for path in (directory / "runs").glob("*.json"):
         if path.name not in names:
             path.unlink()

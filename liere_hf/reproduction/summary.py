@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .experiments import Experiment, Scale
-from .runs import Arm
+from .runner import Setting
 from .statistics import Estimate, over_seeds, two_proportion_z_test
 
 Results = dict[tuple[str, int], dict[str, Any]]
@@ -33,20 +33,22 @@ class Row:
 
 
 def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Row]:
-    """Rows in the order of the arms."""
+    """Rows in the order of the settings."""
     rows = []
-    for arm in experiment.arms(scale):
-        runs = [results[arm.name, seed] for seed in scale.seeds_of(arm.task)]
+    for setting in experiment.settings(scale):
+        runs = [results[setting.name, seed] for seed in scale.seeds_of(setting.task)]
         if not experiment.by_evaluation:
-            rows.append(_row(experiment, arm, runs, "training"))
+            rows.append(_row(experiment, setting, runs, "training"))
             continue
-        for name, title in {"training": arm.evaluated, **{name: name for name in arm.evaluations}}.items():
+        for name, title in {"training": setting.evaluated, **{name: name for name in setting.evaluations}}.items():
             labels = dict(zip(experiment.by_evaluation, title.split(", "), strict=True))
-            rows.append(_row(experiment, arm, runs, name, labels))
+            rows.append(_row(experiment, setting, runs, name, labels))
     return [_with_p_value(experiment, row, rows) for row in rows]
 
 
-def _row(experiment: Experiment, arm: Arm, runs: list[dict[str, Any]], evaluation: str, labels: Any = None) -> Row:
+def _row(
+    experiment: Experiment, setting: Setting, runs: list[dict[str, Any]], evaluation: str, labels: Any = None
+) -> Row:
     if labels:
         values = {"accuracy, %": [100 * run["metrics"][evaluation]["accuracy"] for run in runs]}
     else:
@@ -61,15 +63,15 @@ def _row(experiment: Experiment, arm: Arm, runs: list[dict[str, Any]], evaluatio
     trials = [_num_examples(each) for each in metrics]
     successes = [round(each["accuracy"] * total) for each, total in zip(metrics, trials, strict=True)]
     return Row(
-        task=arm.task.title,
-        labels=arm.labels | (labels or {}),
+        task=setting.task.title,
+        labels=setting.labels | (labels or {}),
         num_parameters=runs[0]["num_parameters"],
         seeds=[run["seed"] for run in runs],
         values=values,
         estimates=estimates,
         counts=(sum(successes), sum(trials)),
-        x=arm.x,
-        paper=arm.paper if evaluation == "training" else None,
+        x=setting.x,
+        paper=setting.paper if evaluation == "training" else None,
     )
 
 

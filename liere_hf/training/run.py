@@ -1,6 +1,5 @@
 """One training run: a recipe's data and model through transformers' Trainer, into an output directory."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,17 @@ from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..configuration import DataArguments, RunArguments, build_model_config, classifier_class, load_checkpoint
+from ..cards import build_model_card
+from ..configuration import DataArguments, RunArguments
 from ..data.examples import EpochCallback, StreamedExamples, TrainingExamples
 from ..data.inputs import build_evaluation_examples, build_inputs, build_processor, build_training_transform
 from ..data.loading import load_data
 from ..data.sources import Data
 from ..errors import InputError, RunError
-from ..hub import build_model_card, read_checkpoint
-from ..hub.checkpoint import RECIPE_FILE
-from ..report import hardware, write_bytes
+from ..hardware import hardware
+from ..model_loading import build_model
+from ..output_files import write_bytes
+from ..run_directory import RECIPE_FILE, read_checkpoint, recipe_options
 from .annealing import PositionTableAnnealing
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
@@ -105,18 +106,6 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     return metrics
 
 
-def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
-    """A new model, or the checkpoint that the arguments name, with these labels."""
-    labels = {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
-    if arguments.model_name_or_path:
-        return load_checkpoint(arguments, **labels)
-    config = build_model_config(arguments, **labels)
-    return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
-
-
 def build_trainer(
     model: PreTrainedModel,
     processor: ImageProcessingMixin,
@@ -191,16 +180,6 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     # gloo raises plain RuntimeErrors.
     words = ("connection closed by peer", "connection reset by peer", "broken pipe", "timed out waiting")
     return isinstance(error, distributed.DistError) or any(word in str(error).lower() for word in words)
-
-
-def recipe_options(
-    model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
-) -> dict[str, Any]:
-    """Every option of the run that is set, as plain data that is a recipe again; without secrets and publication."""
-    options = {**vars(model_arguments), **vars(data_arguments)}
-    options |= {name: value for name, value in training_arguments.to_dict().items() if "hub" not in name.split("_")}
-    options = json.loads(json.dumps(options, default=str))
-    return {name: value for name, value in options.items() if value is not None and value != []}
 
 
 def _checkpoint_to_resume(output_dir: Path, arguments: TrainingArguments, options: dict[str, Any]) -> str | None:

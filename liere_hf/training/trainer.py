@@ -18,11 +18,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import PushInProgress
 
+from ..cards import progress_card
 from ..data.examples import EvaluationExamples, StreamedExamples
 from ..errors import InputError, RunError
-from ..hub.model_card import progress_card
 from ..hub.publishing import Publication, Target, full_repo_id, publish
-from ..hub.release_files import stage_model
+from ..hub.staging import stage_model
 
 # Checkpoints are written in this folder of the output directory, and moved out when they are complete.
 UNFINISHED = "unfinished"

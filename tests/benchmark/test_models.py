@@ -10,7 +10,7 @@ from PIL import Image
 from liere_hf.benchmark import models
 from liere_hf.benchmark.models import CONTESTANTS, PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant
 from liere_hf.benchmark.timing import median_ratio
-from liere_hf.cli import main
+from liere_hf_cli.main import main
 
 SMALL = {
     "image": Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=2),

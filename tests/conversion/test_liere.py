@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForVideoClassification
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
-from liere_hf.cli import main
 from liere_hf.conversion import ConversionOptions, convert, export_state_dict, from_liere
 from liere_hf.errors import InputError
+from liere_hf_cli.main import main
 
 DIRECTORY = Path(__file__).parents[2].parent / "shared" / "official_checkpoints"
 NAMES = (

@@ -67,7 +67,7 @@ def serve() -> None:
     """Fork a process for each order on standard input."""
     for module in ("evaluation", "hub.releases", "training.run"):
         importlib.import_module(f"liere_hf.{module}")
-    from liere_hf.cli import main
+    from liere_hf_cli.main import main
 
     # Nobody waits for the forked ones.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

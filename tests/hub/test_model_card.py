@@ -8,10 +8,11 @@ import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from liere_hf.cli import main
+from liere_hf.cards.model_card import build_model_card
 from liere_hf.configuration import parse_recipe
 from liere_hf.errors import InputError
-from liere_hf.hub import build_model_card, read_checkpoint
+from liere_hf.run_directory import read_checkpoint
+from liere_hf_cli.main import main
 
 
 def test_metadata_holds_the_measured_metrics(trained):

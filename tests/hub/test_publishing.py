@@ -10,8 +10,8 @@ from conftest import TINY_FLAGS, TOKEN
 from huggingface_hub import HfApi, ModelCard, metadata_load
 from safetensors.torch import load_file, save_file
 
-from liere_hf.hub import read_checkpoint
-from liere_hf.hub.release_files import stage
+from liere_hf.hub.staging import stage
+from liere_hf.run_directory import read_checkpoint
 
 
 def staged(directory, repo_id, tmp_path):

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from huggingface_hub import metadata_load
 
+from liere_hf.cards.model_card import build_model_card
 from liere_hf.errors import InputError
-from liere_hf.hub import build_model_card
-from liere_hf.hub.releases import build, describe, publish_releases, read_releases, update_releases
+from liere_hf.releases import build, describe, publish_releases, read_releases, update_releases
 
 ROOT = Path(__file__).parents[2]
 LIST = ROOT / "model_cards" / "releases.yaml"

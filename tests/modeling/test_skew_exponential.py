@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 from liere_hf import skew_matrix_exp
 from liere_hf.modeling import skew_exponential
-from liere_hf.modeling.skew_exponential import (
-    FLOAT32,
-    FLOAT32_BY_FLOAT64,
-    FLOAT64,
-    choose_scaling,
-    graph_exponential,
-)
+from liere_hf.modeling.skew_exponential import FLOAT32, FLOAT32_BY_FLOAT64, FLOAT64, choose_scaling, graph_exponential
 
 matrices = {"size": st.sampled_from(BLOCK_SIZES), "scale": st.floats(0, 30), "seed": st.integers(0, 2**31)}
 

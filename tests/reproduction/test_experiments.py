@@ -18,14 +18,14 @@ from idx_files import write_fashion_mnist
 from PIL import Image
 
 import liere_hf
-from liere_hf.cli import main
 from liere_hf.configuration import parse_recipe
 from liere_hf.reproduction.analyses import applying_flops, count_flops, rope_deviation
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
 from liere_hf.reproduction.figures import draw
-from liere_hf.reproduction.report import write_report
-from liere_hf.reproduction.runs import Workshop
+from liere_hf.reproduction.runner import ExperimentRunner
 from liere_hf.reproduction.summary import summarize
+from liere_hf.reproduction.tables import write_tables
+from liere_hf_cli.main import main
 
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
 # The experiment `spatial` at the scale of a GPU, with a budget that takes seconds.
@@ -62,19 +62,19 @@ def run(*argv):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_has_options_that_fit_and_a_key_of_its_own(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
-    workshop, keys = Workshop(tmp_path, {}, ["--bf16", "false"]), set()
-    arms = experiment.arms(scale)
-    assert len({arm.name for arm in arms}) == len(arms) > 1
-    for arm in arms:
-        assert len(scale.seeds_of(arm.task)) >= (3 if scale_name == "cpu" else 1)
-        keys.add(workshop.key(arm, 0))
-        for options in arm.evaluations.values():
-            flags = workshop._flags(arm, options, with_training=False)
-            parse_recipe(arm.task.recipe, [*flags, "--model_name_or_path", "x"])
-    assert len(keys) == len(arms)
-    assert workshop.key(arms[0], 0) != workshop.key(arms[0], 1)
+    runner, keys = ExperimentRunner(tmp_path, {}, ["--bf16", "false"]), set()
+    settings = experiment.settings(scale)
+    assert len({setting.name for setting in settings}) == len(settings) > 1
+    for setting in settings:
+        assert len(scale.seeds_of(setting.task)) >= (3 if scale_name == "cpu" else 1)
+        keys.add(runner.key(setting, 0))
+        for options in setting.evaluations.values():
+            flags = runner._flags(setting, options, with_training=False)
+            parse_recipe(setting.task.recipe, [*flags, "--model_name_or_path", "x"])
+    assert len(keys) == len(settings)
+    assert runner.key(settings[0], 0) != runner.key(settings[0], 1)
     if experiment.reference is not None:
-        assert experiment.reference in {next(iter(arm.labels.values())) for arm in arms}
+        assert experiment.reference in {next(iter(setting.labels.values())) for setting in settings}
 
 
 @pytest.mark.parametrize("scale_name", ["paper", "gpu", "cpu"])
@@ -89,17 +89,17 @@ def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, 
         ends = {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy}
         return {"accuracy": accuracy, **ends, "loss": 1.0, "examples": 10_000}
 
-    for arm in experiment.arms(scale):
-        for seed in scale.seeds_of(arm.task):
-            results[arm.name, seed] = {
-                "labels": arm.labels,
+    for setting in experiment.settings(scale):
+        for seed in scale.seeds_of(setting.task):
+            results[setting.name, seed] = {
+                "labels": setting.labels,
                 "seed": seed,
-                "metrics": {evaluation: metrics() for evaluation in ("training", *arm.evaluations)},
+                "metrics": {evaluation: metrics() for evaluation in ("training", *setting.evaluations)},
                 "curve": [{"examples": 100, "accuracy": 0.3}, {"examples": 200, "accuracy": 0.6}],
                 "num_parameters": 1000,
                 "hardware": {"device": "a machine"},
             }
-    table = write_report(tmp_path, experiment, scale, results)
+    table = write_tables(tmp_path, experiment, scale, summarize(experiment, scale, results), results)
     draw(tmp_path / "figure.png", experiment, summarize(experiment, scale, results), results)
     lines = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")]
     assert len({len(line) for line in lines}) == 1 + (experiment.curves_against is not None)
@@ -111,9 +111,9 @@ def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, 
 
 def test_experiments_share_their_runs(tmp_path):
     """The models of the block sizes 2, 8 and 64 are those of the comparison of encodings, and so on."""
-    scale, workshop = read_scale("cpu"), Workshop(tmp_path, {}, [])
+    scale, runner = read_scale("cpu"), ExperimentRunner(tmp_path, {}, [])
     keys = {
-        name: {workshop.key(arm, 0) for arm in experiment.arms(scale) if arm.task is scale.images}
+        name: {runner.key(setting, 0) for setting in experiment.settings(scale) if setting.task is scale.images}
         for name, experiment in EXPERIMENTS.items()
     }
     assert len(keys["block_size"] & keys["accuracy"]) == 3
@@ -181,7 +181,7 @@ def test_two_processes_of_one_command(tmp_path):
 
 
 def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):
-    code = f"from liere_hf.cli import main; main({command(tmp_path)!r})"
+    code = f"from liere_hf_cli.main import main; main({command(tmp_path)!r})"
     arguments = [sys.executable, "-c", code]
     first, second = (subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2))
     runs = tmp_path / "results" / "spatial" / "gpu" / "runs"

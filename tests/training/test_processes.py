@@ -12,9 +12,9 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from liere_hf.cli import main
 from liere_hf.configuration import parse_recipe
 from liere_hf.evaluation import evaluate
+from liere_hf_cli.main import _launch_configs, main
 
 TINY = {
     "dataset": "digits",
@@ -45,9 +45,7 @@ FACTS = {"examples", "input_size", "hardware"}
 
 
 def launch_config(name: str) -> Path:
-    import liere_hf.cli
-
-    return liere_hf.cli._launch_configs()[name]
+    return _launch_configs()[name]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, AutoVideoProcessor
 
-from liere_hf.cli import main
+from liere_hf_cli.main import main
 
 WORDNET_IDS = ("n01440764", "n01443537", "n02102040", "n03000684")
 ACTIONS = ("ApplyEyeMakeup", "Archery", "Basketball")

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 from liere_hf.errors import InputError
-from liere_hf.hub import read_checkpoint
-from liere_hf.hub.release_files import stage
+from liere_hf.hub.staging import stage
+from liere_hf.run_directory import read_checkpoint
 
 REPO_ID = "org/name"
 

@@ -11,18 +11,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub.utils.sha import sha_fileobj
 from rich.console import Console
 from rich.table import Table
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..configuration import parse_recipe
-from ..errors import InputError, RunError
-from ..report import write_bytes
-from .checkpoint import CONVERSION_FILE, METRICS, Conversion, Run, encoding_name, read_checkpoint
-from .model_card import build_model_card
-from .publishing import publish, require_repo_id
-from .release_files import CODE, MODELING, stage
+from .cards import build_model_card
+from .configuration import parse_recipe
+from .conversion import ConversionOptions, convert
+from .errors import InputError, RunError
+from .hub.publishing import publish, require_repo_id
+from .hub.staging import CODE, MODELING, stage
+from .output_files import sha256, write_bytes
+from .run_directory import CONVERSION_FILE, METRICS, Conversion, Run, encoding_name, read_checkpoint
+from .training.run import train
 
 HEADER = """\
 # The checkpoints that this project releases. Written by people: organization, name, checkpoint, recipe, from, source,
@@ -94,10 +95,6 @@ def build(release: Release) -> Run | Conversion:
 
 
 def _build_anew(release: Release) -> None:
-    # Both of these import this package.
-    from ..conversion import ConversionOptions, convert
-    from ..training.run import train
-
     entry, options = release.entry, release.entry.get("options", {})
     if "from" in entry:
         convert(str(release.source), release.directory, entry["from"], ConversionOptions(**options))
@@ -133,7 +130,7 @@ def _staged(release: Release, checkpoint: Run | Conversion) -> dict[str, str]:
     with TemporaryDirectory(prefix="liere_hf-") as folder:
         stage(checkpoint, Path(folder), release.repo_id)
         return {
-            path.name: _sha256(path)
+            path.name: sha256(path)
             for path in sorted(Path(folder).iterdir())
             if path.name not in ("README.md", CONVERSION_FILE)
         }
@@ -148,7 +145,7 @@ def update_releases(releases: Releases) -> None:
         card = str(build_model_card(checkpoint, release.repo_id)).encode()
         write_bytes(release.directory / "README.md", card)
         write_bytes(releases.path.parent / f"{release.entry['name']}.md", card)
-    code = {"code": {name: _sha256(MODELING / name) for name in CODE}}
+    code = {"code": {name: sha256(MODELING / name) for name in CODE}}
     releases.content = {
         "organization": releases.content["organization"],
         **code,
@@ -215,8 +212,3 @@ def _report(outcomes: dict[str, str]) -> None:
     for name, outcome in outcomes.items():
         table.add_row(name, outcome)
     Console(soft_wrap=True).print(table)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha_fileobj(file).hex()

@@ -1,56 +1,99 @@
-"""The command `liere-hf`."""
+"""Arguments of the command `liere-hf`, and how its errors are told."""
 
 import argparse
+import difflib
+import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from .errors import InputError, RunError, sentence
-from .version import __version__
+from .option_names import conversion_option_names, recipe_option_names
 
 INTERRUPTED = 130
+# What a core install lacks, by the module that is then missing: see the optional dependencies in pyproject.toml.
+EXTRAS = {
+    "av": "video",
+    "nibabel": "volumes",
+    "matplotlib": "plots",
+    "scipy": "experiments",
+    "sklearn": "experiments",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input ends in one sentence on standard error and exit code 2, a failed run in 1."""
     parser = _parser()
     arguments, flags = parser.parse_known_args(argv)
-    if flags and not arguments.takes_flags:
-        parser.error(f"unknown option {flags[0]!r}")
+    _refuse_unknown(parser, flags, arguments.option_names)
     try:
         code = arguments.run(arguments, flags)
-    except InputError as error:
-        print(f"liere-hf {arguments.command}: error: {sentence(error)}", file=sys.stderr)
-        code = 2
-    except RunError as error:
-        print(f"liere-hf {arguments.command}: error: {sentence(error)}", file=sys.stderr)
-        code = 1
     except KeyboardInterrupt:
-        print(f"liere-hf {arguments.command}: interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code, message = INTERRUPTED, "interrupted"
+    except Exception as error:
+        code, message = _explained(error)
+    else:
+        message = None
+    if message:
+        print(f"liere-hf {arguments.command}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _refuse_unknown(
+    parser: argparse.ArgumentParser, flags: list[str], option_names: Callable[[], set[str]] | None
+) -> None:
+    """End with a sentence about the first flag that nobody knows, before anything slow is imported."""
+    given = [flag.partition("=")[0] for flag in flags if flag.startswith("--")] if option_names else flags[:1]
+    known = option_names() if option_names and given else set()
+    for flag in given:
+        name = flag.lstrip("-").replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            parser.error(f"unknown option {flag!r}{f', did you mean {close[0]!r}?' if close else ''}")
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """Exit code and sentence of an error that is the user's to mend; any other is raised again."""
+    from liere_hf.errors import InputError, RunError, sentence
+
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra:
+            return 2, f'error: {error.name} is not installed: pip install "liere_hf[{extra}]"'
+    if isinstance(error, InputError | RunError):
+        return 2 if isinstance(error, InputError) else 1, f"error: {sentence(error)}"
+    raise error
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str):
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *args, **kwargs) -> None:
+        print(importlib.metadata.version("liere_hf"))
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="liere-hf", description="LieRE vision transformers.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train a model by a recipe", allow_abbrev=False)
     train.add_argument("recipe", help="name of a recipe of the package, or a YAML file")
     train.add_argument("--config", help="YAML file of options that override the recipe's")
-    train.set_defaults(run=_train, takes_flags=True)
+    train.set_defaults(run=_train, option_names=recipe_option_names)
 
     evaluate = commands.add_parser("evaluate", help="evaluate a saved model on a recipe's data", allow_abbrev=False)
     evaluate.add_argument("model", help="directory or Hub id")
     evaluate.add_argument("recipe", help="name of a recipe of the package, or a YAML file")
     evaluate.add_argument("--config", help="YAML file of options that override the recipe's")
     evaluate.add_argument("--results_file", type=Path, help="write the metrics here too, as JSON")
-    evaluate.set_defaults(run=_evaluate, takes_flags=True)
+    evaluate.set_defaults(run=_evaluate, option_names=recipe_option_names)
 
     launch_config = commands.add_parser("launch-config", help="print where a configuration for accelerate launch is")
     launch_config.add_argument("name", choices=[*_launch_configs()], help="its shape")
-    launch_config.set_defaults(run=_launch_config, takes_flags=False)
+    launch_config.set_defaults(run=_launch_config, option_names=None)
 
     convert = commands.add_parser("convert", help="turn a checkpoint from elsewhere into a model", allow_abbrev=False)
     convert.add_argument("source", help="a file, or for --from timm and vit a Hub id too")
@@ -58,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--from", dest="kind", required=True, choices=["liere", "timm", "vit"], help="where it is from"
     )
-    convert.set_defaults(run=_convert, takes_flags=True)
+    convert.set_defaults(run=_convert, option_names=conversion_option_names)
 
     publish = commands.add_parser("publish", help="publish a finished run or a converted model", allow_abbrev=False)
     publish.add_argument("directory", type=Path, metavar="RUN_DIR", help="of liere-hf train or liere-hf convert")
@@ -68,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--tag", help="to set on the published commit")
     publish.add_argument("--overwrite", action="store_true", help="replace another model that is there")
     publish.add_argument("--dry-run", action="store_true", help="show files and card, upload nothing")
-    publish.set_defaults(run=_publish, takes_flags=False)
+    publish.set_defaults(run=_publish, option_names=None)
 
     release = commands.add_parser("release", help="build and publish the checkpoints of a release list")
     release.add_argument("--releases", type=Path, default=Path("model_cards/releases.yaml"), help="the list")
@@ -77,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--private", action="store_true", help="create repositories as private ones")
     release.add_argument("--update", action="store_true", help="write what is measured into list and cards, no upload")
     release.add_argument("--dry-run", action="store_true", help="build and check, upload nothing")
-    release.set_defaults(run=_release, takes_flags=False)
+    release.set_defaults(run=_release, option_names=None)
 
     reproduce = commands.add_parser("reproduce", help="run an experiment of the paper", allow_abbrev=False)
     reproduce.add_argument("experiment", help="its name, or list")
@@ -87,11 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     reproduce.add_argument("--results_dir", type=Path, default=Path("results"), help="where tables and figures go")
     reproduce.add_argument("--work_dir", type=Path, default=Path("runs/reproduction"), help="where models are kept")
-    reproduce.set_defaults(run=_reproduce, takes_flags=True)
+    reproduce.set_defaults(run=_reproduce, option_names=recipe_option_names)
 
     demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
-    demo.set_defaults(run=_demo, takes_flags=False)
+    demo.set_defaults(run=_demo, option_names=None)
 
     benchmark = commands.add_parser("benchmark", help="measure speed on this machine")
     benchmark.add_argument(
@@ -115,13 +158,13 @@ def _parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: where table, chart and JSON go"
     )
     benchmark.add_argument("--results_file", type=Path, help="exponential, data: write the results here too, as JSON")
-    benchmark.set_defaults(run=_benchmark, takes_flags=False)
+    benchmark.set_defaults(run=_benchmark, option_names=None)
     return parser
 
 
 def _launch_configs() -> dict[str, Path]:
     """Configurations for `accelerate launch`, and a script for Slurm."""
-    folder = Path(__file__).parent / "configuration" / "launch"
+    folder = Path(find_spec("liere_hf").submodule_search_locations[0]) / "configuration" / "launch"
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".sh")}
 
 
@@ -129,9 +172,9 @@ def _launch_configs() -> dict[str, Path]:
 
 
 def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .configuration import parse_recipe
-    from .report import print_metrics
-    from .training.run import TrainingInterruptedError, train
+    from liere_hf.configuration import parse_recipe
+    from liere_hf.metric_display import print_metrics
+    from liere_hf.training.run import TrainingInterruptedError, train
 
     try:
         metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
@@ -143,9 +186,10 @@ def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .configuration import parse_recipe
-    from .evaluation import evaluate
-    from .report import print_metrics, write_json
+    from liere_hf.configuration import parse_recipe
+    from liere_hf.evaluation import evaluate
+    from liere_hf.metric_display import print_metrics
+    from liere_hf.output_files import write_json
 
     flags = [*flags, "--model_name_or_path", arguments.model]
     metrics = evaluate(*parse_recipe(arguments.recipe, flags, arguments.config))
@@ -161,8 +205,8 @@ def _launch_config(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .configuration import parse_flags
-    from .conversion import ConversionOptions, convert
+    from liere_hf.configuration import parse_flags
+    from liere_hf.conversion import ConversionOptions, convert
 
     model = convert(arguments.source, arguments.output_dir, arguments.kind, parse_flags(ConversionOptions, flags))
     print(f"{arguments.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters")
@@ -170,7 +214,7 @@ def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .hub import preview, publish
+    from liere_hf.hub import preview, publish
 
     if arguments.dry_run:
         preview(arguments.directory, arguments.repo_id)
@@ -188,7 +232,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .hub.releases import publish_releases, read_releases, update_releases
+    from liere_hf.releases import publish_releases, read_releases, update_releases
 
     releases = read_releases(arguments.releases, arguments.sources, arguments.organization)
     if arguments.update:
@@ -199,7 +243,8 @@ def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .reproduction.reproduce import list_experiments, reproduce
+    from liere_hf.errors import InputError
+    from liere_hf.reproduction.reproduce import list_experiments, reproduce
 
     if arguments.experiment == "list":
         list_experiments()
@@ -213,7 +258,7 @@ def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from .demo import run_demo
+    from liere_hf.demo import run_demo
 
     run_demo(arguments.output_dir)
     return 0
@@ -221,17 +266,17 @@ def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
     if arguments.subject != "models":
-        from .benchmark.data import benchmark_data
-        from .benchmark.exponential import benchmark_exponential
-        from .report import write_json
+        from liere_hf.benchmark.data import benchmark_data
+        from liere_hf.benchmark.exponential import benchmark_exponential
+        from liere_hf.output_files import write_json
 
         is_data = arguments.subject == "data"
         results = benchmark_data() if is_data else benchmark_exponential(arguments.device, arguments.rounds)
         if arguments.results_file:
             write_json(arguments.results_file, results)
         return 0
-    from .benchmark.models import benchmark_models
-    from .benchmark.table import report_benchmark
+    from liere_hf.benchmark.models import benchmark_models
+    from liere_hf.benchmark.table import report_benchmark
 
     results = benchmark_models(
         arguments.preset, arguments.device, arguments.batch_size, arguments.rounds, arguments.contestants

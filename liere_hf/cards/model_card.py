@@ -8,8 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..configuration import DATASETS, paper_accuracy
-from ..report import with_interval
-from .checkpoint import Checkpoint, Conversion, Run, encoding_name
+from ..metric_display import with_interval
+from ..run_directory import Checkpoint, Conversion, Run, encoding_name
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, keep_trailing_newline=True

@@ -7,18 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..report import write_bytes, write_json
+from ..output_files import write_bytes, write_json
 from .experiments import Experiment, Scale
 from .statistics import Estimate
-from .summary import Results, Row, summarize, training_saved
+from .summary import Results, Row, training_saved
 
 # Figure 9: how many times less training the relative encodings need for the accuracy of absolute positions.
 PAPER_SAVED = "3.5 to 3.9"
 
 
-def write_report(directory: Path, experiment: Experiment, scale: Scale, results: Results) -> str:
+def write_tables(directory: Path, experiment: Experiment, scale: Scale, rows: list[Row], results: Results) -> str:
     """Write results.json, results.csv and table.md; returns the table."""
-    rows = summarize(experiment, scale, results)
     hardware = ", ".join(sorted({result["hardware"]["device"] for result in results.values()}))
     table, content = markdown(experiment, scale, rows, hardware), _as_json(experiment, scale, rows, hardware)
     if experiment.curves_against:

@@ -1,4 +1,4 @@
-"""A directory as something to publish: a finished run or a converted model, read and checked."""
+"""What the directory of a run, or of a converted model, holds: names of files, recipe, results, learning curve."""
 
 import json
 import math
@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerState
 
-from ..errors import InputError
-from ..modeling.configuration_liere_vit import LiereViTConfig
+from .configuration import DataArguments
+from .errors import InputError
+from .modeling.configuration_liere_vit import LiereViTConfig
 
 RECIPE_FILE = "recipe.yaml"
 TRAINING_FILE = "train_results.json"
@@ -121,6 +124,28 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
             key=lambda metrics: metrics["input_size"],
         ),
     )
+
+
+def recipe_options(
+    model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
+) -> dict[str, Any]:
+    """Every option of a run that is set, as plain data that is a recipe again; without secrets and publication."""
+    options = {**vars(model_arguments), **vars(data_arguments)}
+    options |= {name: value for name, value in training_arguments.to_dict().items() if "hub" not in name.split("_")}
+    options = json.loads(json.dumps(options, default=str))
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def learning_curve(directory: Path) -> list[dict[str, float]]:
+    """Number of training `examples` seen, and `accuracy`, at each evaluation of a finished run."""
+    state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
+    training = _read_json(directory / TRAINING_FILE)
+    examples_per_step = training["train_runtime"] * training["train_samples_per_second"] / state.max_steps
+    return [
+        {"examples": round(entry["step"] * examples_per_step), "accuracy": entry["eval_accuracy"]}
+        for entry in state.log_history
+        if "eval_accuracy" in entry
+    ]
 
 
 def without_paths(content: Any) -> Any:

@@ -11,11 +11,12 @@ import yaml
 from huggingface_hub import get_token, save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 
+from ..cards import build_model_card
 from ..errors import InputError
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
-from ..report import write_json
-from .checkpoint import (
+from ..output_files import write_json
+from ..run_directory import (
     CONVERSION_FILE,
     METRICS_FILE,
     OTHER_SIZES,
@@ -25,7 +26,6 @@ from .checkpoint import (
     Run,
     without_paths,
 )
-from .model_card import build_model_card
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_SIZE = 5 * 10**9

@@ -1,4 +1,4 @@
-"""Checkpoints as inputs: a directory or Hub id whose weights must be those of a LiereViT classifier."""
+"""Classifiers for a run: new ones, and checkpoints from a directory or the Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,29 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
-from ..errors import InputError
-from ..modeling.configuration_liere_vit import LiereViTConfig
-from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
-from .arguments import model_overrides
+from .configuration.arguments import build_model_config, model_overrides
+from .errors import InputError
+from .modeling.configuration_liere_vit import LiereViTConfig
+from .modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
+
+
+def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
+    """A new model, or the checkpoint that the arguments name, with these labels.
+
+    Args:
+        arguments: ModelArguments.
+
+    Raises:
+        InputError: a value that LiereViTConfig does not allow, or a checkpoint that cannot be loaded.
+    """
+    labels = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }
+    if arguments.model_name_or_path:
+        return load_checkpoint(arguments, **labels)
+    config = build_model_config(arguments, **labels)
+    return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
 
 
 def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:

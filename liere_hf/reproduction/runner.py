@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
-from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import parse_recipe
@@ -22,9 +21,9 @@ from ..configuration.arguments import ARCHITECTURE_OPTIONS
 from ..data.images import decode_image
 from ..data.loading import load_data
 from ..evaluation import evaluate
-from ..hub.checkpoint import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE
-from ..report import write_json
-from ..training.run import recipe_options, train
+from ..output_files import write_json
+from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning_curve, recipe_options
+from ..training.run import train
 
 Options = dict[str, Any]
 # Seconds until another look at what another command is at.
@@ -49,7 +48,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Setting:
     """One setting of an experiment, trained with each seed.
 
     Attributes:
@@ -57,7 +56,7 @@ class Arm:
         options: on top of the task's recipe.
         evaluated: what the evaluation at the training's end is called beside `evaluations`.
         evaluations: further ones of the trained model, by name: options on top.
-        start: the arm whose model this one goes on from.
+        start: the setting whose model this one goes on from.
         paper: the paper's figure in per cent, None if it has none.
         x: where it stands on a figure's horizontal axis.
     """
@@ -67,7 +66,7 @@ class Arm:
     options: Options = field(default_factory=dict)
     evaluated: str = "training"
     evaluations: dict[str, Options] = field(default_factory=dict)
-    start: "Arm | None" = None
+    start: "Setting | None" = None
     paper: float | None = None
     x: float | None = None
 
@@ -78,11 +77,11 @@ class Arm:
         return "-".join(part.lower().replace(" ", "_").replace("/", "_") for part in parts)
 
 
-class Workshop:
-    """Makes trainings and evaluations, and keeps them under what they depend on.
+class ExperimentRunner:
+    """Trains and evaluates settings of experiments, each once, and keeps the results.
 
-    A directory is named by a hash of every option that it was made with, so that a changed setting never meets an old
-    result. Several processes, and several commands at once, share one workshop.
+    A run directory is named by a hash of all its options, so that a changed option never finds an old result. Several
+    processes, and several commands at once, can share one directory.
 
     Args:
         directory: where the models are.
@@ -96,58 +95,58 @@ class Workshop:
         self.flags = list(flags)
         self.state = PartialState()
 
-    def key(self, arm: Arm, seed: int) -> str:
-        """What the training of an arm depends on, in sixteen characters."""
-        options = recipe_options(*self._parse(arm, seed, "start" if arm.start else None))
-        settings = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
-        return _hash([settings, self.key(arm.start, seed) if arm.start else None])
+    def key(self, setting: Setting, seed: int) -> str:
+        """What the training of a setting depends on, in sixteen characters."""
+        options = recipe_options(*self._parse(setting, seed, "start" if setting.start else None))
+        options = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
+        return _hash([options, self.key(setting.start, seed) if setting.start else None])
 
-    def evaluation_key(self, arm: Arm, seed: int, name: str) -> str:
-        return _hash([self.key(arm, seed), arm.evaluations[name], self.flags])
+    def evaluation_key(self, setting: Setting, seed: int, name: str) -> str:
+        return _hash([self.key(setting, seed), setting.evaluations[name], self.flags])
 
-    def settings(self, arm: Arm, seed: int) -> dict[str, str]:
-        """The keys of all that a result of an arm holds."""
-        evaluations = {name: self.evaluation_key(arm, seed, name) for name in arm.evaluations}
-        return {"training": self.key(arm, seed), **evaluations}
+    def keys(self, setting: Setting, seed: int) -> dict[str, str]:
+        """What a result of a setting depends on: the key of its training, and that of each evaluation."""
+        evaluations = {name: self.evaluation_key(setting, seed, name) for name in setting.evaluations}
+        return {"training": self.key(setting, seed), **evaluations}
 
-    def make(self, arm: Arm, seed: int) -> dict[str, Any] | None:
-        """The result of an arm, trained and evaluated now as far as it is not there; None if another command is at it.
+    def make(self, setting: Setting, seed: int) -> dict[str, Any] | None:
+        """Train and evaluate a setting, where that is not done yet; None if another command is doing it.
 
         Returns:
             `metrics` by evaluation ("training" is the one at its end), the `curve` of accuracies over examples, sizes,
             seconds and hardware.
         """
-        with self._claimed(self.key(arm, seed)) as is_ours:
+        with self._claimed(self.key(setting, seed)) as is_ours:
             if not is_ours:
                 return None
-            directory = self.train(arm, seed)
+            directory = self.train(setting, seed)
             if directory is None:
                 return None
             metrics = {"training": _final_metrics(directory)}
-            for name in arm.evaluations:
-                metrics[name] = self._evaluate(arm, seed, name, directory)
+            for name in setting.evaluations:
+                metrics[name] = self._evaluate(setting, seed, name, directory)
         training = json.loads((directory / TRAINING_FILE).read_text())
         return {
-            "arm": arm.name,
-            "labels": arm.labels,
+            "setting": setting.name,
+            "labels": setting.labels,
             "seed": seed,
-            "keys": self.settings(arm, seed),
+            "keys": self.keys(setting, seed),
             "metrics": metrics,
-            "curve": _curve(directory),
+            "curve": learning_curve(directory),
             "num_parameters": training["num_parameters"],
             "train_seconds": round(training["train_runtime"], 1),
             "hardware": training["hardware"],
         }
 
-    def train(self, arm: Arm, seed: int) -> Path | None:
+    def train(self, setting: Setting, seed: int) -> Path | None:
         """Directory of the trained model; None if it starts from one that another command is at."""
         start = None
-        if arm.start:
-            with self._claimed(self.key(arm.start, seed)) as is_ours:
-                start = self.train(arm.start, seed) if is_ours else None
+        if setting.start:
+            with self._claimed(self.key(setting.start, seed)) as is_ours:
+                start = self.train(setting.start, seed) if is_ours else None
             if start is None:
                 return None
-        directory = self.directory / self.key(arm, seed)
+        directory = self.directory / self.key(setting, seed)
         if (directory / "README.md").is_file():
             return directory
         resume = directory.is_dir() and get_last_checkpoint(directory) is not None
@@ -155,55 +154,55 @@ class Workshop:
         if self.state.is_main_process and not resume:
             shutil.rmtree(directory, ignore_errors=True)
         self.state.wait_for_everyone()
-        model_arguments, data_arguments, training_arguments = self._parse(arm, seed, start)
+        model_arguments, data_arguments, training_arguments = self._parse(setting, seed, start)
         training_arguments.output_dir = str(directory)
         training_arguments.resume_from_checkpoint = str(resume).lower()
         train(model_arguments, data_arguments, training_arguments)
         self.state.wait_for_everyone()
         return directory
 
-    def wait_for(self, arm: Arm, seed: int) -> Path:
+    def wait_for(self, setting: Setting, seed: int) -> Path:
         """Directory of the trained model, as soon as no other command is at it."""
         while True:
-            with self._claimed(self.key(arm, seed)) as is_ours:
-                directory = self.train(arm, seed) if is_ours else None
+            with self._claimed(self.key(setting, seed)) as is_ours:
+                directory = self.train(setting, seed) if is_ours else None
             if directory is not None:
                 return directory
             time.sleep(PATIENCE)
 
     def test_pictures(self, task: Task, count: int) -> list[torch.Tensor]:
         """The first test images of an image task, uint8 (3, height, width)."""
-        _, data_arguments, training_arguments = self._parse(Arm(task, {}), 0, None)
+        _, data_arguments, training_arguments = self._parse(Setting(task, {}), 0, None)
         rows = load_data(data_arguments, training_arguments.seed).test.select(range(count))
         return [decode_image(image) for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
 
-    def _evaluate(self, arm: Arm, seed: int, name: str, directory: Path) -> dict[str, Any]:
-        path = directory / f"evaluation_{self.evaluation_key(arm, seed, name)}.json"
+    def _evaluate(self, setting: Setting, seed: int, name: str, directory: Path) -> dict[str, Any]:
+        path = directory / f"evaluation_{self.evaluation_key(setting, seed, name)}.json"
         if path.is_file():
             return json.loads(path.read_text())
         # Its architecture comes with the model, what is given here is on top of it.
-        flags = self._flags(arm, {"seed": seed, **arm.evaluations[name]}, with_training=False)
+        flags = self._flags(setting, {"seed": seed, **setting.evaluations[name]}, with_training=False)
         flags += ["--model_name_or_path", str(directory), "--output_dir", str(directory / "evaluation")]
-        metrics = evaluate(*parse_recipe(arm.task.recipe, flags))
+        metrics = evaluate(*parse_recipe(setting.task.recipe, flags))
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             write_json(path, metrics)
         self.state.wait_for_everyone()
         return metrics
 
-    def _parse(self, arm: Arm, seed: int, start: Path | str | None) -> tuple[Any, ...]:
-        options = {**arm.options, "seed": seed}
+    def _parse(self, setting: Setting, seed: int, start: Path | str | None) -> tuple[Any, ...]:
+        options = {**setting.options, "seed": seed}
         if start is not None:
             options["model_name_or_path"] = str(start)
-        return parse_recipe(arm.task.recipe, self._flags(arm, options, with_training=start is None))
+        return parse_recipe(setting.task.recipe, self._flags(setting, options, with_training=start is None))
 
-    def _flags(self, arm: Arm, options: Options, with_training: bool) -> list[str]:
+    def _flags(self, setting: Setting, options: Options, with_training: bool) -> list[str]:
         """Options as flags; those of the task that shape a model are left to a checkpoint that brings its own."""
-        given = {**arm.task.options, **options}
+        given = {**setting.task.options, **options}
         if not with_training:
             left_out = ARCHITECTURE_OPTIONS - options.keys()
             given = {name: value for name, value in given.items() if name not in left_out}
-        dataset = parse_recipe(arm.task.recipe)[1].dataset
+        dataset = parse_recipe(setting.task.recipe)[1].dataset
         if dataset in self.data_dirs:
             given["data_dir"] = self.data_dirs[dataset]
         flags = []
@@ -236,15 +235,3 @@ def _hash(content: Any) -> str:
 def _final_metrics(directory: Path) -> dict[str, float]:
     metrics = json.loads((directory / METRICS_FILE).read_text())
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
-
-
-def _curve(directory: Path) -> list[dict[str, float]]:
-    """Accuracy after so many training examples, at each evaluation of a run."""
-    state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
-    training = json.loads((directory / TRAINING_FILE).read_text())
-    examples = training["train_runtime"] * training["train_samples_per_second"] / state.max_steps
-    return [
-        {"examples": round(entry["step"] * examples), "accuracy": entry["eval_accuracy"]}
-        for entry in state.log_history
-        if "eval_accuracy" in entry
-    ]

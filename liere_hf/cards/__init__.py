@@ -1,0 +1,5 @@
+"""Model cards: every number in them is read from the files of a run or of a conversion."""
+
+from .model_card import build_model_card, progress_card
+
+__all__ = ["build_model_card", "progress_card"]
