@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; bad input ends in one sentence on standard error and exit code 2, a failed run in 1."""
     parser = _parser()
     arguments, flags = parser.parse_known_args(argv)
-    _refuse_unknown(parser, flags, arguments.option_names)
+    message = _unknown_option(flags, arguments.option_names)
+    if message:
+        parser.exit(2, f"liere-hf {arguments.command}: error: {message}\n")
     try:
         code = arguments.run(arguments, flags)
     except KeyboardInterrupt:
@@ -39,17 +41,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _refuse_unknown(
-    parser: argparse.ArgumentParser, flags: list[str], option_names: Callable[[], set[str]] | None
-) -> None:
-    """End with a sentence about the first flag that nobody knows, before anything slow is imported."""
-    given = [flag.partition("=")[0] for flag in flags if flag.startswith("--")] if option_names else flags[:1]
-    known = option_names() if option_names and given else set()
-    for flag in given:
-        name = flag.lstrip("-").replace("-", "_")
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            parser.error(f"unknown option {flag!r}{f', did you mean {close[0]!r}?' if close else ''}")
+def _unknown_option(flags: list[str], option_names: Callable[[], set[str]] | None) -> str | None:
+    """A sentence about the first of the remaining arguments that the command does not know, before slow imports.
+
+    Args:
+        flags: what argparse did not recognize.
+        option_names: gives the names of further options that the command takes; None if it takes none.
+    """
+    known = option_names() if option_names and flags else set()
+    for flag in flags:
+        if option_names and not flag.startswith("--"):
+            continue  # the value of an option
+        name = flag.partition("=")[0]
+        if name.lstrip("-").replace("-", "_") not in known:
+            close = difflib.get_close_matches(name.lstrip("-"), known, n=1)
+            return f"unknown option {name!r}" + (f", did you mean '--{close[0]}'?" if close else "")
+    return None
 
 
 def _explained(error: Exception) -> tuple[int, str]:
@@ -57,9 +64,9 @@ def _explained(error: Exception) -> tuple[int, str]:
     from liere_hf.errors import InputError, RunError, sentence
 
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra:
-            return 2, f'error: {error.name} is not installed: pip install "liere_hf[{extra}]"'
+        module = (error.name or "").partition(".")[0]
+        if module in EXTRAS:
+            return 2, f'error: {module} is not installed: pip install "liere_hf[{EXTRAS[module]}]"'
     if isinstance(error, InputError | RunError):
         return 2 if isinstance(error, InputError) else 1, f"error: {sentence(error)}"
     raise error

@@ -25,10 +25,11 @@ def test_wheel_has_code_data_and_license(distributions):
     package = {
         str(path.relative_to(ROOT))
         for pattern in ("*.py", "*.yaml", "*.sh", "templates/*.md", "py.typed")
-        for path in (ROOT / "liere_hf").rglob(pattern)
+        for folder in ("liere_hf", "liere_hf_cli")
+        for path in (ROOT / folder).rglob(pattern)
     }
     assert package <= names
-    others = {name for name in names if not name.startswith("liere_hf/")}
+    others = {name for name in names if not name.startswith(("liere_hf/", "liere_hf_cli/"))}
     assert {Path(name).parts[0] for name in others} == {"liere_hf-0.1.0.dist-info"}
     assert "liere_hf-0.1.0.dist-info/licenses/LICENSE" in others
     entry_points = zipfile.ZipFile(wheel).read("liere_hf-0.1.0.dist-info/entry_points.txt").decode()

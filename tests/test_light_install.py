@@ -1,0 +1,76 @@
+"""What runs without the optional dependencies, and what a command says that misses one.
+
+A module that is None in sys.modules cannot be imported, as if it were not installed.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from liere_hf_cli.main import EXTRAS
+
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "train_examples": 64,
+    "eval_examples": 32,
+    "max_steps": 2,
+    "use_cpu": "true",
+    "disable_tqdm": "true",
+}
+TINY_FLAGS = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
+
+
+def run_without(modules, *commands) -> subprocess.CompletedProcess:
+    """Run commands of liere-hf in one process in which some modules cannot be imported."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({list(modules)!r}))
+from liere_hf_cli.main import main
+for command in {[list(map(str, command)) for command in commands]!r}:
+    try:
+        main(command)
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_training_evaluation_and_publication_need_no_extra(tmp_path):
+    run_dir = tmp_path / "run"
+    result = run_without(
+        EXTRAS,
+        ["train", "arrows_demo", *TINY_FLAGS, "--output_dir", run_dir],
+        ["evaluate", run_dir, "arrows_demo", "--eval_examples", "32", "--use_cpu", "true"],
+        ["publish", run_dir, "org/name", "--dry-run"],
+    )
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "command"),
+    [
+        ("av", "video", ["train", "ucf101_smoke", "--data_dir", "."]),
+        ("nibabel", "volumes", ["train", "volumes_smoke", "--data_dir", "."]),
+        ("sklearn", "experiments", ["train", "digits"]),
+        ("matplotlib", "plots", ["demo"]),
+        ("scipy", "experiments", ["reproduce", "rope"]),
+        ("scipy", "experiments", ["benchmark", "exponential"]),
+        ("matplotlib", "plots", ["benchmark"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else value,
+)
+def test_a_missing_extra_is_one_sentence(module, extra, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run_without([module], command)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        f'liere-hf {command[0]}: error: {module} is not installed: pip install "liere_hf[{extra}]"'
+    )
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
