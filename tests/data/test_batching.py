@@ -2,11 +2,15 @@ import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments, ViTImageProcessor, default_data_collator
+from volume_files import load_volume_folders
 
 from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments
 from liere_hf.data import Splits, load_splits, prepare
-from liere_hf.data.batching import TrainingExamples
+from liere_hf.data.augmentation.batch_augmentation import BatchAugmentation
+from liere_hf.data.batching import TrainingExamples, TrainingTransform
+from liere_hf.data.draws import Draws
+from liere_hf.data.resizing.volumes import TrainingVolumes
 from liere_hf.errors import InputError
 
 CONFIG = LiereViTConfig(
@@ -85,3 +89,36 @@ def test_labels_out_of_range_are_named(digits):
     examples.transform.num_labels = 4
     with pytest.raises(InputError, match=r"label [4-9] is out of range, allowed are 0 to 3"):
         examples.__getitems__(EVERYTHING)
+
+
+def training_on_volumes(splits, seed=0):
+    augmentation = BatchAugmentation((0.5,), (0.25,), random_crop_padding=2, horizontal_flip=True)
+    to_pixels = TrainingVolumes((4, 10, 6), (-1000, 1000))
+    transform = TrainingTransform("volume", to_pixels, augmentation, None, seed, len(splits.label_names))
+    return TrainingExamples(splits.train, transform)
+
+
+def test_volumes_depend_on_seed_and_epoch_alone(volume_directory):
+    data = load_volume_folders(volume_directory)
+    examples = training_on_volumes(data)
+    together = pixels(examples, list(range(16)))
+    assert together.shape == (16, 4, 1, 10, 6) and together.dtype == torch.float32
+    assert [row["labels"] for row in examples.__getitems__(list(range(16)))] == data.train["label"][:]
+    assert pixels(examples, [9, 2, 5]).equal(together[[9, 2, 5]])
+    assert pixels(training_on_volumes(data), [7]).equal(together[[7]])
+    assert not pixels(training_on_volumes(data, seed=1), list(range(16))).equal(together)
+    examples.transform.epoch = 1
+    assert not pixels(examples, list(range(16))).equal(together)
+    examples.transform.epoch = 0
+    assert pixels(examples, list(range(16))).equal(together)
+
+
+def test_augmentation_moves_all_slices_alike(volume_directory):
+    """Each example is a window of the padded volume, or of its mirror image, the same one in every slice."""
+    data = load_volume_folders(volume_directory)
+    resized = TrainingVolumes((4, 10, 6), (-1000, 1000))(data.train["volume"][:], Draws(0, 0, range(16)))
+    padded = torch.nn.functional.pad(resized, (2,) * 4)
+    for example, volume in zip(pixels(training_on_volumes(data), list(range(16))), padded, strict=True):
+        windows = [volume[..., y : y + 10, x : x + 6] for y in range(5) for x in range(5)]
+        uint8 = ((example * 0.25 + 0.5) * 255).round().to(torch.uint8)
+        assert any(uint8.equal(window) or uint8.equal(window.flip(-1)) for window in windows)
