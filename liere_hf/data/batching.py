@@ -35,8 +35,8 @@ class EvaluationPixels(Protocol):
 class TrainingTransform:
     """Rows of a data set to augmented examples.
 
-    The augmentation of an example depends only on the seed, the epoch and the example's index: the number of workers
-    and processes and interruptions do not change it. Mixing depends on the batch as well.
+    The augmentation of an example depends only on the seed, the epoch and the example's index. Neither the number of
+    workers and processes nor an interruption changes it. Mixing depends on the batch as well.
 
     Args:
         column: of the inputs.
@@ -89,7 +89,7 @@ class TrainingTransform:
 
 
 class TrainingExamples(torch.utils.data.Dataset):
-    """A table, transformed for training."""
+    """A table of examples, transformed for training."""
 
     def __init__(self, dataset: datasets.Dataset, transform: TrainingTransform):
         self.dataset = dataset.cast_column(transform.column, encoded_feature(transform.column))

@@ -14,7 +14,7 @@ from .rand_augment import BatchRandAugment
 
 @dataclass(frozen=True)
 class BatchAugmentation:
-    """Random crop, flip, RandAugment and erasing of a batch, then normalization, in this order.
+    """Random crop, flip, RandAugment, normalization and erasing of a batch, in this order.
 
     Args:
         image_mean, image_std: per channel, of pixels in [0, 1].

@@ -1,8 +1,8 @@
-"""The spatial-reasoning task of the LieRE paper (section 5.3): which way does the arrow point that Y looks at?
+"""The spatial-reasoning task of the LieRE paper (section 5.3): in which direction does the arrow below the Y point?
 
-A square canvas of cells holds arrows, letters and one Y. Exactly one arrow lies on the ray that leaves the base of
-the Y; its direction is the label. Absolute positions have to learn this pair of cells by pair of cells, relative ones
-do not.
+A square canvas of cells holds arrows, letters and one Y, which is turned at random. Exactly one arrow lies on the ray
+that leaves the base of the Y; its direction is the label. A model with absolute positions has to learn this for each
+pair of cells, a model with relative positions does not.
 """
 
 from collections.abc import Sequence

@@ -141,7 +141,7 @@ def _uncompressed(table: datasets.Dataset, num_proc: int) -> datasets.Dataset:
     )
 
 
-# Reads the file of a name from a folder or an archive.
+# Reads a file by its name, from a folder or an archive.
 _Reader = Callable[[str], bytes]
 
 
@@ -232,7 +232,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong into a CIFAR archive")
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a CIFAR archive")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 

@@ -117,7 +117,7 @@ def without_unusable_files(
             skipped += [file["path"] or f"{column} {index} of {split}" for file, index in bad_files]
             tables = tables | {split: table.select(np.flatnonzero(usable))}
         if not usable.any():
-            raise InputError(f"no {column} of the {split} split can be read, {skipped[-1]} for one")
+            raise InputError(f"no {column} of the {split} split can be read, for example {skipped[-1]}")
     if skipped and not arguments.skip_corrupt_files:
         raise InputError(
             f"corrupt {column}s: {first_names(skipped)}; remove them or set skip_corrupt_files to leave them out"

@@ -74,8 +74,8 @@ def _from_folders(directory: Path) -> Splits:
         raise InputError(f"data_dir {directory} has train but none of {', '.join(EVALUATION_FOLDERS)}")
     if not _has_folders(test_folder):
         raise InputError(
-            f"{test_folder} has no class folders: its images belong into the folders of their WordNet ids as in "
-            f"train, say {test_folder.name}/n01440764/ILSVRC2012_val_00000293.JPEG"
+            f"{test_folder} has no class folders: its images belong in folders named by WordNet ids, as in train: "
+            f"for example {test_folder.name}/n01440764/ILSVRC2012_val_00000293.JPEG"
         )
     train = class_folder_table(directory / "train", "image", IMAGE_SUFFIXES)
     return Splits.of(train, class_folder_table(test_folder, "image", IMAGE_SUFFIXES, train.features["label"].names))
@@ -195,7 +195,7 @@ def _required_columns(columns: Sequence[str], name: str) -> tuple[str, str]:
     )
     if image is None or label is None:
         raise InputError(
-            f"{name} holds {', '.join(columns) or 'nothing'}, wanted are one of {', '.join(IMAGE_COLUMNS)} and one of "
+            f"{name} holds {', '.join(columns) or 'nothing'}, but needs one of {', '.join(IMAGE_COLUMNS)} and one of "
             f"{', '.join(LABEL_COLUMNS)}"
         )
     return image, label

@@ -1,6 +1,6 @@
-"""Uncompressed images in a format that every image library reads, for small ones that are read in every epoch.
+"""Uncompressed images, which are decoded fast: for small images that are decoded in every epoch.
 
-The binary portable anymaps of Netpbm: P5 is grey, P6 is RGB.
+The format is Netpbm's binary portable anymap, which all image libraries read: P5 is grey, P6 is RGB.
 """
 
 import re

@@ -15,9 +15,9 @@ from av.video.stream import VideoStream
 
 from ...errors import InputError
 
-# A seek aims this many frames before the wanted one, and further ahead if it ends behind it. Where times follow the
-# order of decoding, a seek ends too late by up to as many frames as the codec reorders: usually at most 3, in H.264 at
-# most 16.
+# A seek aims this many frames before the wanted one; the next value is tried if the key frame found is not before it.
+# Where timestamps follow the order of decoding, a seek lands too late by as many frames as the codec reorders: usually
+# at most 3, in H.264 at most 16.
 _FRAMES_BEFORE_SEEK = (1, 4, 17)
 
 
@@ -120,7 +120,7 @@ def _decode(
     """Frames in the order of presentation, without those that cannot be decoded.
 
     Args:
-        only_references: whether of a packet's frames, only those are decoded that others are predicted from.
+        only_references: whether only the reference frames of a packet are needed, which others are predicted from.
     """
     for packet in _packets(stream):
         skips = packet is not None and only_references(packet)
@@ -145,7 +145,7 @@ class _RGB:
 
 
 class _Clock(NamedTuple):
-    """Numbers of frames by their times: `origin` is the time of frame 0, None where times are unknown."""
+    """Numbers of frames by their timestamps: `origin` is the one of frame 0, None if it is unknown."""
 
     origin: int | None
     frames_per_tick: float
@@ -153,8 +153,8 @@ class _Clock(NamedTuple):
 
     @classmethod
     def of(cls, stream: VideoStream, first: VideoFrame) -> "_Clock":
-        # AVI has no presentation times, and those that FFmpeg makes up for B-frames are wrong. Decoding times equal
-        # presentation times up to an offset, as a decoder returns one frame for each that it takes.
+        # AVI has no presentation timestamps, and FFmpeg makes up wrong ones for B-frames. Decoding timestamps differ
+        # from the right ones by an offset only, as a decoder returns one frame for each that it takes.
         by_decoding = stream.container.format.name == "avi"
         rate = stream.average_rate or stream.guessed_rate
         clock = cls(None, float(rate * stream.time_base) if rate else 0.0, by_decoding)
@@ -170,7 +170,7 @@ class _Clock(NamedTuple):
     def numbered(
         self, frames: Iterator[VideoFrame], previous: int | None = None
     ) -> Iterator[tuple[int | None, VideoFrame]]:
-        """Frames with their numbers; a frame without a time follows the one before, None if that is unknown."""
+        """Frames with their numbers. Without a timestamp: the previous number plus one, None if that is unknown."""
         for frame in frames:
             number = self.number(frame)
             if number is None and previous is not None:

@@ -22,8 +22,8 @@ def read_volume(volume: dict[str, Any]) -> np.ndarray:
         volume: `bytes`, or None and the `path` of a file; the content, not the name, tells the format.
 
     Raises:
-        InputError: a volume that cannot be read, that has not three axes, whose values are not real numbers, or that
-            has no finite value.
+        InputError: a volume that cannot be read, that does not have three axes, whose values are not real numbers, or
+            that has no finite value.
     """
     try:
         content = volume["bytes"] if volume["bytes"] is not None else Path(volume["path"]).read_bytes()

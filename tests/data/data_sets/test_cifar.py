@@ -97,7 +97,7 @@ class Malicious:
         (lambda folder: (folder / "train").write_bytes(b""), "train cannot be read"),
         (lambda folder: (folder / "train").write_bytes(pickle.dumps([1])), "train is not a batch of CIFAR"),
         (lambda folder: (folder / "train").write_bytes(pickle.dumps({})), "train is not a batch of CIFAR"),
-        (lambda folder: (folder / "train").write_bytes(pickle.dumps(Malicious())), "does not belong into a CIFAR"),
+        (lambda folder: (folder / "train").write_bytes(pickle.dumps(Malicious())), "does not belong in a CIFAR"),
         (
             lambda folder: (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a", "b"]})),
             "2 class names found, uoft-cs/cifar100 has 100",

@@ -250,7 +250,7 @@ def test_tars_that_are_no_webdataset(tmp_path):
     """The official archives, by their names: class archives in one, images without labels in the other."""
     write_tar(tmp_path / "ILSVRC2012_img_train.tar", range(2), {"tar": lambda label: b"archive"})
     write_tar(tmp_path / "ILSVRC2012_img_val.tar", range(2), {"JPEG": jpeg})
-    with pytest.raises(InputError, match=r"img_train\.tar holds tar, wanted are one of image, jpg"):
+    with pytest.raises(InputError, match=r"img_train\.tar holds tar, but needs one of image, jpg"):
         load(tmp_path, train_examples=2)
 
 
