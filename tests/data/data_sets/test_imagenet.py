@@ -275,7 +275,7 @@ def test_parquet_files_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match=r"val-0\.parquet has other class names than .*train-0\.parquet"):
         load(tmp_path)
     datasets.Dataset.from_dict({"pixels": [1], "label": [1]}).to_parquet(tmp_path / "val-0.parquet")
-    with pytest.raises(InputError, match=r"val-0\.parquet holds pixels, label, wanted"):
+    with pytest.raises(InputError, match=r"val-0\.parquet holds pixels, label, but needs"):
         load(tmp_path)
 
 
