@@ -25,11 +25,10 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.conversion import ConversionOptions, convert
-from liere_hf.data.examples import EvaluationExamples
-from liere_hf.data.images import EvaluationImages
-from liere_hf.data.inputs import build_processor
-from liere_hf.data.loading import load_data
-from liere_hf.data.sources import Data
+from liere_hf.data import Splits, load_splits
+from liere_hf.data.batching import EvaluationExamples
+from liere_hf.data.resizing.images import EvaluationImages
+from liere_hf.data.resizing.processors import build_processor
 from liere_hf.hardware import hardware
 from liere_hf.metric_display import with_interval
 from liere_hf.output_files import write_json
@@ -42,7 +41,7 @@ CLASSES = ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IMAGES_PER_CLASS = 50
 
 
-def train_vit(data: Data, directory: Path) -> None:
+def train_vit(data: Splits, directory: Path) -> None:
     """A ViT of 0.5 M parameters on Fashion-MNIST, by transformers' own classes."""
     set_seed(0)
     processor = build_processor("image", LiereViTConfig(image_size=28, patch_size=4), DataArguments())
@@ -62,7 +61,7 @@ def train_vit(data: Data, directory: Path) -> None:
     processor.save_pretrained(directory)
 
 
-def write_small_set(data: Data, directory: Path, seed: int) -> Path:
+def write_small_set(data: Splits, directory: Path, seed: int) -> Path:
     """Class folders of the five classes: few images in `train`, all test images in `test`."""
     generator = np.random.default_rng(seed)
     for split, dataset in (("train", data.train), ("test", data.test)):
@@ -107,7 +106,7 @@ def mean_with_interval(values: list[float]) -> dict[str, float]:
 
 def main(data_dir: str, output_dir: Path) -> None:
     """Run all of it and write the results."""
-    data = load_data(DataArguments(dataset="fashion_mnist", data_dir=data_dir), seed=0)
+    data = load_splits(DataArguments(dataset="fashion_mnist", data_dir=data_dir), seed=0)
     train_vit(data, output_dir / "vit")
     converted = output_dir / "liere8"
     convert(str(output_dir / "vit"), converted, "vit", ConversionOptions(generator_block_size=8))

@@ -19,9 +19,9 @@ from transformers import AutoImageProcessor
 from liere_hf import LiereViTForImageClassification
 from liere_hf.configuration import DataArguments
 from liere_hf.conversion import inflate
-from liere_hf.data.examples import EvaluationExamples
-from liere_hf.data.images import EvaluationImages
-from liere_hf.data.loading import load_data
+from liere_hf.data import load_splits
+from liere_hf.data.batching import EvaluationExamples
+from liere_hf.data.resizing.images import EvaluationImages
 from liere_hf.hardware import hardware
 from liere_hf.output_files import write_json
 
@@ -49,7 +49,7 @@ def deviations(model: LiereViTForImageClassification, pixel_values: torch.Tensor
 
 def main(data_dir: str, results_file: Path, directories: list[str]) -> None:
     """Measure every model on the same test images."""
-    data = load_data(DataArguments(dataset="fashion_mnist", data_dir=data_dir), seed=0)
+    data = load_splits(DataArguments(dataset="fashion_mnist", data_dir=data_dir), seed=0)
     results = {}
     for directory in track(directories, description="Inflating"):
         model = LiereViTForImageClassification.from_pretrained(directory)

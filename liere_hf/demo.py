@@ -13,7 +13,7 @@ from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, pipeline
 
 from .configuration import parse_recipe
-from .data.arrows import DIRECTIONS, EVALUATION_START, arrows_task
+from .data.data_sets.arrows import DIRECTIONS, EVALUATION_START, arrows_task
 from .errors import InputError
 from .hardware import hardware
 from .metric_display import with_interval

@@ -5,8 +5,7 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from .configuration import DataArguments, RunArguments
-from .data.inputs import build_processor, input_size
-from .data.loading import load_data
+from .data import load_splits, prepare
 from .errors import InputError
 from .hardware import hardware
 from .model_loading import load_checkpoint
@@ -31,17 +30,18 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
         processor = auto.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"model {name} has no processor to read") from error
-    data = load_data(data_arguments, training_arguments.seed)
+    splits = load_splits(data_arguments, training_arguments.seed)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if names != data.label_names:
+    if names != splits.label_names:
         raise InputError(
             f"model {name} has the {len(names)} classes {', '.join(names[:3])} ..., the data set the "
-            f"{len(data.label_names)} classes {', '.join(data.label_names[:3])} ..."
+            f"{len(splits.label_names)} classes {', '.join(splits.label_names[:3])} ..."
         )
     if data_arguments.input_size is not None:
-        processor = build_processor(data.column, model.config, data_arguments, name)
-    trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
-    metrics = trainer.evaluate()
+        # The saved processor resizes to the training size.
+        processor = None
+    data = prepare(splits, model.config, data_arguments, training_arguments, name, processor)
+    metrics = build_trainer(model, data, training_arguments).evaluate()
     measured = [f"{metric}{end}" for metric in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high")]
-    facts = {"examples": len(data.test), "input_size": list(input_size(model.config, data_arguments))}
+    facts = {"examples": len(splits.test), "input_size": list(data.input_size)}
     return facts | {metric: metrics[f"eval_{metric}"] for metric in measured} | {"hardware": hardware()}

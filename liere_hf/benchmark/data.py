@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from ..configuration import build_model_config, parse_recipe
-from ..data.arrows import ArrowsTask
-from ..data.examples import TrainingExamples, TrainingTransform
-from ..data.images import decode_image
-from ..data.inputs import build_inputs, build_processor, build_training_transform
-from ..data.sources import Data, from_arrays, from_paths
+from ..data import Splits, prepare
+from ..data.batching import TrainingExamples
+from ..data.data_sets.arrows import ArrowsTask
+from ..data.data_sets.tables import table_of_images, table_of_paths
+from ..data.decoding.images import decode_image
 from ..hardware import hardware
 from ..model_loading import classifier_class
 
@@ -83,16 +83,16 @@ def _draw_arrows() -> None:
     ArrowsTask().dataset(0, NUM_ARROWS, num_proc=_num_processes())
 
 
-def _cifar_like() -> Data:
+def _cifar_like() -> Splits:
     """As many images as CIFAR has, of its size."""
     random = np.random.default_rng(0)
     images = random.integers(256, size=(NUM_IMAGES, 32, 32, 3), dtype=np.uint8)
     labels = random.integers(100, size=NUM_IMAGES)
-    dataset = from_arrays(images, labels, [str(label) for label in range(100)])
-    return Data.of(dataset, dataset)
+    dataset = table_of_images(images, labels, [str(label) for label in range(100)])
+    return Splits.of(dataset, dataset)
 
 
-def _photographs() -> Data:
+def _photographs() -> Splits:
     """JPEGs of the size, in pixels and in bytes, that those of ImageNet have on average."""
     random = np.random.default_rng(0)
     images = []
@@ -106,10 +106,10 @@ def _photographs() -> Data:
         {"image": [images[index % 16] for index in range(NUM_PHOTOGRAPHS)], "label": [0] * NUM_PHOTOGRAPHS},
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["photograph"])}),
     )
-    return Data.of(dataset, dataset)
+    return Splits.of(dataset, dataset)
 
 
-def _clips(directory: Path) -> Data:
+def _clips(directory: Path) -> Splits:
     """Videos of UCF101's size, codec and length, with moving content."""
     random = np.random.default_rng(0)
     coarse = random.integers(256, size=(30, 80, 3), dtype=np.uint8)
@@ -126,16 +126,13 @@ def _clips(directory: Path) -> Data:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             container.mux(stream.encode())
         paths.append(str(path))
-    dataset = from_paths("video", [paths[index % 4] for index in range(NUM_CLIPS)], [0] * NUM_CLIPS, ["action"])
-    return Data.of(dataset, dataset)
+    dataset = table_of_paths("video", [paths[index % 4] for index in range(NUM_CLIPS)], [0] * NUM_CLIPS, ["action"])
+    return Splits.of(dataset, dataset)
 
 
-def _transform(recipe: str, data: Data, *flags: str) -> TrainingTransform:
-    model_arguments, arguments, _ = parse_recipe(recipe, flags)
-    config = build_model_config(model_arguments)
-    processor = build_processor(data.column, config, arguments)
-    inputs = build_inputs(data.column, config, arguments, processor)
-    return build_training_transform(data, inputs, arguments, processor, seed=0)
+def _training_examples(recipe: str, splits: Splits, *flags: str) -> TrainingExamples:
+    model_arguments, data_arguments, training_arguments = parse_recipe(recipe, flags)
+    return prepare(splits, build_model_config(model_arguments), data_arguments, training_arguments).train
 
 
 def _loader(examples: torch.utils.data.Dataset, batch_size: int, num_workers: int) -> DataLoader:
@@ -144,9 +141,8 @@ def _loader(examples: torch.utils.data.Dataset, batch_size: int, num_workers: in
     )
 
 
-def _epoch_of(recipe: str, data: Data, batch_size: int, *flags: str) -> Callable[[], None]:
-    examples = TrainingExamples(data.train, _transform(recipe, data, *flags))
-    return _reading(_loader(examples, batch_size, _num_processes()))
+def _epoch_of(recipe: str, splits: Splits, batch_size: int, *flags: str) -> Callable[[], None]:
+    return _reading(_loader(_training_examples(recipe, splits, *flags), batch_size, _num_processes()))
 
 
 def _reading(loader: DataLoader) -> Callable[[], None]:
@@ -160,10 +156,8 @@ def _reading(loader: DataLoader) -> Callable[[], None]:
 class _ImageByImage(torch.utils.data.Dataset):
     """What the recipe cifar100 does, by torchvision's transforms in their usual way."""
 
-    def __init__(self, data: Data):
-        self.dataset = TrainingExamples(data.train, _transform("cifar100", data)).dataset.select(
-            range(NUM_IMAGES // 10)
-        )
+    def __init__(self, splits: Splits):
+        self.dataset = _training_examples("cifar100", splits).dataset.select(range(NUM_IMAGES // 10))
         self.transform = v2.Compose(
             [
                 v2.RandomCrop(32, padding=4),
@@ -182,18 +176,18 @@ class _ImageByImage(torch.utils.data.Dataset):
         return {"pixel_values": self.transform(decode_image(row["image"])), "labels": row["label"]}
 
 
-def _image_by_image(data: Data) -> Callable[[], None]:
-    return _reading(_loader(_ImageByImage(data), 512, _num_processes()))
+def _image_by_image(splits: Splits) -> Callable[[], None]:
+    return _reading(_loader(_ImageByImage(splits), 512, _num_processes()))
 
 
-def _waiting(data: Data) -> dict[str, float]:
+def _waiting(splits: Splits) -> dict[str, float]:
     """Seconds of a training step at tiny/CIFAR size, batch 64, and of these waiting for its batch from one worker."""
     model_arguments, _, _ = parse_recipe("cifar100", ["--model_preset", "tiny"])
-    config = build_model_config(model_arguments, id2label=dict(enumerate(data.label_names)))
+    config = build_model_config(model_arguments, id2label=dict(enumerate(splits.label_names)))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = classifier_class(config)(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    batches = iter(_loader(TrainingExamples(data.train, _transform("cifar100", data)), 64, 1))
+    batches = iter(_loader(_training_examples("cifar100", splits), 64, 1))
     waits, start = [], 0.0
     # The first step starts the worker.
     for step in track(range(NUM_STEPS + 1), description="Training"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,10 +204,10 @@ class DataArguments:
     arrows_seed: int = field(default=0, metadata={"help": "arrows: seed of the drawings."})
 
     def __post_init__(self):
-        for name, least in _LEAST.items():
+        for name, minimum in _MINIMUM_VALUES.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}, allowed is {least} or more")
+            if value is not None and value < minimum:
+                raise InputError(f"{name} is {value}, allowed is {minimum} or more")
         if not 0 < self.eval_fraction < 1:
             raise InputError(f"eval_fraction is {self.eval_fraction}, allowed is more than 0 and less than 1")
         for name in ("train_fraction", "crop_fraction"):
@@ -236,8 +237,13 @@ class DataArguments:
         if min(self.image_std) <= 0:
             raise InputError(f"image_std is {self.image_std}, allowed are values above 0")
 
+    @property
+    def num_processes(self) -> int:
+        """How many processes prepare data."""
+        return self.data_num_proc or os.cpu_count() or 1
 
-_LEAST = {
+
+_MINIMUM_VALUES = {
     "train_examples": 1,
     "eval_examples": 1,
     "data_num_proc": 1,

@@ -1,17 +1,17 @@
-"""Random numbers of examples, whatever the batches, workers and processes that they meet in."""
+"""Random numbers for examples that do not depend on batches, workers or processes."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+# The increment of splitmix64, 2**64 divided by the golden ratio.
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Draws:
     """Uniform numbers in [0, 1) for some examples, by a counter-based generator (splitmix64).
 
-    What an example gets depends on the seed, the epoch, its index, and how many numbers were drawn for it before, on
-    nothing else.
+    The numbers of an example depend only on the seed, the epoch, its index, and how many were drawn for it before.
 
     Args:
         seed: of the run.

@@ -5,26 +5,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import yaml
 from torch import distributed
 from torch.utils.data import default_collate
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..cards import build_model_card
 from ..configuration import DataArguments, RunArguments
-from ..data.examples import EpochCallback, StreamedExamples, TrainingExamples
-from ..data.inputs import build_evaluation_examples, build_inputs, build_processor, build_training_transform
-from ..data.loading import load_data
-from ..data.sources import Data
+from ..data import PreparedData, load_splits, prepare
 from ..errors import InputError, RunError
 from ..hardware import hardware
 from ..model_loading import build_model
 from ..output_files import write_bytes
 from ..run_directory import RECIPE_FILE, read_checkpoint, recipe_options
 from .annealing import PositionTableAnnealing
+from .epochs import EpochCallback
 from .interruption import InterruptionCallback
 from .metrics import ClassificationMetric
 from .trainer import LiereTrainer
@@ -69,10 +65,10 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     training_arguments.distributed_state.wait_for_everyone()
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
-        data = load_data(data_arguments, training_arguments.seed)
-    model = build_model(model_arguments, data.label_names)
-    processor = build_processor(data.column, model.config, data_arguments, model_arguments.model_name_or_path)
-    trainer = build_trainer(model, processor, data, data_arguments, training_arguments)
+        splits = load_splits(data_arguments, training_arguments.seed)
+    model = build_model(model_arguments, splits.label_names)
+    data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
+    trainer = build_trainer(model, data, training_arguments)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
 
@@ -93,8 +89,8 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
         "num_parameters": model.num_parameters(),
         "num_processes": training_arguments.world_size,
         "train_data_wait_share": trainer.data_wait_seconds / result.metrics["train_runtime"],
-        "skipped_files": len(data.skipped_files),
-        "skipped_file_names": data.skipped_files,
+        "skipped_files": len(splits.skipped_files),
+        "skipped_file_names": splits.skipped_files,
         "hardware": hardware(),
     }
     trainer.save_metrics("train", result.metrics | facts, combined=False)
@@ -106,55 +102,26 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     return metrics
 
 
-def build_trainer(
-    model: PreTrainedModel,
-    processor: ImageProcessingMixin,
-    data: Data,
-    data_arguments: DataArguments,
-    training_arguments: TrainingArguments,
-) -> LiereTrainer:
-    """A Trainer that augments, evaluates with confidence intervals, and saves when interrupted."""
-    inputs = build_inputs(data.column, model.config, data_arguments, processor)
-    transform = build_training_transform(data, inputs, data_arguments, processor, training_arguments.seed)
-    evaluation_examples = build_evaluation_examples(data, inputs, model.config, data_arguments)
+def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments: TrainingArguments) -> LiereTrainer:
+    """A Trainer that evaluates with confidence intervals and saves when interrupted."""
     metric = ClassificationMetric(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        views = evaluation_examples.num_views
+        views = data.evaluation.num_views
         logits = prediction.predictions.reshape(-1, views, prediction.predictions.shape[-1]).mean(axis=1)
         return metric.compute(predictions=logits, references=prediction.label_ids[::views])
 
-    step = training_arguments.train_batch_size * training_arguments.world_size
-    step *= training_arguments.gradient_accumulation_steps
-    if training_arguments.dataloader_drop_last and data.num_train < step:
-        raise InputError(f"a step takes {step} examples, the training split has {data.num_train}")
-    train_examples = TrainingExamples(data.train, transform)
-    if isinstance(data.train, datasets.IterableDataset):
-        train_examples = StreamedExamples(
-            data.train,
-            transform,
-            data.num_train,
-            training_arguments.per_device_train_batch_size,
-            training_arguments.process_index,
-            training_arguments.world_size,
-            data_arguments.shuffle_buffer_size,
-        )
-        if training_arguments.dataloader_num_workers > train_examples.num_shards:
-            raise InputError(
-                f"dataloader_num_workers is {training_arguments.dataloader_num_workers}, allowed is at most "
-                f"{train_examples.num_shards}: the training data has no more shards for each process"
-            )
     try:
         return LiereTrainer(
             model=model,
             args=training_arguments,
-            train_dataset=train_examples,
-            eval_dataset=evaluation_examples,
-            processing_class=processor,
+            train_dataset=data.train,
+            eval_dataset=data.evaluation,
+            processing_class=data.processor,
             # Unlike transformers' own, it collates into the memory that workers share.
             data_collator=default_collate,
             compute_metrics=compute_metrics,
-            callbacks=[InterruptionCallback(), EpochCallback(transform)],
+            callbacks=[InterruptionCallback(), EpochCallback(data.train.transform)],
         )
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):

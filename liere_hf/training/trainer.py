@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_l
 from transformers.utils import PushInProgress
 
 from ..cards import progress_card
-from ..data.examples import EvaluationExamples, StreamedExamples
+from ..data.batching import EvaluationExamples, StreamedExamples
 from ..errors import InputError, RunError
 from ..hub.publishing import Publication, Target, full_repo_id, publish
 from ..hub.staging import stage_model

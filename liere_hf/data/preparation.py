@@ -1,0 +1,129 @@
+"""All steps from the splits of a data set to what trains and evaluates a model."""
+
+from typing import NamedTuple
+
+import datasets
+from transformers import TrainingArguments
+from transformers.image_processing_base import ImageProcessingMixin
+
+from ..configuration import DataArguments
+from ..errors import InputError
+from ..modeling.configuration_liere_vit import LiereViTConfig
+from .augmentation.batch_augmentation import BatchAugmentation
+from .augmentation.mixing import Mixing
+from .batching import (
+    EvaluationExamples,
+    EvaluationPixels,
+    StreamedExamples,
+    TrainingExamples,
+    TrainingPixels,
+    TrainingTransform,
+)
+from .data_sets.splits import Splits
+from .resizing.images import EvaluationImages, TrainingImages
+from .resizing.processors import build_processor, input_size
+from .resizing.volumes import EvaluationVolumes, TrainingVolumes
+
+
+class PreparedData(NamedTuple):
+    """The processor to save with the model, the examples, and the size of the inputs in pixels per axis."""
+
+    processor: ImageProcessingMixin
+    train: TrainingExamples | StreamedExamples
+    evaluation: EvaluationExamples
+    input_size: tuple[int, ...]
+
+
+def prepare(
+    splits: Splits,
+    config: LiereViTConfig,
+    data_arguments: DataArguments,
+    training_arguments: TrainingArguments,
+    checkpoint: str | None = None,
+    processor: ImageProcessingMixin | None = None,
+) -> PreparedData:
+    """Processor, training examples and evaluation examples for a model.
+
+    Args:
+        config: of the model.
+        training_arguments: the seed, the batch size, and the numbers of processes and of workers are used.
+        checkpoint: where the model is from; see `build_processor`.
+        processor: an existing one to use as it is; by default, one is built.
+
+    Raises:
+        InputError: the model takes other inputs than the data has, the arguments do not fit the data, or there are
+            too few examples or shards for the batches, processes and workers.
+    """
+    column = splits.column
+    if processor is None:
+        processor = build_processor(column, config, data_arguments, checkpoint)
+    size = input_size(config, data_arguments)
+    training_pixels, evaluation_pixels = _pixels(column, size, data_arguments, processor)
+    num_labels = len(splits.label_names)
+    transform = TrainingTransform(
+        column,
+        training_pixels,
+        BatchAugmentation.from_arguments(data_arguments, processor.image_mean, processor.image_std),
+        Mixing.from_arguments(data_arguments, num_labels),
+        training_arguments.seed,
+        num_labels,
+    )
+    shuffled_patch_size = config.spatial_patch_size if data_arguments.shuffle_patches else None
+    return PreparedData(
+        processor,
+        _training_examples(splits, transform, data_arguments, training_arguments),
+        EvaluationExamples(splits.test, column, evaluation_pixels, shuffled_patch_size),
+        size,
+    )
+
+
+def _pixels(
+    column: str, size: tuple[int, ...], arguments: DataArguments, processor: ImageProcessingMixin
+) -> tuple[TrainingPixels, EvaluationPixels]:
+    """Decoding and resizing in training and in evaluation."""
+    crop_scale = tuple(arguments.random_resized_crop) if arguments.random_resized_crop else None
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    if column == "image":
+        return TrainingImages(size, arguments.fit, crop_scale), EvaluationImages(processor)
+    if column == "video":
+        # Only videos need PyAV.
+        from .resizing.clips import EvaluationClips, TrainingClips
+
+        stride = arguments.frame_stride
+        return (
+            TrainingClips(size, stride, crop_scale),
+            EvaluationClips(size, stride, arguments.eval_segments, arguments.eval_crops, mean, std),
+        )
+    if arguments.rand_augment_num_ops or crop_scale:
+        raise InputError("volumes take neither rand_augment_num_ops nor random_resized_crop: leave them out")
+    window = tuple(arguments.intensity_window) if arguments.intensity_window else None
+    return TrainingVolumes(size, window), EvaluationVolumes(size, window, mean, std)
+
+
+def _training_examples(
+    splits: Splits, transform: TrainingTransform, data_arguments: DataArguments, arguments: TrainingArguments
+) -> TrainingExamples | StreamedExamples:
+    """
+    Raises:
+        InputError: fewer examples than a step takes, or fewer shards than processes or workers.
+    """
+    step_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    if arguments.dataloader_drop_last and splits.num_train < step_size:
+        raise InputError(f"a step takes {step_size} examples, the training split has {splits.num_train}")
+    if not isinstance(splits.train, datasets.IterableDataset):
+        return TrainingExamples(splits.train, transform)
+    examples = StreamedExamples(
+        splits.train,
+        transform,
+        splits.num_train,
+        arguments.per_device_train_batch_size,
+        arguments.process_index,
+        arguments.world_size,
+        data_arguments.shuffle_buffer_size,
+    )
+    if arguments.dataloader_num_workers > examples.num_shards:
+        raise InputError(
+            f"dataloader_num_workers is {arguments.dataloader_num_workers}, allowed is at most "
+            f"{examples.num_shards}: the training data has no more shards for each process"
+        )
+    return examples

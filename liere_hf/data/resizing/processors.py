@@ -1,0 +1,82 @@
+"""The processor that is saved with a model: it brings inputs to the model's size and normalizes them."""
+
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoVideoProcessor, ViTImageProcessor
+from transformers.image_processing_base import ImageProcessingMixin
+
+from ...configuration import DataArguments
+from ...errors import InputError
+from ...modeling.configuration_liere_vit import LiereViTConfig
+from ...modeling.video_processing_liere_vit import LiereViTVideoProcessor
+from ..media import MEDIA
+
+
+def input_size(config: LiereViTConfig, arguments: DataArguments) -> tuple[int, ...]:
+    """Pixels per axis of the inputs: the model's training size, or `input_size` if it is given.
+
+    Raises:
+        InputError: `input_size` with another number of axes, or not a multiple of the patch size.
+    """
+    if arguments.input_size is None:
+        return config.spatial_image_size
+    values = arguments.input_size
+    size = tuple(values) * config.num_axes if len(values) == 1 else tuple(values)
+    if len(size) != config.num_axes:
+        raise InputError(f"input_size is {values}, the model has {config.num_axes} axes")
+    for pixels, patch in zip(size, config.spatial_patch_size, strict=True):
+        if pixels < 1 or pixels % patch:
+            raise InputError(f"input_size is {values}, which patch_size {config.patch_size} does not divide")
+    return size
+
+
+def build_processor(
+    column: str, config: LiereViTConfig, arguments: DataArguments, checkpoint: str | None = None
+) -> ImageProcessingMixin:
+    """The processor that resizes to the input size, then normalizes.
+
+    Args:
+        column: `image`, `video` or `volume`.
+        checkpoint: where the model is from. If it has a processor, that decides the normalization, else the arguments
+            do.
+
+    Raises:
+        InputError: the model takes other inputs than the data has.
+    """
+    medium = MEDIA[column]
+    if config.num_axes != medium.num_axes or config.num_channels != medium.num_channels:
+        raise InputError(
+            f"image_size is {config.image_size!r} and num_channels {config.num_channels}, {column}s need "
+            f"{medium.num_axes} axes and {medium.num_channels} channel(s)"
+        )
+    kind = ViTImageProcessor if column == "image" else LiereViTVideoProcessor
+    auto = AutoImageProcessor if column == "image" else AutoVideoProcessor
+    geometry = _geometry(column, input_size(config, arguments)[-2:], arguments)
+    if checkpoint is not None:
+        try:
+            return auto.from_pretrained(checkpoint, **geometry)
+        except (OSError, ValueError):
+            pass
+    if len(arguments.image_mean) != config.num_channels:
+        raise InputError(
+            f"image_mean is {arguments.image_mean}, {column}s need {config.num_channels} value(s), one per channel"
+        )
+    return kind(**geometry, image_mean=arguments.image_mean, image_std=arguments.image_std)
+
+
+def _geometry(column: str, size: tuple[int, int], arguments: DataArguments) -> dict[str, Any]:
+    """The processor's options that bring the last two axes to their size."""
+    height, width = size
+    exact = {"height": height, "width": width}
+    if column == "volume" or (column == "image" and arguments.fit == "resize"):
+        return {"do_resize": True, "size": exact, "do_center_crop": False}
+    if column == "image" and arguments.fit == "pad":
+        return {"do_resize": False, "do_center_crop": True, "crop_size": exact}
+    fraction = arguments.crop_fraction if column == "image" else 1.0
+    shortest_edge = round(max(size) / fraction)
+    return {
+        "do_resize": True,
+        "size": {"shortest_edge": shortest_edge},
+        "do_center_crop": True,
+        "crop_size": exact,
+    }

@@ -1,0 +1,144 @@
+import datasets
+import numpy as np
+import pytest
+from idx_files import idx, write_fashion_mnist
+from PIL import Image
+
+from liere_hf.configuration import DataArguments
+from liere_hf.data import load_splits
+from liere_hf.data.data_sets.fashion_mnist import LABELS
+from liere_hf.errors import InputError
+
+
+@pytest.fixture
+def idx_directory(tmp_path):
+    return write_fashion_mnist(tmp_path, num_train=30, num_test=10)
+
+
+@pytest.fixture
+def image_directory(tmp_path):
+    """Class folders with images of several modes and sizes."""
+    random = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        folder = tmp_path / "images" / label
+        folder.mkdir(parents=True)
+        for number in range(10):
+            shape = (16 + number, 20) if number % 2 else (16, 20 + number, 3)
+            Image.fromarray(random.integers(256, size=shape, dtype=np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+def assert_images_and_names(data, names):
+    for split in (data.train, data.test):
+        assert isinstance(split.features["image"], datasets.Image)
+        assert split.features["label"].names == list(names)
+    assert data.label_names == list(names)
+
+
+def test_fashion_mnist_from_idx_files(idx_directory):
+    data = load_splits(DataArguments(dataset="fashion_mnist", data_dir=str(idx_directory)), seed=0)
+    assert_images_and_names(data, LABELS)
+    assert (len(data.train), len(data.test)) == (30, 10)
+    expected = np.random.default_rng(0).integers(256, size=(30, 28, 28), dtype=np.uint8)
+    assert np.array_equal(np.asarray(data.train[3]["image"]), expected[3])
+    assert data.train["label"][:] == [index % 10 for index in range(30)]
+
+
+def test_digits_are_held_out_by_class():
+    data = load_splits(DataArguments(dataset="digits"), seed=0)
+    assert_images_and_names(data, "0123456789")
+    assert len(data.train) + len(data.test) == 1797
+    shares = np.bincount(data.test["label"]) / np.bincount(data.train["label"][:] + data.test["label"][:])
+    assert np.allclose(shares, 0.2, atol=0.01)
+
+
+def test_arrows_train_and_test_differ():
+    arguments = DataArguments(dataset="arrows", train_examples=100, eval_examples=50, data_num_proc=1)
+    data = load_splits(arguments, seed=0)
+    assert_images_and_names(data, ("up", "right", "down", "left"))
+    train = {np.asarray(image).tobytes() for image in data.train["image"]}
+    test = {np.asarray(image).tobytes() for image in data.test["image"]}
+    assert (len(train), len(test)) == (100, 50)
+    assert not train & test
+
+
+@pytest.mark.parametrize("test_folder", [None, "test", "validation", "val"])
+def test_imagefolder(image_directory, tmp_path, test_folder):
+    directory = image_directory
+    if test_folder:
+        directory = tmp_path / "split"
+        directory.mkdir()
+        (directory / "train").symlink_to(image_directory)
+        (directory / test_folder).symlink_to(image_directory)
+    data = load_splits(DataArguments(dataset="imagefolder", data_dir=str(directory), data_num_proc=1), seed=0)
+    assert_images_and_names(data, ("cat", "dog"))
+    assert (len(data.train), len(data.test)) == ((20, 20) if test_folder else (16, 4))
+    assert data.skipped_files == []
+
+
+def test_corrupt_images_are_named_or_skipped_and_counted(image_directory):
+    truncated = image_directory / "cat" / "3.png"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    empty = image_directory / "dog" / "4.png"
+    empty.write_bytes(b"")
+    arguments = DataArguments(dataset="imagefolder", data_dir=str(image_directory), data_num_proc=1)
+    with pytest.raises(InputError, match=r"cat/3\.png.*dog/4\.png.*skip_corrupt_files"):
+        load_splits(arguments, seed=0)
+    arguments.skip_corrupt_files = True
+    data = load_splits(arguments, seed=0)
+    assert len(data.train) + len(data.test) == 18
+    assert sorted(data.skipped_files) == [str(truncated), str(empty)]
+    for row in (*data.train, *data.test):
+        row["image"].load()
+
+
+def test_subset_is_seeded():
+    arguments = DataArguments(dataset="digits", train_examples=50)
+    first, second = (load_splits(arguments, seed=seed).train["label"][:] for seed in (0, 0))
+    assert len(first) == 50
+    assert first == second
+    assert first != load_splits(arguments, seed=1).train["label"][:]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "dataset is not given, allowed are arrows"),
+        ({"dataset": "imagefolder"}, "data_dir is not given"),
+        ({"dataset": "imagefolder", "data_dir": "missing"}, "data_dir missing is not a directory"),
+        ({"dataset": "fashion_mnist", "data_dir": "missing"}, "data_dir missing is not a directory"),
+        ({"dataset": "digits", "train_examples": 5000}, "train_examples is 5000, the data set has 1437"),
+        ({"dataset": "arrows", "arrows_grid_size": 2}, "arrows: .* a grid of 2 x 2"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        load_splits(DataArguments(**options), seed=0)
+
+
+@pytest.mark.parametrize("dataset", ["imagefolder", "fashion_mnist"])
+def test_empty_directory(tmp_path, dataset):
+    with pytest.raises(InputError, match=f"data_dir {tmp_path} is empty"):
+        load_splits(DataArguments(dataset=dataset, data_dir=str(tmp_path)), seed=0)
+
+
+def test_directory_without_images(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match="holds no images in class folders"):
+        load_splits(DataArguments(dataset="imagefolder", data_dir=str(tmp_path)), seed=0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda path: path.unlink(), "lacks t10k-images-idx3-ubyte"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "t10k-images-idx3-ubyte is corrupt"),
+        (lambda path: path.write_bytes(b""), "t10k-images-idx3-ubyte is corrupt"),
+        (lambda path: path.write_bytes(idx(np.zeros((3, 28, 28), np.uint8))), "3 t10k images but 10 labels"),
+    ],
+)
+def test_broken_idx_files(idx_directory, change, message):
+    change(idx_directory / "t10k-images-idx3-ubyte")
+    with pytest.raises(InputError, match=message):
+        load_splits(DataArguments(dataset="fashion_mnist", data_dir=str(idx_directory)), seed=0)

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from liere_hf.configuration import DataArguments, parse_recipe
+from liere_hf.data import load_splits
+from liere_hf.data.data_sets.moving_squares import BLOCK_SIZE, BRIGHT, DIRECTIONS, NOISE, SIDE, clips
+from liere_hf.data.decoding.volumes import read_volume
+
+NAMES = list(DIRECTIONS)
+
+
+def motion(clip):
+    """Of the brightness that is not in every frame: its centre's way from the first frame to the last."""
+    bright = clip >= BRIGHT
+    moving = bright & ~bright.all(axis=0)
+    centres = [np.argwhere(frame).mean(axis=0) for frame in moving if frame.any()]
+    return centres[-1] - centres[0]
+
+
+def test_the_label_is_the_direction():
+    right = 0
+    for index, clip in enumerate(clips(0, 200)):
+        right += np.array_equal(np.sign(np.round(motion(clip) / 7)), DIRECTIONS[NAMES[index % len(NAMES)]])
+    # Now and then the moving square hides behind a still one at the start or the end.
+    assert right >= 180
+
+
+def test_a_single_frame_does_not_tell():
+    """Frames of all classes look alike: as many bright pixels, spread in the same way."""
+    frames = clips(0, 800)[:, 4] >= BRIGHT
+    by_class = np.array([frames[label :: len(NAMES)].mean() for label in range(len(NAMES))])
+    assert by_class == pytest.approx(by_class.mean(), rel=0.1)
+
+
+def test_nothing_moves_within_a_patch_of_the_recipe():
+    frames, *_ = parse_recipe("clips")[0].patch_size
+    bright = (clips(0, 50) >= BRIGHT).reshape(50, -1, frames, SIDE, SIDE)
+    assert (bright == bright[:, :, :1]).all()
+    assert (bright[:, 0] != bright[:, 1]).any(axis=(1, 2, 3)).all()
+
+
+def test_clips_do_not_depend_on_how_many_are_asked_for():
+    many = clips(0, 2 * BLOCK_SIZE)
+    assert np.array_equal(clips(BLOCK_SIZE - 3, 6), many[BLOCK_SIZE - 3 : BLOCK_SIZE + 3])
+    assert many.dtype == np.uint8
+    assert set(np.unique(many)) == {*range(NOISE), BRIGHT}
+
+
+def test_loader():
+    data = load_splits(DataArguments(dataset="clips", train_examples=20, eval_examples=10), seed=5)
+    assert (len(data.train), len(data.test), data.label_names) == (20, 10, NAMES)
+    assert np.array_equal(read_volume(data.train[3]["volume"]), clips(3, 1)[0])
+    assert data.train[3]["label"] == 3
+    assert not np.array_equal(read_volume(data.test[0]["volume"]), clips(0, 1)[0])

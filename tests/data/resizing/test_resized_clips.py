@@ -1,0 +1,114 @@
+import itertools
+
+import av
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+from video_files import NUM_FRAMES, full_decode, row, write_video
+
+from liere_hf.data.decoding.videos import minimum_frames
+from liere_hf.data.draws import Draws
+from liere_hf.data.resizing.clips import EvaluationClips, TrainingClips
+from liere_hf.data.resizing.random_boxes import NUMBERS_PER_BOX, random_resized_crop
+
+
+def test_training_clips_are_spaced_and_start_everywhere(video):
+    path, expected = video("b_frames.avi")
+    # The first of four possible starts to the last.
+    stride = 8
+    clips = TrainingClips((8, 240, 320), stride, None)([row(path)] * 40, Draws(0, 0, range(40)))
+    assert (clips.shape, clips.dtype) == ((40, 8, 3, 240, 320), torch.uint8)
+    assert minimum_frames((8, 240, 320), stride) == 57
+    draws = Draws(0, 0, range(40)).next(1)[:, 0]
+    starts = [int(4 * draw) for draw in draws]
+    assert set(starts) == {0, 1, 2, 3}
+    for clip, start in zip(clips, starts, strict=True):
+        assert clip.equal(
+            v2.functional.center_crop(v2.functional.resize(expected[start::stride][:8], [320]), [240, 320])
+        )
+
+
+def test_training_crops_are_the_same_for_all_frames(video):
+    path, expected = video("plain.avi")
+    crops = TrainingClips((4, 48, 64), 3, (0.1, 0.5))([row(path)] * 5, Draws(7, 2, range(5)))
+    draws = Draws(7, 2, range(5))
+    starts, numbers = draws.next(1)[:, 0], draws.next(NUMBERS_PER_BOX)
+    for crop, start, row_numbers in zip(crops, starts, numbers, strict=True):
+        start = int(start * (NUM_FRAMES - 9))
+        top, left, height, width = random_resized_crop(240, 320, row_numbers, (0.1, 0.5))
+        window = expected[start : start + 10 : 3, :, top : top + height, left : left + width]
+        assert crop.equal(v2.functional.resize(window, [48, 64], antialias=True))
+
+
+@pytest.mark.parametrize("crop_scale", [None, (0.08, 1.0)])
+def test_training_clips_depend_on_the_draws_alone(video, crop_scale):
+    rows = [row(video("plain.avi")[0]), row(video("b_frames.mp4")[0]), row(video("vp8.webm")[0])]
+    clips = TrainingClips((4, 32, 32), 4, crop_scale)
+    together = clips(rows, Draws(3, 1, [5, 9, 20]))
+    assert together.equal(clips(rows, Draws(3, 1, [5, 9, 20])))
+    assert together[1:2].equal(clips(rows[1:2], Draws(3, 1, [9])))
+    assert not together.equal(clips(rows, Draws(3, 2, [5, 9, 20])))
+    # As many numbers for a batch of any videos.
+    first, second = Draws(0, 0, [0]), Draws(0, 0, [0])
+    clips(rows[:1], first)
+    clips(rows[2:], second)
+    assert np.array_equal(first.next(1), second.next(1))
+
+
+def test_short_videos_repeat_their_last_frame(tmp_path):
+    path = write_video(tmp_path / "short.avi", 5)
+    expected = full_decode(path)
+    clip = TrainingClips((4, 240, 240), 2, None)([row(path)], Draws(0, 0, [3]))[0]
+    assert clip.equal(expected[[0, 2, 4, 4], :, :, 40:280])
+    views = EvaluationClips((4, 240, 240), 2, 2, 1, (0.0,) * 3, (1.0,) * 3)([row(path)] * 2, [0, 1])
+    assert torch.equal((views * 255).round().byte(), clip.expand(2, -1, -1, -1, -1))
+
+
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
+
+
+def normalized(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return (pixels / 255 - mean) / std
+
+
+@pytest.mark.parametrize("num_segments, starts", [(1, [15]), (2, [0, 31]), (3, [0, 16, 31]), (5, [0, 8, 16, 23, 31])])
+def test_segments_are_evenly_spaced(video, num_segments, starts):
+    # 60 frames, of which a clip spans 29.
+    path, expected = video("b_frames.avi")
+    clips = EvaluationClips((8, 48, 48), 4, num_segments, 1, MEAN, STD)
+    assert clips.num_views == num_segments
+    views = clips([row(path)] * num_segments, list(range(num_segments)))
+    assert (views.shape, views.dtype) == ((num_segments, 8, 3, 48, 48), torch.float32)
+    for view, start in zip(views, starts, strict=True):
+        frames = v2.functional.resize(expected[start : start + 29 : 4], [48, 64])[..., 8:56]
+        assert torch.allclose(view, normalized(frames), atol=1e-5)
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+def test_crops_are_at_the_start_middle_and_end(video_folder, portrait):
+    size, resized = ((160, 120), (64, 48)) if portrait else ((120, 160), (48, 64))
+    path = write_video(video_folder / f"portrait_{portrait}.avi", size=size)
+    expected = v2.functional.resize(full_decode(path), resized)
+    clips = EvaluationClips((2, 48, 48), 4, 2, 3, MEAN, STD)
+    assert clips.num_views == 6
+    views = clips([row(path)] * 6, range(6))
+    for view, (start, offset) in zip(views, itertools.product((0, 55), (0, 8, 16)), strict=True):
+        frames = expected[[start, start + 4]]
+        frames = frames[..., offset : offset + 48, :] if portrait else frames[..., offset : offset + 48]
+        assert torch.allclose(view, normalized(frames), atol=1e-5)
+
+
+def test_views_of_a_clip_are_decoded_once(video, monkeypatch):
+    rows = [row(video("plain.avi")[0]), row(video("b_frames.avi")[0])]
+    clips = EvaluationClips((4, 48, 48), 4, 2, 3, MEAN, STD)
+    opened = []
+    open_container = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: opened.append(1) or open_container(*args, **options))
+    alone = torch.stack([clips(rows[:1], [view])[0] for view in (1, 2, 3)] + [clips(rows[1:], [0])[0]])
+    num_opened_alone = len(opened)
+    opened.clear()
+    together = clips([rows[0], rows[0], rows[0], rows[1]], [1, 2, 3, 0])
+    assert together.equal(alone)
+    assert len(opened) == num_opened_alone * 3 // 4
