@@ -1,4 +1,4 @@
-"""What the directory of a run, or of a converted model, holds: names of files, recipe, results, learning curve."""
+"""What the directory of a run or of a converted model holds: names of files, recipe, checkpoints, results, curve."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import DataArguments
 from .errors import InputError
@@ -20,7 +21,10 @@ METRICS_FILE = "eval_results.json"
 CONVERSION_FILE = "conversion.json"
 # Evaluations at other input sizes than the training size.
 OTHER_SIZES = "eval_results_*.json"
-# Options of a recipe that say where and how visibly it ran, not what it did.
+# A directory for what is being saved, until that is complete.
+UNFINISHED = "unfinished"
+# Options that do not change what a run computes: where it ran, and how it reported. They may change when it is
+# resumed, are not published, and do not tell two runs apart.
 LOCAL_OPTIONS = {
     "output_dir",
     "data_dir",
@@ -136,6 +140,45 @@ def recipe_options(
     return {name: value for name, value in options.items() if value is not None and value != []}
 
 
+def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: dict[str, Any]) -> str | None:
+    """The checkpoint from which a run continues; None for a new run.
+
+    Args:
+        directory: output directory of the run.
+        resume: Trainer's `resume_from_checkpoint`: a directory, true for the last checkpoint of the run, or false.
+        options: of the run, as from `recipe_options`.
+
+    Raises:
+        InputError: a new run whose directory is not empty; no checkpoint to resume from, or one of a run with other
+            options.
+    """
+    if resume is None or str(resume).lower() == "false":
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise InputError(
+                f"output_dir {directory} already holds another run or other files: choose a new one, or continue the "
+                "run with --resume_from_checkpoint true"
+            )
+        return None
+    if str(resume).lower() == "true":
+        checkpoint = get_last_checkpoint(directory) if directory.is_dir() else None
+        if checkpoint is None:
+            raise InputError(f"output_dir {directory} holds no checkpoint to resume from")
+    else:
+        checkpoint = str(resume)
+        if not Path(checkpoint).is_dir():
+            raise InputError(f"resume_from_checkpoint {checkpoint} is not a directory")
+    _require_same_options(Path(checkpoint).parent / RECIPE_FILE, options)
+    return checkpoint
+
+
+def how_to_resume(directory: Path | str) -> str:
+    """Second half of an error message: the last checkpoint of a run, if there is one, and how to continue from it."""
+    checkpoint = get_last_checkpoint(directory)
+    if checkpoint is None:
+        return "no checkpoint was saved before"
+    return f"the last checkpoint is {checkpoint}, continue from it with --resume_from_checkpoint true"
+
+
 def learning_curve(directory: Path) -> list[dict[str, float]]:
     """Number of training `examples` seen, and `accuracy`, at each evaluation of a finished run."""
     state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
@@ -164,6 +207,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
+
+
+def _require_same_options(recipe_file: Path, options: dict[str, Any]) -> None:
+    if not recipe_file.is_file():
+        raise InputError(f"{recipe_file} is missing, so the run to resume is not one of liere-hf train")
+    before = yaml.safe_load(recipe_file.read_text())
+    for name in sorted((before.keys() | options.keys()) - LOCAL_OPTIONS):
+        if before.get(name) != options.get(name):
+            raise InputError(
+                f"{name} is {options.get(name)!r}, but the run to resume was started with {before.get(name)!r}"
+            )
 
 
 def _require_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
