@@ -293,6 +293,33 @@ def test_push_to_hub_while_training(server, command_line, tmp_path):
     assert not [name for name in recipe if "hub" in name]
 
 
+def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server, command_line, tmp_path):
+    token = "hf_" + "unluckyTokenTest" * 2
+    server.add_user("unlucky", token)
+    flags = [*TINY_FLAGS, "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
+    hub = ["--push_to_hub", "true", "--hub_model_id", "unlucky/model"]
+    # Three requests prepare the repository, the next is the first of the first checkpoint.
+    server.fail(token, 3, 403)
+    result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags, *hub, token=token)
+    server.clear_faults()
+    assert result.code == 0, result.stderr
+    assert "the checkpoint of step 1 was not published, training continues" in result.stderr
+    assert "the token may not write there" in result.stderr
+    assert "Traceback" not in result.output
+    assert files_of(server, "unlucky/model") == staged(tmp_path / "run", "unlucky/model", tmp_path)
+    messages = [commit.title for commit in api(server).list_repo_commits("unlucky/model")]
+    assert messages[:-1] == ["LieRE8 on scikit-learn digits", "Training, step 2"]
+
+
+def test_an_evaluation_publishes_nothing(server, command_line, trained):
+    before = len(server.requests())
+    flags = ["--eval_examples", "64", "--train_examples", "64", "--use_cpu", "true", "--disable_tqdm", "true"]
+    hub = ["--push_to_hub", "true", "--hub_model_id", "org/evaluated"]
+    result = command_line.run("evaluate", trained, "digits", *flags, *hub, token=TOKEN)
+    assert result.code == 0, result.stderr
+    assert len(server.requests()) == before
+
+
 def test_push_to_hub_looks_before_it_trains(converted, server, command_line, tmp_path):
     command_line.run("publish", converted, "org/a-video-model", token=TOKEN)
     command = ["train", "digits", "--output_dir", tmp_path / "run", *TINY_FLAGS, "--push_to_hub", "true"]
