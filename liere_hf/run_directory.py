@@ -57,8 +57,11 @@ class Checkpoint:
 class Run(Checkpoint):
     """A finished run of `liere-hf train`.
 
-    `recipe` has every option, `training` how the training went, `metrics` the final evaluation (without the prefix
-    `eval_`), `other_sizes` what `liere-hf evaluate --input_size ...` measured.
+    Attributes:
+        recipe: every option.
+        training: content of train_results.json.
+        metrics: of the final evaluation, without the prefix `eval_`.
+        other_sizes: what `liere-hf evaluate --input_size ...` measured, by increasing size.
     """
 
     recipe: dict[str, Any]
@@ -68,7 +71,7 @@ class Run(Checkpoint):
 
     @property
     def published_recipe(self) -> dict[str, Any]:
-        """The recipe without what belongs to the machine that it ran on."""
+        """The recipe without options and paths that only make sense on the machine where it ran."""
         recipe = {name: value for name, value in self.recipe.items() if name not in LOCAL_OPTIONS}
         source = recipe.get("model_name_or_path")
         if source and Path(source).exists():
@@ -78,7 +81,7 @@ class Run(Checkpoint):
 
 @dataclass(frozen=True)
 class Conversion(Checkpoint):
-    """A model of `liere-hf convert`; `record` says from what it was made."""
+    """A model of `liere-hf convert`; `record` is the content of conversion.json."""
 
     record: dict[str, Any]
 
@@ -90,10 +93,10 @@ def encoding_name(config: dict[str, Any]) -> str:
 
 
 def read_checkpoint(directory: Path) -> Run | Conversion:
-    """
+    """Read all files of a finished run or of a converted model, except its weights.
+
     Raises:
-        InputError: not a finished run or a converted model, or with results that lack a metric; the weights are not
-            looked at.
+        InputError: the directory holds neither, or a metric is missing.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory")
@@ -112,7 +115,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     for name in (RECIPE_FILE, TRAINING_FILE, METRICS_FILE):
         if not (directory / name).is_file():
             raise InputError(
-                f"{directory} is not a finished run, it has no {name}; go on with it by --resume_from_checkpoint true"
+                f"{directory} is not a finished run, it has no {name}; continue it with --resume_from_checkpoint true"
             )
     evaluation = _read_json(directory / METRICS_FILE)
     return Run(
@@ -133,7 +136,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
 def recipe_options(
     model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, Any]:
-    """Every option of a run that is set, as plain data that is a recipe again; without secrets and publication."""
+    """Every option of a run that is set, as a recipe: plain data, without options for the Hub, such as its token."""
     options = {**vars(model_arguments), **vars(data_arguments)}
     options |= {name: value for name, value in training_arguments.to_dict().items() if "hub" not in name.split("_")}
     options = json.loads(json.dumps(options, default=str))
@@ -180,7 +183,7 @@ def how_to_resume(directory: Path | str) -> str:
 
 
 def learning_curve(directory: Path) -> list[dict[str, float]]:
-    """Number of training `examples` seen, and `accuracy`, at each evaluation of a finished run."""
+    """The number of training `examples` seen and the `accuracy` at each evaluation of a finished run."""
     state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
     training = _read_json(directory / TRAINING_FILE)
     examples_per_step = training["train_runtime"] * training["train_samples_per_second"] / state.max_steps
@@ -192,7 +195,7 @@ def learning_curve(directory: Path) -> list[dict[str, float]]:
 
 
 def without_paths(content: Any) -> Any:
-    """Plain data with absolute paths cut to their last part."""
+    """The same data with absolute paths replaced by their last component."""
     if isinstance(content, dict):
         return {name: without_paths(value) for name, value in content.items()}
     if isinstance(content, list):
