@@ -163,7 +163,7 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
             )
         return None
     if str(resume).lower() == "true":
-        checkpoint = get_last_checkpoint(directory) if directory.is_dir() else None
+        checkpoint = _last_checkpoint(directory)
         if checkpoint is None:
             raise InputError(f"output_dir {directory} holds no checkpoint to resume from")
     else:
@@ -174,9 +174,9 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
     return checkpoint
 
 
-def how_to_resume(directory: Path | str) -> str:
+def how_to_resume(directory: Path) -> str:
     """Second half of an error message: the last checkpoint of a run, if there is one, and how to continue from it."""
-    checkpoint = get_last_checkpoint(directory)
+    checkpoint = _last_checkpoint(directory)
     if checkpoint is None:
         return "no checkpoint was saved before"
     return f"the last checkpoint is {checkpoint}, continue from it with --resume_from_checkpoint true"
@@ -210,6 +210,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
+
+
+def _last_checkpoint(directory: Path) -> str | None:
+    return get_last_checkpoint(directory) if directory.is_dir() else None
 
 
 def _require_same_options(recipe_file: Path, options: dict[str, Any]) -> None:

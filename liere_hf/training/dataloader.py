@@ -18,11 +18,14 @@ def build_train_dataloader(
 
     With `dataloader_drop_last` an epoch leaves out the examples beyond whole optimizer steps, other ones in each
     epoch, so that its length does not depend on the number of processes.
+
+    Args:
+        batch_size: of this process; a stream has its own.
     """
     is_stream = isinstance(dataset, StreamedExamples)
     dataloader = DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size=dataset.batch_size if is_stream else batch_size,
         sampler=None if is_stream else _sampler(dataset, batch_size, args),
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,

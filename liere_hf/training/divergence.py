@@ -1,5 +1,7 @@
 """Training that has diverged: losses and weights that are not finite."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import Trainer
@@ -32,7 +34,7 @@ class DivergenceCheck:
         bad = steps[steps >= 0]
         if len(bad):
             raise RunError(
-                f"the loss of step {int(bad.min())} is not finite; {how_to_resume(trainer.args.output_dir)}"
+                f"the loss of step {int(bad.min())} is not finite; {how_to_resume(Path(trainer.args.output_dir))}"
             )
 
     def require_finite_weights(self, trainer: Trainer, model: nn.Module) -> None:
@@ -44,5 +46,5 @@ class DivergenceCheck:
         if not trainer.accelerator.gather(finite.reshape(1).to(trainer.args.device)).all():
             raise RunError(
                 f"weights are not finite after step {trainer.state.global_step}; "
-                f"{how_to_resume(trainer.args.output_dir)}"
+                f"{how_to_resume(Path(trainer.args.output_dir))}"
             )

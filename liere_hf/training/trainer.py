@@ -20,7 +20,8 @@ from .saving import atomic_save
 class LiereTrainer(Trainer):
     """Trainer whose checkpoints are always complete, that stops when training diverges, and that trains on streams.
 
-    - Streams are split among processes by the stream itself, epochs have the same length for any number of processes.
+    - With `dataloader_drop_last`, epochs have the same length for any number of processes.
+    - A stream, which splits itself among processes, resumes without decoding again what was seen.
     - Evaluation sees every example once, whatever `dataloader_drop_last` says for training.
     - `data_wait_seconds` is the time that steps waited for their batches.
     - A loss or weights that are not finite end the run before they reach a checkpoint.
@@ -33,7 +34,7 @@ class LiereTrainer(Trainer):
         # The arguments are saved with every checkpoint: no place for a secret.
         args.push_to_hub, args.hub_token = False, None
         super().__init__(args=args, **kwargs)
-        # DivergenceCheck does the same without waiting for the device in every step.
+        # The filter hides losses that are not finite, and waits for the device in every step. See DivergenceCheck.
         self.args.logging_nan_inf_filter = False
         # Losses are means over the examples of a process; every process has the same number.
         self.model_accepts_loss_kwargs = False
@@ -45,7 +46,7 @@ class LiereTrainer(Trainer):
     # ---- Data ----
 
     def get_train_dataloader(self) -> DataLoader:
-        # Not that of the arguments, as auto_find_batch_size changes it.
+        # auto_find_batch_size changes this attribute, not the arguments.
         batch_size = self._train_batch_size
         return build_train_dataloader(self.train_dataset, batch_size, self.data_collator, self.args, self.accelerator)
 
@@ -114,7 +115,7 @@ class LiereTrainer(Trainer):
             if best.name == checkpoint or best.exists():
                 self.state.best_model_checkpoint = str(best)
             if self.args.should_save:
-                # Again, as these name the directory.
+                # Written again, as they name the output directory and the best checkpoint.
                 torch.save(self.args, unfinished / checkpoint / TRAINING_ARGS_NAME)
                 self.state.save_to_json(str(unfinished / checkpoint / TRAINER_STATE_NAME))
         if self.args.should_save:

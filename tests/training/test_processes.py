@@ -208,7 +208,7 @@ def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_n
     assert process.returncode != 0
     if signal_number == signal.SIGKILL:
         assert f"another process of this run has ended; the last checkpoint is {output_dir}/checkpoint-" in error
-        assert "go on from it with --resume_from_checkpoint true" in error
+        assert "continue from it with --resume_from_checkpoint true" in error
     else:
         assert "checkpoint saved in" in error
     assert not (output_dir / "model.safetensors").exists()
