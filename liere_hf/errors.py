@@ -1,14 +1,14 @@
-"""Errors for people: one sentence each, which the command line prints without a traceback."""
+"""Errors whose message is one sentence for the user; the command line prints them without a traceback."""
 
 
 class InputError(ValueError):
-    """Bad input: the sentence is for the person who gave it."""
+    """Bad input: the message names it, and what is allowed."""
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, through no fault of its input: the sentence says what is left and what to do."""
+    """A run that cannot continue although its input is valid: the message says what it leaves and what to do."""
 
 
 def sentence(error: InputError | RunError) -> str:
-    """What an error says; one that comes out of a worker process brings a traceback along, which is left out."""
+    """The message of an error, without the traceback that one from a worker process carries."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")

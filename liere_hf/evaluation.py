@@ -13,15 +13,14 @@ from .training.run import build_trainer
 
 
 def evaluate(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, Any]:
-    """Top-1 and top-5 accuracy and loss of the checkpoint `model_name_or_path`, with its own image processor,
-    at the size that it says unless `input_size` is given.
+    """Evaluate the checkpoint `model_name_or_path` with its own processor, at its own size or at `input_size`.
 
     Returns:
-        The metrics of [`ClassificationMetric`], each with a 95% confidence interval, the number of `examples`, the
-        `input_size` in pixels per axis, and the `hardware`.
+        Top-1 and top-5 accuracy and loss as from [`ClassificationMetric`], each with a 95% confidence interval, the
+        number of `examples`, the `input_size` in pixels per axis, and the `hardware`.
 
     Raises:
-        InputError: a checkpoint or data that cannot be read, or that have different classes.
+        InputError: checkpoint or data cannot be read, or their classes differ.
     """
     name = model_arguments.model_name_or_path
     model = load_checkpoint(model_arguments)
@@ -29,7 +28,7 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     try:
         processor = auto.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name} has no processor to read") from error
+        raise InputError(f"model {name} has no readable processor: {' '.join(str(error).split())}") from error
     splits = load_splits(data_arguments, training_arguments.seed)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if names != splits.label_names:

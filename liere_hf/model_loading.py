@@ -1,4 +1,4 @@
-"""Classifiers for a run: new ones, and checkpoints from a directory or the Hub."""
+"""Classifiers: new ones, and checkpoints from a directory or the Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from .modeling.modeling_liere_vit import LiereViTForImageClassification, LiereVi
 
 
 def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
-    """A new model, or the checkpoint that the arguments name, with these labels.
+    """A new classifier, or the checkpoint that the arguments name, for these classes.
 
     Args:
         arguments: ModelArguments.
 
     Raises:
-        InputError: a value that LiereViTConfig does not allow, or a checkpoint that cannot be loaded.
+        InputError: LiereViTConfig does not allow a value, or the checkpoint cannot be loaded.
     """
     labels = {
         "id2label": dict(enumerate(label_names)),
@@ -32,11 +32,11 @@ def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
 
 
 def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
-    """The classifier at `model_name_or_path`, with the arguments' fields and these labels set on its configuration.
+    """The classifier at `model_name_or_path`, its configuration changed by the arguments' fields and these labels.
 
     Raises:
-        InputError: not there, of another architecture, truncated, or with weights missing or of other shapes (unless
-            `ignore_mismatched_sizes`).
+        InputError: it does not exist, has another architecture or is truncated, or weights are missing or have other
+            shapes (unless `ignore_mismatched_sizes`).
     """
     name = arguments.model_name_or_path
     config = load_config(name, **model_overrides(arguments), **labels)
@@ -58,24 +58,28 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
         key, shape, expected = mismatched[0]
         raise InputError(
             f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
-            "more such weights; set ignore_mismatched_sizes to train these anew"
+            "more such weights; set ignore_mismatched_sizes to initialize these anew"
         )
     return model
 
 
 def classifier_class(config: LiereViTConfig) -> type[LiereViTForImageClassification]:
-    """The classifier for inputs of the configuration's number of axes: video and volumes have three."""
+    """The class for the configuration's number of axes: three for video and volumes, otherwise two."""
     return LiereViTForVideoClassification if config.num_axes == 3 else LiereViTForImageClassification
 
 
 def load_config(name: str, **overrides: Any) -> LiereViTConfig:
-    """The configuration of the checkpoint at `name`, a directory or a Hub id, with fields overridden."""
+    """The configuration of the checkpoint `name`, a directory or a Hub id, with some fields replaced.
+
+    Raises:
+        InputError: it does not exist, or is not a LiereViT model's.
+    """
     if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
         raise InputError(f"model {name} is not a directory")
     try:
         config = AutoConfig.from_pretrained(name, **overrides)
     except (OSError, ValueError) as error:
-        raise InputError(f"model {name} has no configuration to read: {' '.join(str(error).split())}") from error
+        raise InputError(f"model {name} has no readable configuration: {' '.join(str(error).split())}") from error
     if not isinstance(config, LiereViTConfig):
         raise InputError(f"model {name} has model_type {config.model_type!r}, expected {LiereViTConfig.model_type!r}")
     return config

@@ -1,7 +1,7 @@
-"""The list of releases: the checkpoints that this project publishes, each with its recipe, figures and hashes.
+"""The list of releases: the checkpoints that this project publishes, each with its recipe, metrics and hashes.
 
-An entry is trained (`recipe`, and `checkpoint`, where it is committed) or converted (`from`, `source`, `options`).
-`liere-hf release --update` writes what is measured into the list and the cards beside it.
+An entry is trained (`recipe`, and `checkpoint` if it is committed) or converted (`from`, `source`, `options`).
+`liere-hf release --update` writes what was measured into the list, and the cards beside it.
 """
 
 import shutil
@@ -29,13 +29,13 @@ HEADER = """\
 # The checkpoints that this project releases. Written by people: organization, name, checkpoint, recipe, from, source,
 # options. Written by `liere-hf release --update`: the rest, and the cards beside this file. `code` is part of each.
 """
-# Where converted models are built; a trained one that is not committed is trained there.
+# Where models are converted or trained that are not committed.
 BUILD_DIRECTORY = Path("runs") / "releases"
 
 
 @dataclass
 class Release:
-    """An entry of the list, and where its model is or will be built."""
+    """An entry of the list, the directory of its model, and the file that it is converted from."""
 
     entry: dict[str, Any]
     repo_id: str
@@ -45,7 +45,7 @@ class Release:
 
 @dataclass
 class Releases:
-    """A list, its file and its entries; `unavailable` are the names of those whose source is not here."""
+    """A list of releases; `unavailable` names those whose source file is missing."""
 
     path: Path
     content: dict[str, Any]
@@ -56,12 +56,12 @@ class Releases:
 def read_releases(path: Path, sources: Path | None = None, organization: str | None = None) -> Releases:
     """
     Args:
-        path: the list; directories in it count from the parent of its folder.
-        sources: directory of the files that converted entries name.
-        organization: instead of the list's.
+        path: of the list; directories in it are relative to the parent of its folder.
+        sources: directory of the files that entries are converted from.
+        organization: replaces that of the list.
 
     Raises:
-        InputError: the list is missing, is no list of releases, or has an entry that lacks something.
+        InputError: the list is missing or is not a list of releases, or an entry lacks a field.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -86,7 +86,7 @@ def read_releases(path: Path, sources: Path | None = None, organization: str | N
 
 
 def build(release: Release) -> Run | Conversion:
-    """The release's checkpoint: as it is committed, converted now, or trained now if it was not before."""
+    """The checkpoint of a release: the committed one, or one that is converted or, if not yet done, trained now."""
     if "from" in release.entry and "checkpoint" not in release.entry:
         shutil.rmtree(release.directory, ignore_errors=True)
     if not release.directory.exists():
@@ -104,7 +104,7 @@ def _build_anew(release: Release) -> None:
 
 
 def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
-    """The part of an entry that is measured: encoding, size, seed, metrics, and sha256 of the files."""
+    """The fields of an entry that come from the checkpoint: encoding, size, seed, metrics, SHA-256 of the files."""
     if isinstance(checkpoint, Run):
         seed, num_parameters = checkpoint.recipe["seed"], checkpoint.training["num_parameters"]
         metrics = {
@@ -123,9 +123,9 @@ def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
 
 
 def _staged(release: Release, checkpoint: Run | Conversion) -> dict[str, str]:
-    """sha256 of every file that would go up but the card and the record of a conversion.
+    """SHA-256 of every file that would be published, except the card and the record of a conversion.
 
-    What a conversion measures differs in its last digits from machine to machine.
+    The measurements in these differ in their last digits between machines.
     """
     with TemporaryDirectory(prefix="liere_hf-") as folder:
         stage(checkpoint, Path(folder), release.repo_id)
@@ -137,7 +137,7 @@ def _staged(release: Release, checkpoint: Run | Conversion) -> dict[str, str]:
 
 
 def update_releases(releases: Releases) -> None:
-    """Write what is measured into the list, the card of each release beside it, and today's code into checkpoints."""
+    """Write the measured fields into the list, the cards beside it, and the current code into each checkpoint."""
     for release in releases.available:
         checkpoint = build(release)
         _renew_code(release.directory)
@@ -153,11 +153,11 @@ def update_releases(releases: Releases) -> None:
     }
     content = HEADER + yaml.safe_dump(releases.content, sort_keys=False, width=119)
     write_bytes(releases.path, content.encode())
-    _report(dict.fromkeys(releases.unavailable, "its source is not here, left as it was"))
+    _report(dict.fromkeys(releases.unavailable, "its source is missing, unchanged"))
 
 
 def _renew_code(directory: Path) -> None:
-    """Today's code in place of that which is there, with all modules that it imports today."""
+    """Replace the code of a checkpoint by the current one, with all modules that it imports."""
     modules = [MODELING / name for name in CODE if (directory / name).is_file()]
     imported = [Path(file) for module in modules for file in get_relative_import_files(module)]
     for module in {*modules, *imported}:
@@ -165,15 +165,15 @@ def _renew_code(directory: Path) -> None:
 
 
 def publish_releases(releases: Releases, private: bool = False, dry_run: bool = False) -> None:
-    """Build and check all that can be built, then publish each that is not there and identical.
+    """Build and check all releases whose source is available, then publish each unless the Hub has it already.
 
     Raises:
-        InputError: a file is not the listed one; then nothing is published.
+        InputError: a file differs from the list; nothing is published.
         RunError: some could not be published; the others were.
     """
     for release in releases.available:
         _require_listed_files(release, releases.content.get("code", {}), _staged(release, build(release)))
-    outcomes = dict.fromkeys(releases.unavailable, "left out: its source is not here")
+    outcomes = dict.fromkeys(releases.unavailable, "skipped: its source is missing")
     failures = []
     for release in releases.available:
         name = release.entry["name"]
@@ -182,7 +182,7 @@ def publish_releases(releases: Releases, private: bool = False, dry_run: bool = 
             continue
         try:
             publication = publish(release.directory, release.repo_id, private=private)
-            outcomes[name] = f"{'published' if publication.changed else 'identical, left'}: {publication.url}"
+            outcomes[name] = f"{'published' if publication.changed else 'unchanged'}: {publication.url}"
         except (InputError, RunError) as error:
             outcomes[name] = f"failed: {error}"
             failures.append(name)
@@ -190,7 +190,7 @@ def publish_releases(releases: Releases, private: bool = False, dry_run: bool = 
     if failures:
         raise RunError(
             f"{len(failures)} of {len(releases.available)} releases failed ({', '.join(failures)}); run the command "
-            "again, what is there already is left"
+            "again, those that are published already are skipped"
         )
 
 
@@ -200,7 +200,7 @@ def _require_listed_files(release: Release, code: dict[str, str], files: dict[st
         if files.get(name) != listed.get(name):
             raise InputError(
                 f"release {release.entry['name']}: {name} of {release.directory} is not the listed one (sha256 "
-                f"{files.get(name)}, listed {listed.get(name)}); nothing was published; --update takes it into the "
+                f"{files.get(name)}, listed {listed.get(name)}); nothing was published; --update writes it into the "
                 "list"
             )
 

@@ -1,4 +1,4 @@
-"""What the directory of a run, or of a converted model, holds: names of files, recipe, results, learning curve."""
+"""What the directory of a run or of a converted model holds: names of files, recipe, checkpoints, results, curve."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import DataArguments
 from .errors import InputError
@@ -20,7 +21,10 @@ METRICS_FILE = "eval_results.json"
 CONVERSION_FILE = "conversion.json"
 # Evaluations at other input sizes than the training size.
 OTHER_SIZES = "eval_results_*.json"
-# Options of a recipe that say where and how visibly it ran, not what it did.
+# A directory for what is being saved, until that is complete.
+UNFINISHED = "unfinished"
+# Options that do not change what a run computes: where it ran, and how it reported. They may change when it is
+# resumed, are not published, and do not tell two runs apart.
 LOCAL_OPTIONS = {
     "output_dir",
     "data_dir",
@@ -53,8 +57,11 @@ class Checkpoint:
 class Run(Checkpoint):
     """A finished run of `liere-hf train`.
 
-    `recipe` has every option, `training` how the training went, `metrics` the final evaluation (without the prefix
-    `eval_`), `other_sizes` what `liere-hf evaluate --input_size ...` measured.
+    Attributes:
+        recipe: every option.
+        training: content of train_results.json.
+        metrics: of the final evaluation, without the prefix `eval_`.
+        other_sizes: what `liere-hf evaluate --input_size ...` measured, by increasing size.
     """
 
     recipe: dict[str, Any]
@@ -64,7 +71,7 @@ class Run(Checkpoint):
 
     @property
     def published_recipe(self) -> dict[str, Any]:
-        """The recipe without what belongs to the machine that it ran on."""
+        """The recipe without options and paths that only make sense on the machine where it ran."""
         recipe = {name: value for name, value in self.recipe.items() if name not in LOCAL_OPTIONS}
         source = recipe.get("model_name_or_path")
         if source and Path(source).exists():
@@ -74,7 +81,7 @@ class Run(Checkpoint):
 
 @dataclass(frozen=True)
 class Conversion(Checkpoint):
-    """A model of `liere-hf convert`; `record` says from what it was made."""
+    """A model of `liere-hf convert`; `record` is the content of conversion.json."""
 
     record: dict[str, Any]
 
@@ -86,10 +93,10 @@ def encoding_name(config: dict[str, Any]) -> str:
 
 
 def read_checkpoint(directory: Path) -> Run | Conversion:
-    """
+    """Read all files of a finished run or of a converted model, except its weights.
+
     Raises:
-        InputError: not a finished run or a converted model, or with results that lack a metric; the weights are not
-            looked at.
+        InputError: the directory holds neither, or a metric is missing.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory")
@@ -108,7 +115,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     for name in (RECIPE_FILE, TRAINING_FILE, METRICS_FILE):
         if not (directory / name).is_file():
             raise InputError(
-                f"{directory} is not a finished run, it has no {name}; go on with it by --resume_from_checkpoint true"
+                f"{directory} is not a finished run, it has no {name}; continue it with --resume_from_checkpoint true"
             )
     evaluation = _read_json(directory / METRICS_FILE)
     return Run(
@@ -129,15 +136,54 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
 def recipe_options(
     model_arguments: Any, data_arguments: DataArguments, training_arguments: TrainingArguments
 ) -> dict[str, Any]:
-    """Every option of a run that is set, as plain data that is a recipe again; without secrets and publication."""
+    """Every option of a run that is set, as a recipe: plain data, without options for the Hub, such as its token."""
     options = {**vars(model_arguments), **vars(data_arguments)}
     options |= {name: value for name, value in training_arguments.to_dict().items() if "hub" not in name.split("_")}
     options = json.loads(json.dumps(options, default=str))
     return {name: value for name, value in options.items() if value is not None and value != []}
 
 
+def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: dict[str, Any]) -> str | None:
+    """The checkpoint from which a run continues; None for a new run.
+
+    Args:
+        directory: output directory of the run.
+        resume: Trainer's `resume_from_checkpoint`: a directory, true for the last checkpoint of the run, or false.
+        options: of the run, as from `recipe_options`.
+
+    Raises:
+        InputError: a new run whose directory is not empty; no checkpoint to resume from, or one of a run with other
+            options.
+    """
+    if resume is None or str(resume).lower() == "false":
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise InputError(
+                f"output_dir {directory} already holds another run or other files: choose a new one, or continue the "
+                "run with --resume_from_checkpoint true"
+            )
+        return None
+    if str(resume).lower() == "true":
+        checkpoint = _last_checkpoint(directory)
+        if checkpoint is None:
+            raise InputError(f"output_dir {directory} holds no checkpoint to resume from")
+    else:
+        checkpoint = str(resume)
+        if not Path(checkpoint).is_dir():
+            raise InputError(f"resume_from_checkpoint {checkpoint} is not a directory")
+    _require_same_options(Path(checkpoint).parent / RECIPE_FILE, options)
+    return checkpoint
+
+
+def how_to_resume(directory: Path) -> str:
+    """Second half of an error message: the last checkpoint of a run, if there is one, and how to continue from it."""
+    checkpoint = _last_checkpoint(directory)
+    if checkpoint is None:
+        return "no checkpoint was saved before"
+    return f"the last checkpoint is {checkpoint}, continue from it with --resume_from_checkpoint true"
+
+
 def learning_curve(directory: Path) -> list[dict[str, float]]:
-    """Number of training `examples` seen, and `accuracy`, at each evaluation of a finished run."""
+    """The number of training `examples` seen and the `accuracy` at each evaluation of a finished run."""
     state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
     training = _read_json(directory / TRAINING_FILE)
     examples_per_step = training["train_runtime"] * training["train_samples_per_second"] / state.max_steps
@@ -149,7 +195,7 @@ def learning_curve(directory: Path) -> list[dict[str, float]]:
 
 
 def without_paths(content: Any) -> Any:
-    """Plain data with absolute paths cut to their last part."""
+    """The same data with absolute paths replaced by their last component."""
     if isinstance(content, dict):
         return {name: without_paths(value) for name, value in content.items()}
     if isinstance(content, list):
@@ -164,6 +210,21 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {' '.join(str(error).split())}") from error
+
+
+def _last_checkpoint(directory: Path) -> str | None:
+    return get_last_checkpoint(directory) if directory.is_dir() else None
+
+
+def _require_same_options(recipe_file: Path, options: dict[str, Any]) -> None:
+    if not recipe_file.is_file():
+        raise InputError(f"{recipe_file} is missing, so the run to resume is not one of liere-hf train")
+    before = yaml.safe_load(recipe_file.read_text())
+    for name in sorted((before.keys() | options.keys()) - LOCAL_OPTIONS):
+        if before.get(name) != options.get(name):
+            raise InputError(
+                f"{name} is {options.get(name)!r}, but the run to resume was started with {before.get(name)!r}"
+            )
 
 
 def _require_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Any]:

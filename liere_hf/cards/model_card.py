@@ -31,7 +31,7 @@ def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -
     """The card of a checkpoint.
 
     Args:
-        repo_id: where it is published, `ORG/NAME`; without it, the snippets name the directory.
+        repo_id: `ORG/NAME` where it is published; without it, the snippets load the directory.
     """
     repo_id = repo_id or checkpoint.directory.name
     build = _run_card if isinstance(checkpoint, Run) else _conversion_card
@@ -50,20 +50,20 @@ def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -
 
 
 def progress_card(config: dict[str, Any], step: int, num_steps: int) -> ModelCard:
-    """The card of a checkpoint that is published while the training goes on: no results yet."""
+    """The card of a checkpoint that is published during training, without results."""
     data = ModelCardData(library_name="transformers", pipeline_tag=task_of(config), tags=_TAGS)
     text = f"{encoding_name(config)}, in training: after step {step:,} of {num_steps:,}. Results come at the end."
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
 def auto_class(config: dict[str, Any]) -> str:
-    """The Auto class of transformers that loads a checkpoint with this config.json."""
+    """Name of the Auto class that loads a checkpoint with this config.json."""
     (architecture,) = config["architectures"]
     return next(name for ending, name in _AUTO_CLASSES.items() if architecture.endswith(ending))
 
 
 def task_of(config: dict[str, Any]) -> str:
-    """The Hub's word for what a checkpoint does."""
+    """The Hub's name of the task of a checkpoint, its `pipeline_tag`."""
     return _TASKS[auto_class(config)]
 
 
@@ -123,7 +123,7 @@ def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[s
 
 
 def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the snippets feed to the model: a picture through a pipeline, or normalized values."""
+    """The input of the snippets: an image for a pipeline, or `pixel_values` with the sizes of their axes."""
     config, size = checkpoint.config, _per_axis(checkpoint.config, "image_size")
     name = auto_class(config)
     has_processor = (checkpoint.directory / "preprocessor_config.json").is_file()

@@ -84,6 +84,8 @@ class RunArguments(TrainingArguments):
         if self.dataloader_num_workers == 0:
             # There are none to persist, which a DataLoader refuses.
             self.dataloader_persistent_workers = False
+        if self.train_sampling_strategy != "random":
+            raise InputError(f"train_sampling_strategy is {self.train_sampling_strategy!r}, allowed is 'random'")
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise InputError(
                 f"hub_strategy is {self.hub_strategy.value!r}, allowed are 'end' and 'every_save': optimizer states "

@@ -1,4 +1,4 @@
-"""A checkpoint to the Hub, in one commit."""
+"""Publication of a checkpoint on the Hub, in one commit."""
 
 import json
 import tempfile
@@ -30,15 +30,15 @@ from ..version import __version__
 from .staging import stage
 
 T = TypeVar("T")
-# What the Hub itself puts into a repository, or people write there: not a model.
+# Files that the Hub creates or that people add by hand: a repository with only these holds no model yet.
 NEUTRAL_FILES = {".gitattributes", "README.md", "LICENSE"}
-# Fields of a configuration that differ between versions of the same model.
+# Fields of config.json that may differ between two versions of the same model.
 _VERSION_FIELDS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "auto_map"}
 _NOTHING = "nothing was uploaded"
 
 
 class Publication(NamedTuple):
-    """Where a checkpoint is; `changed` is False if it was there already, whole and identical."""
+    """Where a checkpoint was published; `changed` is False if the repository already held identical files."""
 
     url: str
     commit: str
@@ -56,20 +56,21 @@ def publish(
 ) -> Publication:
     """Publish a finished run or a converted model: weights, configuration, code, processor, card, recipe and metrics.
 
-    One commit replaces what the repository holds, so that it is always one whole revision or the other. What is there
-    and identical is not uploaded again.
+    A single commit replaces all files of the repository, so that it never holds a mixture of two versions. Files that
+    the repository already holds are not uploaded again.
 
     Args:
-        repo_id: `ORG/NAME`; created if it is not there.
-        private: create it as a private one.
-        revision: a branch, created if it is not there; `main` without it.
+        directory: of the run or of the converted model.
+        repo_id: `ORG/NAME`; the repository is created if it does not exist.
+        private: create it as a private repository.
+        revision: a branch, created if it does not exist (default: `main`).
         tag: to set on the published commit.
-        overwrite: replace another model.
-        token: instead of HF_TOKEN or the one that `hf auth login` stores.
+        overwrite: replace another model in the repository.
+        token: used instead of HF_TOKEN or of the token stored by `hf auth login`.
 
     Raises:
-        InputError: a directory that is not finished, a name or token that is not allowed, another model's repository.
-        RunError: the Hub cannot be reached or does not answer as it should; the sentence says what is there.
+        InputError: the run is not finished, the name or the token is not valid, or the repository holds another model.
+        RunError: the Hub cannot be reached or fails; the message says what the repository holds now.
     """
     require_repo_id(repo_id)
     checkpoint = read_checkpoint(directory)
@@ -84,10 +85,10 @@ def publish(
 
 
 def preview(directory: Path, repo_id: str) -> None:
-    """Print what `publish` would upload, files with sizes and the card, without asking the Hub.
+    """Print what `publish` would upload, the files with their sizes and the card, without contacting the Hub.
 
     Raises:
-        InputError: as `publish`, as far as it can be told without the Hub.
+        InputError: as `publish`, except for what only the Hub knows.
     """
     require_repo_id(repo_id)
     with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
@@ -102,7 +103,7 @@ def preview(directory: Path, repo_id: str) -> None:
 def require_repo_id(repo_id: str) -> None:
     """
     Raises:
-        InputError: not of the form ORG/NAME, or with characters that the Hub does not allow.
+        InputError: the name is not of the form ORG/NAME, or has characters that the Hub does not allow.
     """
     try:
         validate_repo_id(repo_id)
@@ -113,7 +114,7 @@ def require_repo_id(repo_id: str) -> None:
 
 
 def full_repo_id(name: str, token: str | None = None) -> str:
-    """`ORG/NAME` as it is; a bare name below the user of the token."""
+    """`ORG/NAME` unchanged; a name without an organization gets the user of the token as one."""
     if "/" in name:
         require_repo_id(name)
         return name
@@ -123,7 +124,7 @@ def full_repo_id(name: str, token: str | None = None) -> str:
 
 
 class Target:
-    """A branch of a repository that a model is published to; `state` says what an error has left there."""
+    """The branch of a repository to which a model is published; `state` says what it holds, for error messages."""
 
     def __init__(self, repo_id: str, revision: str | None = None, token: str | None = None):
         self.repo_id = repo_id
@@ -132,10 +133,10 @@ class Target:
         self.state = _NOTHING
 
     def prepare(self, config: dict[str, Any], private: bool = False, overwrite: bool = False) -> None:
-        """Make sure of token, repository and branch, before anything is uploaded.
+        """Check the token, create repository and branch if they do not exist; before anything is uploaded.
 
         Raises:
-            InputError: the repository holds another model (unless `overwrite`), or is public where `private` is asked.
+            InputError: the repository holds another model (unless `overwrite`), or is public despite `private`.
         """
         self._ask(self.api.whoami)
         try:
@@ -144,7 +145,7 @@ class Target:
             self._ask(self.api.create_repo, self.repo_id, private=private, exist_ok=True)
         else:
             if private and not is_private:
-                raise InputError(f"{self.repo_id} is there and public: --private is for a new repository")
+                raise InputError(f"{self.repo_id} exists and is public: --private is for new repositories")
             if not overwrite:
                 self._require_same_model(config)
         if self.revision != "main":
@@ -153,16 +154,16 @@ class Target:
     def require_free_tag(self, tag: str | None, folder: Path) -> None:
         """
         Raises:
-            InputError: the tag is there, on other files.
+            InputError: the repository has the tag already, on other files.
         """
         if tag is None:
             return
         tags = {reference.name for reference in self._ask(self.api.list_repo_refs, self.repo_id).tags}
         if tag in tags and not self.holds(folder, tag):
-            raise InputError(f"{self.repo_id} has the tag {tag} on other files: give another tag")
+            raise InputError(f"{self.repo_id} already has the tag {tag}, on other files: choose another tag")
 
     def upload(self, folder: Path, message: str, tag: str | None = None) -> Publication:
-        """All files of `folder`, in one commit that removes the others."""
+        """Upload all files of `folder` in one commit, which removes all other files."""
         self.state = _NOTHING
         head = self._ask(self.api.repo_info, self.repo_id, revision=self.revision).sha
         changed = not self.holds(folder)
@@ -176,7 +177,7 @@ class Target:
 
     def _commit(self, folder: Path, message: str, head: str) -> None:
         for is_last in (False, False, True):
-            self.state = f"{self.repo_id} holds either the old or the new files, whole"
+            self.state = f"{self.repo_id} holds either all the old files or all the new ones"
             try:
                 self.api.upload_folder(
                     repo_id=self.repo_id,
@@ -188,15 +189,15 @@ class Target:
                 )
                 return
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
-                # The answer may have been lost when the commit was not.
+                # The commit may have succeeded although its response was lost.
                 if self.holds(folder):
                     return
-                self.state = f"{self.repo_id} is as it was"
+                self.state = f"{self.repo_id} is unchanged"
                 if is_last or not _is_transient(error):
                     raise
 
     def _ask(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """A call that the client itself does not repeat, up to three times as long as the Hub is not to be reached."""
+        """Make a call that the client does not retry itself: up to three times while the Hub cannot be reached."""
         for wait in (1, 2):
             try:
                 return call(*args, **kwargs)
@@ -207,7 +208,7 @@ class Target:
         return call(*args, **kwargs)
 
     def holds(self, folder: Path, revision: str | None = None) -> bool:
-        """Whether the repository has the files of `folder`, byte for byte, and no others but the Hub's own."""
+        """Whether the repository holds exactly the files of `folder`, byte for byte, beside .gitattributes."""
         there = {
             entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
             for entry in self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision or self.revision)
@@ -217,7 +218,7 @@ class Target:
         return there.keys() == here.keys() and all(there[name] in _hashes(path) for name, path in here.items())
 
     def _require_same_model(self, config: dict[str, Any]) -> None:
-        way_out = "give another name, or --overwrite to replace it"
+        way_out = "choose another name, or replace it with --overwrite"
         files = set(self.api.list_repo_files(self.repo_id, revision=self._existing_revision())) - NEUTRAL_FILES
         if not files:
             return
@@ -231,7 +232,7 @@ class Target:
         for name in sorted((there.keys() | config.keys()) - _VERSION_FIELDS):
             if there.get(name) != config.get(name):
                 raise InputError(
-                    f"{self.repo_id} is of another model ({name} is {there.get(name)!r} there, {config.get(name)!r} "
+                    f"{self.repo_id} holds another model ({name} is {there.get(name)!r} there, {config.get(name)!r} "
                     f"here): {way_out}"
                 )
 
@@ -244,7 +245,7 @@ class Target:
 
     @contextmanager
     def explaining_errors(self):
-        """Turns what the client raises into one sentence that says what happened, what is there and what to do."""
+        """Turns the client's errors into one sentence: what happened, what the repository holds, what to do."""
         try:
             yield
         except (InputError, RunError):
@@ -255,23 +256,23 @@ class Target:
 
 
 def _hashes(path: Path) -> tuple[str, str]:
-    """How the Hub names a file's content: by git's hash, or by sha256 in large file storage."""
+    """The two hashes by which the Hub may list a file: git's, and SHA-256 for large files."""
     with path.open("rb") as file:
         large = sha_fileobj(file).hex()
     return git_hash(path.read_bytes()), large
 
 
 _ANSWERS: dict[int, tuple[type[Exception], str, str]] = {
-    401: (InputError, "the Hub does not accept the token", "take a valid one in HF_TOKEN or by `hf auth login`"),
-    403: (InputError, "the token may not write there", "take one with write rights, or another namespace"),
-    404: (InputError, "the Hub has no such repository for this token", "check the name and the token's rights"),
-    412: (RunError, "the repository was changed by someone else meanwhile", "run the command again"),
-    429: (RunError, "the Hub asks for fewer requests", "run the command again in some minutes"),
+    401: (InputError, "the Hub does not accept the token", "set HF_TOKEN to a valid one or run `hf auth login`"),
+    403: (InputError, "the token has no write access", "use one that has, or another namespace"),
+    404: (InputError, "the Hub finds no such repository with this token", "check the name and the token's access"),
+    412: (RunError, "someone else changed the repository meanwhile", "run the command again"),
+    429: (RunError, "the Hub got too many requests", "run the command again in a few minutes"),
 }
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether another try may succeed by itself."""
+    """Whether the same call may succeed later."""
     return _explain(error, "")[0] is RunError
 
 
@@ -279,18 +280,18 @@ def _explain(error: Exception, repo_id: str) -> tuple[Callable[[str], Exception]
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, LocalTokenNotFoundError):
-        return InputError, "no Hub token is there", "set HF_TOKEN or run `hf auth login`"
+        return InputError, "no Hub token was found", "set HF_TOKEN or run `hf auth login`"
     if isinstance(error, OfflineModeIsEnabled):
         return InputError, "HF_HUB_OFFLINE is set", "unset it to publish"
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         kind, happened, advice = _ANSWERS.get(
             status,
-            (RunError, "the Hub has a fault", "run the command again later")
+            (RunError, "the Hub has an internal error", "run the command again later")
             if status >= 500
-            else (InputError, "the Hub refuses the request", "check names and rights"),
+            else (InputError, "the Hub refuses the request", "check the name and the token's access"),
         )
         return kind, f"{repo_id}: {happened} (HTTP {status})", advice
     if isinstance(error, HTTPError | OSError):
         return RunError, f"{repo_id}: the Hub cannot be reached ({type(error).__name__})", "run the command again"
-    return InputError, f"{repo_id}: {' '.join(str(error).split())}", "mend it and run the command again"
+    return InputError, f"{repo_id}: {' '.join(str(error).split())}", "correct it and run the command again"

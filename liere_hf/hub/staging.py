@@ -1,4 +1,4 @@
-"""The files of a release: what goes up, and nothing else."""
+"""The files of a published model, copied into a directory of their own: nothing else is uploaded."""
 
 import json
 import os
@@ -37,15 +37,15 @@ _RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
 
 def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: int = MAX_SHARD_SIZE) -> None:
-    """Put the files of a release into the empty directory `target`: all that is published, as it is published.
+    """Put all files that are published into the empty directory `target`, exactly as they are published.
 
     Args:
-        repo_id: where it will be, for the card.
-        max_shard_size: bytes; weights in a larger file are cut into shards.
+        repo_id: where they will be published; the card names it.
+        max_shard_size: in bytes; a larger file of weights is split into shards.
 
     Raises:
-        InputError: weights that are missing, not finite or of another architecture, code that is missing, or a file
-            that names a token or a directory of this machine.
+        InputError: weights are missing, not finite or of another architecture, code is missing, or a file contains a
+            token or the path of a directory of this machine.
     """
     stage_model(checkpoint.directory, target, max_shard_size)
     for name in (TRAINING_FILE, METRICS_FILE, CONVERSION_FILE):
@@ -61,7 +61,7 @@ def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: in
 
 
 def stage_model(directory: Path, target: Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
-    """The part of a release that loads: configuration, weights, processor, code."""
+    """The part of `stage` that `from_pretrained` needs: configuration, weights, processor, code."""
     weights = weight_files(directory)
     _require_sound_weights(directory, weights)
     code = [name for name in CODE if (directory / name).is_file()]
@@ -83,12 +83,12 @@ def weight_files(directory: Path) -> list[str]:
     """Names of the safetensors files of a saved model.
 
     Raises:
-        InputError: there are none, or shards are missing.
+        InputError: it has none, or lacks some of its shards.
     """
     if (directory / WEIGHTS).is_file():
         return [WEIGHTS]
     if not (directory / INDEX).is_file():
-        raise InputError(f"{directory} has no weights: neither {WEIGHTS} nor {INDEX} is there")
+        raise InputError(f"{directory} has no weights: neither {WEIGHTS} nor {INDEX}")
     names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():
@@ -121,10 +121,14 @@ def _require_sound_weights(directory: Path, names: list[str]) -> None:
 
 
 def _require_whole_code(directory: Path, names: list[str]) -> None:
-    """Every module that config.json and the code itself name is there: without it the model loads nowhere else."""
+    """Check that the directory has every module that config.json and these modules import.
+
+    Raises:
+        InputError: one is missing, so that the model would not load without this package.
+    """
     auto_map = json.loads((directory / "config.json").read_text()).get("auto_map")
     if not auto_map:
-        raise InputError(f"{directory / 'config.json'} has no auto_map, so that nobody could load it without liere_hf")
+        raise InputError(f"{directory / 'config.json'} has no auto_map, without which it only loads with liere_hf")
     needed = {reference.partition(".")[0] for reference in auto_map.values()}
     for name in names:
         needed |= set(_RELATIVE_IMPORT.findall((directory / name).read_text()))
@@ -134,7 +138,10 @@ def _require_whole_code(directory: Path, names: list[str]) -> None:
 
 
 def _require_clean(target: Path, directory: Path) -> None:
-    """No token and no directory of this machine in any text that goes up."""
+    """
+    Raises:
+        InputError: a text file contains a token, or the path of a directory of this machine.
+    """
     tokens = {token for token in (get_token(), os.environ.get("HF_TOKEN")) if token}
     places = {
         f"{place}{os.sep}" for place in map(str, (Path.home(), Path.cwd(), directory.absolute())) if place != os.sep
@@ -144,14 +151,14 @@ def _require_clean(target: Path, directory: Path) -> None:
             continue
         text = path.read_text()
         if _TOKEN.search(text) or any(token in text for token in tokens):
-            raise InputError(f"{path.name} of {directory} holds a Hub token: remove it")
+            raise InputError(f"{path.name} of {directory} contains a Hub token: remove it")
         place = next((place for place in places if place in text), None)
         if place is not None:
-            raise InputError(f"{path.name} of {directory} names {place}, a directory of this machine: remove it")
+            raise InputError(f"{path.name} of {directory} contains {place}, a directory of this machine: remove it")
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for the same content, or a copy where the file system has no links."""
+    """Make a hard link, or a copy where the file system does not support links."""
     try:
         os.link(source, target)
     except OSError:

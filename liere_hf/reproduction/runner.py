@@ -18,8 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import parse_recipe
 from ..configuration.arguments import ARCHITECTURE_OPTIONS
+from ..data import load_splits
 from ..data.images import decode_image
-from ..data.loading import load_data
 from ..evaluation import evaluate
 from ..output_files import write_json
 from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning_curve, recipe_options
@@ -173,7 +173,7 @@ class ExperimentRunner:
     def test_pictures(self, task: Task, count: int) -> list[torch.Tensor]:
         """The first test images of an image task, uint8 (3, height, width)."""
         _, data_arguments, training_arguments = self._parse(Setting(task, {}), 0, None)
-        rows = load_data(data_arguments, training_arguments.seed).test.select(range(count))
+        rows = load_splits(data_arguments, training_arguments.seed).test.select(range(count))
         return [decode_image(image) for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
 
     def _evaluate(self, setting: Setting, seed: int, name: str, directory: Path) -> dict[str, Any]:

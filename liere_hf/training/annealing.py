@@ -1,4 +1,4 @@
-"""Away from absolute positions: a converted model's table fades while its rotations learn."""
+"""Annealing of absolute position embeddings, for a converted model whose rotations take their place."""
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -8,13 +8,13 @@ from ..modeling.modeling_liere_vit import LiereViTEmbeddings, LiereViTPreTrained
 
 
 class PositionTableAnnealing(TrainerCallback):
-    """Shrinks the absolute position table linearly to zero over the first steps of a run, then holds it there.
+    """Scales the absolute position embeddings linearly to zero over the first steps of a run, and keeps them there.
 
     Args:
-        num_steps: optimizer steps until the table is gone.
+        num_steps: optimizer steps until they are zero.
 
     Raises:
-        InputError: the model has no table beside its position encoding.
+        InputError: the model has no absolute position embeddings beside another encoding.
     """
 
     def __init__(self, model: LiereViTPreTrainedModel, num_steps: int):
@@ -37,5 +37,5 @@ def _find_table(model: LiereViTPreTrainedModel) -> nn.Parameter:
             return module.position_embeddings
     raise InputError(
         "anneal_position_embeddings_steps is set, but the model (position_encoding "
-        f"{model.config.position_encoding!r}) has no absolute table beside another encoding"
+        f"{model.config.position_encoding!r}) has no absolute position embeddings beside another encoding"
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training run after the current step, with a checkpoint."""
+"""Ctrl-C and SIGTERM end a training run after its current step, with a checkpoint."""
 
 import signal
 from typing import Any
@@ -9,9 +9,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class InterruptionCallback(TrainerCallback):
-    """Saves and stops at the end of the step in which the first signal came; a second Ctrl-C stops at once.
+    """Saves a checkpoint and stops at the end of the step in which a signal arrives; a second Ctrl-C stops at once.
 
-    A signal to one of several processes stops them all after the same step.
+    With several processes, a signal to one of them stops all after the same step.
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class InterruptionCallback(TrainerCallback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
         if args.world_size > 1:
-            # Over gloo, so that the processes agree without waiting for their devices.
+            # With gloo, the processes agree without waiting for their devices.
             self._group = distributed.new_group(backend="gloo")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):

@@ -1,4 +1,4 @@
-"""Classification metrics with confidence intervals, as an `evaluate.Metric` that needs no hub."""
+"""Classification metrics with confidence intervals, as an `evaluate.Metric` that works without the Hub."""
 
 import datasets
 import evaluate
@@ -22,10 +22,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 class ClassificationMetric(evaluate.Metric):
-    """Predictions are logits (examples, classes), references class indices (examples,).
+    """Computes `accuracy`, `top5_accuracy` and `loss`, and the ends of their 95% intervals as `*_low` and `*_high`.
 
-    Computes `accuracy`, `top5_accuracy` (of as many classes as there are, if fewer) and `loss`, and the ends of their
-    intervals as `*_low` and `*_high`.
+    Predictions are logits (examples, classes), references are class indices (examples,). With at most five classes,
+    `top5_accuracy` is 1.
     """
 
     def _info(self) -> evaluate.MetricInfo:

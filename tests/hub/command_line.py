@@ -65,7 +65,7 @@ class CommandLine:
 
 def serve() -> None:
     """Fork a process for each order on standard input."""
-    for module in ("evaluation", "hub.releases", "training.run"):
+    for module in ("evaluation", "releases", "training.run"):
         importlib.import_module(f"liere_hf.{module}")
     from liere_hf_cli.main import main
 

@@ -90,12 +90,12 @@ def test_faults_that_stay(server, command_line, requests, token_of, trained, tmp
         assert_ends_in_one_sentence(result)
         there, (when, at) = files_of(server, repo_id), faults[repo_id]
         assert there == (new if at > committed - (when == "after") else old)[repo_id], (repo_id, result)
-        if "is as it was" in result.stderr or "nothing was uploaded" in result.stderr:
+        if "is unchanged" in result.stderr or "nothing was uploaded" in result.stderr:
             assert there == old[repo_id]
         elif "the files are published" in result.stderr:
             assert there == new[repo_id]
         else:
-            assert "either the old or the new files, whole" in result.stderr
+            assert "either all the old files or all the new ones" in result.stderr
         assert repo_id in result.stderr
     server.clear_faults()
     for repo_id, result in publish_all(command_line, trained, tokens).items():

@@ -107,19 +107,19 @@ def test_private_branch_and_tags(trained, run_dir, server, command_line):
     assert (run_dir / "recipe.yaml").read_text() != recipe
     head = server.head("org/private")
     result = command_line.run("publish", run_dir, "org/private", "--tag", "v1", token=TOKEN)
-    assert_one_sentence(result, "org/private has the tag v1 on other files")
+    assert_one_sentence(result, "org/private already has the tag v1, on other files")
     assert server.head("org/private") == head
 
     assert command_line.run("publish", trained, "org/public", token=TOKEN).code == 0
     result = command_line.run("publish", trained, "org/public", "--private", token=TOKEN)
-    assert_one_sentence(result, "org/public is there and public")
+    assert_one_sentence(result, "org/public exists and is public")
 
 
 def test_another_models_repository_is_refused_unless_told(trained, converted, server, command_line):
     assert command_line.run("publish", trained, "org/taken", token=TOKEN).code == 0
     before = files_of(server, "org/taken")
     result = command_line.run("publish", converted, "org/taken", token=TOKEN)
-    assert_one_sentence(result, "org/taken is of another model (architectures is", "--overwrite")
+    assert_one_sentence(result, "org/taken holds another model (architectures is", "--overwrite")
     assert files_of(server, "org/taken") == before
 
     api(server).create_repo("org/strange")
@@ -168,7 +168,7 @@ def with_token(directory):
         (unfinished, "is not a finished run, it has no train_results.json"),
         (not_finite, "has values in classifier.bias that are not finite"),
         (without_metric, "has loss None, a card needs a finite number there"),
-        (with_token, "holds a Hub token"),
+        (with_token, "contains a Hub token"),
         (shutil.rmtree, "is not a directory"),
     ],
 )
@@ -192,10 +192,10 @@ def test_tokens_and_rights(trained, server, command_line):
     server.add_user("bob", "hf_" + "bobsTokenOfTests" * 2, role="read", orgs=[("org", "write")])
     server.add_user("eve", "hf_" + "evesTokenOfTests" * 2)
     cases = {
-        None: "no Hub token is there",
+        None: "no Hub token was found",
         "hf_" + "aTokenThatNobodyHas" * 2: "the Hub does not accept the token (HTTP 401)",
-        "hf_" + "bobsTokenOfTests" * 2: "the token may not write there (HTTP 403)",
-        "hf_" + "evesTokenOfTests" * 2: "the token may not write there (HTTP 403)",
+        "hf_" + "bobsTokenOfTests" * 2: "the token has no write access (HTTP 403)",
+        "hf_" + "evesTokenOfTests" * 2: "the token has no write access (HTTP 403)",
     }
     for token, sentence in cases.items():
         result = command_line.run("publish", trained, "org/forbidden", token=token)
@@ -243,7 +243,7 @@ def test_an_upload_goes_on_where_it_was_cut_off(trained, server, command_line):
     before = len(server.requests())
     assert command_line.run("publish", trained, "slow/first", token=token).code == 0
     server.fail(token, index_of("/commit/", requests_since(server, before)), 403)
-    assert_one_sentence(command_line.run("publish", trained, "slow/model", token=token), "slow/model is as it was")
+    assert_one_sentence(command_line.run("publish", trained, "slow/model", token=token), "slow/model is unchanged")
     refused = [request for request in server.requests() if request["path"].startswith("/api/models/slow/model/commit")]
     assert [request["status"] for request in refused] == [403]
     server.clear_faults()
@@ -267,7 +267,7 @@ def test_release_list_in_one_go(server, command_line, tmp_path):
 
     head = server.head("org/liere8-fashion-mnist")
     result = command_line.run(*command, "--sources", SOURCES, token=TOKEN)
-    assert result.stdout.count("identical, left: ") == (10 if SOURCES.is_dir() else 1)
+    assert result.stdout.count("unchanged: ") == (10 if SOURCES.is_dir() else 1)
     assert server.head("org/liere8-fashion-mnist") == head
 
 
@@ -293,14 +293,41 @@ def test_push_to_hub_while_training(server, command_line, tmp_path):
     assert not [name for name in recipe if "hub" in name]
 
 
+def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server, command_line, tmp_path):
+    token = "hf_" + "unluckyTokenTest" * 2
+    server.add_user("unlucky", token)
+    flags = [*TINY_FLAGS, "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
+    hub = ["--push_to_hub", "true", "--hub_model_id", "unlucky/model"]
+    # Three requests prepare the repository, the next is the first of the first checkpoint.
+    server.fail(token, 3, 403)
+    result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags, *hub, token=token)
+    server.clear_faults()
+    assert result.code == 0, result.stderr
+    assert "the checkpoint of step 1 was not published, training continues" in result.stderr
+    assert "the token has no write access" in result.stderr
+    assert "Traceback" not in result.output
+    assert files_of(server, "unlucky/model") == staged(tmp_path / "run", "unlucky/model", tmp_path)
+    messages = [commit.title for commit in api(server).list_repo_commits("unlucky/model")]
+    assert messages[:-1] == ["LieRE8 on scikit-learn digits", "Training, step 2"]
+
+
+def test_an_evaluation_publishes_nothing(server, command_line, trained):
+    before = len(server.requests())
+    flags = ["--eval_examples", "64", "--train_examples", "64", "--use_cpu", "true", "--disable_tqdm", "true"]
+    hub = ["--push_to_hub", "true", "--hub_model_id", "org/evaluated"]
+    result = command_line.run("evaluate", trained, "digits", *flags, *hub, token=TOKEN)
+    assert result.code == 0, result.stderr
+    assert len(server.requests()) == before
+
+
 def test_push_to_hub_looks_before_it_trains(converted, server, command_line, tmp_path):
     command_line.run("publish", converted, "org/a-video-model", token=TOKEN)
     command = ["train", "digits", "--output_dir", tmp_path / "run", *TINY_FLAGS, "--push_to_hub", "true"]
     cases = [
-        (["--hub_model_id", "org/x"], None, "no Hub token is there"),
-        (["--hub_model_id", "eve/x"], TOKEN, "the token may not write there"),
+        (["--hub_model_id", "org/x"], None, "no Hub token was found"),
+        (["--hub_model_id", "eve/x"], TOKEN, "the token has no write access"),
         (["--hub_model_id", "org/-x"], TOKEN, "is not allowed"),
-        (["--hub_model_id", "org/a-video-model"], TOKEN, "is of another model"),
+        (["--hub_model_id", "org/a-video-model"], TOKEN, "holds another model"),
         (["--hub_model_id", "org/x", "--hub_strategy", "checkpoint"], TOKEN, "optimizer states are not published"),
     ]
     for flags, token, sentence in cases:
@@ -347,7 +374,7 @@ def test_push_to_hub_that_fails_leaves_the_run(server, command_line, tmp_path):
     assert result.code in (1, 2)
     assert "Traceback" not in result.output
     assert token not in result.output
-    assert "the token may not write there" in result.stderr
+    assert "the token has no write access" in result.stderr
     assert command_line.run("publish", tmp_path / "run", "later/model", token=token).code == 0
 
 

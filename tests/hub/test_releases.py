@@ -113,7 +113,7 @@ def test_dry_run_says_what_would_happen(copy, capsys):
     publish_releases(read_releases(copy), dry_run=True)
     output = capsys.readouterr().out
     assert "would be published" in output
-    assert output.count("its source is not here") == len(NAMES) - 1
+    assert output.count("its source is missing") == len(NAMES) - 1
 
 
 @pytest.mark.parametrize(

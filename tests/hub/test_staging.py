@@ -106,7 +106,7 @@ def test_paths_of_the_machine_stay_there(run_dir, target, tmp_path):
     code = run_dir / "positions.py"
     code.write_text(code.read_text() + f"# see {run_dir}/notes\n")
     (tmp_path / "second").mkdir()
-    with pytest.raises(InputError, match=r"positions.py of .* names .*, a directory of this machine"):
+    with pytest.raises(InputError, match=r"positions.py of .* contains .*, a directory of this machine"):
         stage(read_checkpoint(run_dir), tmp_path / "second", REPO_ID)
 
 
@@ -116,6 +116,6 @@ def test_tokens_stay_there(run_dir, target, token, monkeypatch):
     assert get_token() == "an-unusual-token"
     config = json.loads((run_dir / "config.json").read_text())
     (run_dir / "config.json").write_text(json.dumps(config | {"note": f"made with {token}"}))
-    with pytest.raises(InputError, match=r"config.json of .* holds a Hub token") as error:
+    with pytest.raises(InputError, match=r"config.json of .* contains a Hub token") as error:
         stage(read_checkpoint(run_dir), target, REPO_ID)
     assert token not in str(error.value)

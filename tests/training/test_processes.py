@@ -54,19 +54,16 @@ def directory(tmp_path_factory) -> Path:
     (directory / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     # With other seeds of dropout in each process, a resumed run must also have these restored.
     (directory / "dropout.yaml").write_text(yaml.safe_dump(TINY | {"hidden_dropout_prob": 0.1}))
-    config = yaml.safe_load(launch_config("fsdp").read_text())
-    config |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}
-    (directory / "fsdp.yaml").write_text(yaml.safe_dump(config))
     return directory
 
 
-def launched(directory: Path, launcher: str) -> list[str]:
+def launched(launcher: str) -> list[str]:
     """The words that start a run in two processes."""
     if launcher == "torchrun":
         words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         return [*words, "--master-port", str(free_port())]
-    file = directory / "fsdp.yaml" if launcher == "fsdp" else launch_config("two_cpu_processes")
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    words += ["--config_file", str(launch_config("two_cpu_processes"))]
     return [*words, "--main_process_port", str(free_port())]
 
 
@@ -86,9 +83,9 @@ def run(words: list[str]) -> subprocess.CompletedProcess:
 def runs(directory) -> dict[str, Path]:
     """The same run by one process and by two, started in several ways."""
     outputs = {}
-    for launcher in ("single", "accelerate", "torchrun", "fsdp"):
+    for launcher in ("single", "accelerate", "torchrun"):
         outputs[launcher] = directory / launcher
-        words = [sys.executable] if launcher == "single" else launched(directory, launcher)
+        words = [sys.executable] if launcher == "single" else launched(launcher)
         result = run([*words, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(outputs[launcher])])
         assert result.returncode == 0, result.stderr
     return outputs
@@ -142,7 +139,7 @@ def assert_same_weights(first: Path, second: Path, tolerance: float = 0.0) -> No
         assert (tensor - second[name]).abs().max() <= tolerance, name
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "fsdp"])
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_two_processes_train_as_one(runs, launcher):
     assert json.loads((runs[launcher] / "train_results.json").read_text())["num_processes"] == 2
     single, double = losses(runs["single"]), losses(runs[launcher])
@@ -152,7 +149,7 @@ def test_two_processes_train_as_one(runs, launcher):
     assert_same_weights(runs["single"], runs[launcher], 1e-4)
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun", "fsdp"])
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
 def test_an_odd_split_is_evaluated_exactly_once(runs, launcher):
     # The weights agree to rounding, so the loss does too; 101 images in batches of 8 leave 5 for two processes.
     single, double = metrics(runs["single"]), metrics(runs[launcher])
@@ -163,8 +160,17 @@ def test_an_odd_split_is_evaluated_exactly_once(runs, launcher):
     assert {f"eval_{name}": again[name] for name in again.keys() - FACTS} == pytest.approx(double, abs=1e-6)
 
 
-def test_shared_parameters_are_saved_whole(runs):
-    assert_same_weights(runs["fsdp"], runs["torchrun"], 1e-6)
+def test_the_best_checkpoint_is_loaded_in_every_process(directory):
+    """The best by this measure is the first one. Each process evaluates half of the images with it at the end."""
+    output_dir = directory / "best"
+    flags = ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
+    flags += ["--eval_strategy", "steps", "--eval_steps", "10", "--max_steps", "30", "--output_dir", str(output_dir)]
+    result = run([*launched("torchrun"), *TRAIN, str(directory / "tiny.yaml"), *flags])
+    assert result.returncode == 0, result.stderr
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert evaluated[0] > max(evaluated[1:3])
+    assert metrics(output_dir)["eval_loss"] == pytest.approx(evaluated[0], abs=1e-6)
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -184,7 +190,7 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(directory) -> Path:
-    words = launched(directory, "torchrun")
+    words = launched("torchrun")
     result = run([*words, *TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(directory / "whole")])
     assert result.returncode == 0, result.stderr
     return directory / "whole"
@@ -194,7 +200,7 @@ def uninterrupted(directory) -> Path:
 def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_number):
     output_dir = directory / signal_number.name
     words = [*TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(output_dir)]
-    start = [*launched(directory, "torchrun"), *words]
+    start = [*launched("torchrun"), *words]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(output_dir / "checkpoint-10", process)
     workers(process)[1].send_signal(signal_number)
@@ -202,12 +208,12 @@ def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_n
     assert process.returncode != 0
     if signal_number == signal.SIGKILL:
         assert f"another process of this run has ended; the last checkpoint is {output_dir}/checkpoint-" in error
-        assert "go on from it with --resume_from_checkpoint true" in error
+        assert "continue from it with --resume_from_checkpoint true" in error
     else:
         assert "checkpoint saved in" in error
     assert not (output_dir / "model.safetensors").exists()
 
-    result = run([*launched(directory, "torchrun"), *words, "--resume_from_checkpoint", "true"])
+    result = run([*launched("torchrun"), *words, "--resume_from_checkpoint", "true"])
     assert result.returncode == 0, result.stderr
     assert_same_weights(output_dir, uninterrupted)
 
@@ -334,7 +340,7 @@ def test_batches_that_do_not_come_out(capsys, directory, tmp_path):
     )
     error = fails(capsys, 2, *words, "--effective_batch_size", 4096)
     assert "a step takes 4096 examples, the training split has 1437" in error
-    three = [*launched(directory, "torchrun")[:3], "--nproc-per-node", "3", "--master-port", str(free_port())]
+    three = [*launched("torchrun")[:3], "--nproc-per-node", "3", "--master-port", str(free_port())]
     result = run([*three, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "run")])
     assert result.returncode != 0
     assert "effective_batch_size is 32, allowed are multiples of the number of devices, 3" in result.stderr

@@ -1,0 +1,283 @@
+"""What LiereTrainer's overrides of transformers' Trainer give a run, each seen in a real training.
+
+Where larger tests prove an override, they are not repeated here:
+
+- `_save_checkpoint`: runs that are killed while they save, and a full disk, in test_processes.
+- `get_train_dataloader`: two processes make the steps of one in test_processes; a resumed run ends as an uninterrupted
+  one in test_recipes and test_cli.
+- `get_eval_dataloader`: two processes evaluate each example once in test_processes.
+- `push_to_hub` by PublishingCallback: tests/hub/test_publishing.
+"""
+
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.data import Dataset, default_collate
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from liere_hf import LiereViTConfig, LiereViTForImageClassification
+from liere_hf.data.batching import StreamedExamples
+from liere_hf.errors import RunError
+from liere_hf.training.epochs import EpochCallback
+from liere_hf.training.trainer import LiereTrainer
+
+COMPLETE = {
+    "model.safetensors",
+    "config.json",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "training_args.bin",
+}
+
+
+class Images(Dataset):
+    """Random images of two classes; `seen` has their indices in the order of use."""
+
+    def __init__(self, count: int = 16, seconds: float = 0.0):
+        self.pixel_values = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        self.seconds, self.seen = seconds, []
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def __getitem__(self, index: int) -> dict:
+        time.sleep(self.seconds)
+        self.seen.append(index)
+        return {"pixel_values": self.pixel_values[index], "labels": index % 2}
+
+
+def build_trainer(directory: Path, dataset: Dataset, callbacks: tuple = (), **options) -> LiereTrainer:
+    torch.manual_seed(0)
+    config = LiereViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+        num_labels=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    compute_metrics = options.pop("compute_metrics", None)
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return LiereTrainer(
+        model=LiereViTForImageClassification(config),
+        args=TrainingArguments(str(directory), **defaults | options),
+        train_dataset=dataset,
+        eval_dataset=Images(4),
+        data_collator=default_collate,
+        compute_metrics=compute_metrics,
+        callbacks=list(callbacks),
+    )
+
+
+def checkpoints(directory: Path) -> set[str]:
+    return {path.name for path in directory.glob("checkpoint-*")}
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if path.suffix != ".py"}
+
+
+class DuringSaving(TrainerCallback, ExportableState):
+    """Trainer asks callbacks for their state in the middle of saving, between the weights and trainer_state.json."""
+
+    def __init__(self, directory: Path, full_at: str | None = None):
+        self.directory, self.full_at = directory, full_at
+        self.visible, self.unfinished = [], []
+
+    def state(self) -> dict:
+        if self.full_at is not None and any(self.directory.rglob(f"{self.full_at}/model.safetensors")):
+            raise OSError("No space left on device")
+        self.visible += [files(path) for path in self.directory.glob("checkpoint-*")]
+        self.unfinished += [files(path) for path in self.directory.glob("unfinished/checkpoint-*")]
+        return {"args": {}, "attributes": {}}
+
+
+def test_a_checkpoint_appears_when_it_is_complete(tmp_path):
+    during = DuringSaving(tmp_path)
+    trainer = build_trainer(tmp_path, Images(), (during,))
+    trainer.train()
+    assert during.unfinished == [COMPLETE - {"trainer_state.json"}] * 3
+    # One beside the second checkpoint, two beside the third.
+    assert during.visible == [COMPLETE] * 3
+    assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+    for name in checkpoints(tmp_path):
+        assert files(tmp_path / name) == COMPLETE
+        arguments = torch.load(tmp_path / name / "training_args.bin", weights_only=False)
+        assert arguments.output_dir == str(tmp_path)
+    assert not (tmp_path / "unfinished").exists()
+    assert trainer.args.output_dir == str(tmp_path)
+
+
+def test_saving_that_fails_leaves_the_checkpoints_before(tmp_path):
+    trainer = build_trainer(tmp_path, Images(), (DuringSaving(tmp_path, full_at="checkpoint-2"),))
+    with pytest.raises(
+        RunError, match=r"step 2 cannot be saved .*No space left.*the last checkpoint is .*checkpoint-1,"
+    ):
+        trainer.train()
+    assert checkpoints(tmp_path) == {"checkpoint-1"}
+    assert not (tmp_path / "unfinished").exists()
+    build_trainer(tmp_path, Images()).train(resume_from_checkpoint=True)
+    assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
+    accuracies = iter((0.1, 0.9, 0.2, 0.3))
+    trainer = build_trainer(
+        tmp_path,
+        Images(),
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        learning_rate=0.1,
+        compute_metrics=lambda prediction: {"accuracy": next(accuracies)},
+    )
+    trainer.train()
+    best = tmp_path / "checkpoint-2"
+    assert checkpoints(tmp_path) == {"checkpoint-2", "checkpoint-4"}
+    assert trainer.state.best_model_checkpoint == str(best)
+    for name in checkpoints(tmp_path):
+        state = TrainerState.load_from_json(str(tmp_path / name / "trainer_state.json"))
+        assert state.best_model_checkpoint == str(best)
+    saved, last = (load_file(path / "model.safetensors") for path in (best, tmp_path / "checkpoint-4"))
+    weights = trainer.model.state_dict()
+    assert all(tensor.equal(weights[name]) for name, tensor in saved.items())
+    assert not all(tensor.equal(weights[name]) for name, tensor in last.items())
+
+
+class Spoil(TrainerCallback):
+    """Makes a weight NaN before or after the forward pass of a step."""
+
+    def __init__(self, step: int, event: str):
+        self.step = step
+        setattr(self, event, self.spoil)
+
+    def spoil(self, args, state, control, model, **kwargs):
+        if state.global_step == self.step - 1:
+            model.classifier.bias.data[0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    "event, message",
+    [
+        ("on_step_begin", "the loss of step 2 is not finite; the last checkpoint is .*checkpoint-1,"),
+        ("on_optimizer_step", "weights are not finite after step 2; the last checkpoint is .*checkpoint-1,"),
+    ],
+)
+def test_training_that_diverges_reaches_no_checkpoint(tmp_path, event, message):
+    # No loss is logged before the checkpoint.
+    trainer = build_trainer(tmp_path, Images(), (Spoil(2, event),), logging_steps=100)
+    with pytest.raises(RunError, match=message):
+        trainer.train()
+    assert checkpoints(tmp_path) == {"checkpoint-1"}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_when_it_is_logged(tmp_path):
+    trainer = build_trainer(tmp_path, Images(), (Spoil(2, "on_step_begin"),), save_strategy="no", max_steps=9)
+    with pytest.raises(RunError, match="the loss of step 2 is not finite; no checkpoint was saved before"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_epochs_are_whole_steps(tmp_path):
+    """With 12 images a step, 7 of 103 are left out, other ones in each epoch."""
+    images = Images(103)
+    options = {"gradient_accumulation_steps": 3, "num_train_epochs": 2, "max_steps": -1, "save_strategy": "no"}
+    trainer = build_trainer(tmp_path, images, dataloader_drop_last=True, **options)
+    trainer.train()
+    assert trainer.state.global_step == 2 * 8
+    first, second = images.seen[:96], images.seen[96:]
+    assert len(set(first)) == len(set(second)) == 96
+    assert set(first) != set(second)
+
+    images.seen.clear()
+    build_trainer(tmp_path, images, dataloader_drop_last=False, **options).train()
+    assert sorted(images.seen) == sorted([*range(103)] * 2)
+    assert images.seen[:103] != images.seen[103:]
+
+
+class Recorder:
+    """A transform of a stream's rows that keeps which examples it was given in which epoch."""
+
+    column, seed, epoch = "image", 0, 0
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, rows: dict[str, list], indices: range) -> list[dict]:
+        self.seen.append((self.epoch, indices))
+        return [{"pixel_values": torch.zeros(3, 8, 8), "labels": label} for label in rows["label"]]
+
+
+def test_a_resumed_stream_decodes_nothing_twice(tmp_path):
+    """Of 12 batches of 4 images an epoch, two a step: step 8 ends with the fourth batch of the second epoch."""
+    images = [Image.fromarray(np.zeros((8, 8, 3), np.uint8))] * 48
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 24})
+    rows = rows.cast_column("image", datasets.Image()).to_iterable_dataset(num_shards=2)
+
+    def train(max_steps: int, resume: bool) -> list:
+        transform = Recorder()
+        stream = StreamedExamples(rows, transform, num_examples=48, batch_size=4)
+        options = {"gradient_accumulation_steps": 2, "max_steps": max_steps, "save_steps": 8}
+        trainer = build_trainer(tmp_path, stream, (EpochCallback(transform),), **options)
+        trainer.train(resume_from_checkpoint=resume or None)
+        return transform.seen
+
+    assert len(train(8, resume=False)) == 16
+    assert train(9, resume=True) == [(1, range(16, 20)), (1, range(20, 24))]
+
+
+def test_soft_labels(tmp_path):
+    """The loss of shares of classes is their cross-entropy, averaged over the batch."""
+
+    class Mixed(Images):
+        def __getitem__(self, index: int) -> dict:
+            return super().__getitem__(index) | {"labels": torch.tensor([0.25, 0.75])}
+
+    images = Mixed(4)
+    trainer = build_trainer(tmp_path, images, max_steps=1, save_strategy="no")
+    with torch.no_grad():
+        log_probabilities = trainer.model(images.pixel_values).logits.double().log_softmax(-1)
+    trainer.train()
+    expected = -(log_probabilities * torch.tensor([0.25, 0.75], dtype=torch.float64)).sum(-1).mean()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_waiting_for_data_is_measured(tmp_path):
+    trainer = build_trainer(tmp_path, Images(12, seconds=0.02), save_strategy="no")
+    start = time.perf_counter()
+    trainer.train()
+    assert 12 * 0.02 <= trainer.data_wait_seconds < time.perf_counter() - start
+
+
+def test_trainer_itself_never_pushes(tmp_path):
+    """Its own push would ask the Hub for the repository, in an evaluation too, and save the token."""
+    token = "hf_" + "tokenOfThisTest" * 2
+    options = {"push_to_hub": True, "hub_token": token, "hub_model_id": "nobody/nothing"}
+    trainer = build_trainer(tmp_path, Images(), max_steps=1, **options)
+    trainer.train()
+    saved = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "training_args.bin" in {path.name for path in saved}
+    assert not [path for path in saved if token.encode() in path.read_bytes()]
