@@ -158,7 +158,7 @@ def test_recipes_that_start_from_a_checkpoint_need_one(capsys):
         (["--patch_size", "3"], "image_size is 8, which patch_size 3 does not divide"),
         (["--image_size", "8", "8", "8"], "images need 2 axes and 3 channel(s)"),
         (["--num_channels", "1"], "num_channels 1, images need 2 axes and 3 channel(s)"),
-        (["--learning_rat", "1"], "unknown option '--learning_rat', did you mean 'learning_rate'?"),
+        (["--learning_rat", "1"], "unknown option '--learning_rat', did you mean '--learning_rate'?"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--dataset", "mnist"], "invalid choice: 'mnist'"),
         (["--eval_fraction", "2"], "eval_fraction is 2.0"),
@@ -177,7 +177,7 @@ def test_bad_options(capsys, recipe, tmp_path, flags, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("learning_rats: 1", "unknown option 'learning_rats', did you mean 'learning_rate'?"),
+        ("learning_rats: 1", "unknown option 'learning_rats', did you mean '--learning_rate'?"),
         ("- a list", "must hold one mapping"),
         ("a: [", "cannot be read as YAML"),
     ],
