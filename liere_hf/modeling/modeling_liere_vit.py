@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.amp import is_autocast_available
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -583,9 +584,10 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         return self.rotations(grid_positions(*arguments, device=device)[None], dtype)
 
     def _exports_constants(self, grid_size: tuple[int, ...]) -> bool:
-        """Whether torch.export traces a model that does not train, at a size that is fixed."""
+        """Whether torch.export traces a model that does not train, with plain parameters, at a size that is fixed."""
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        return exporting and not self.training and all(isinstance(steps, int) for steps in grid_size)
+        is_fixed = not is_parametrized(self.rotations) and all(isinstance(steps, int) for steps in grid_size)
+        return exporting and not self.training and is_fixed
 
 
 class LiereViTModel(LiereViTEncoder):
