@@ -97,9 +97,9 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
         raise InputError(
             f"{directory} has model_type {config.get('model_type')!r}, allowed is {LiereViTConfig.model_type!r}"
         )
-    if config["position_encoding"] not in POSITION_ENCODINGS:
+    if config.get("position_encoding") not in POSITION_ENCODINGS:
         raise InputError(
-            f"{directory} has position_encoding {config['position_encoding']!r}, allowed are "
+            f"{directory} has position_encoding {config.get('position_encoding')!r}, allowed are "
             f"{', '.join(POSITION_ENCODINGS)}"
         )
     if (directory / CONVERSION_FILE).is_file():

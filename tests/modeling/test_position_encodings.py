@@ -221,7 +221,7 @@ def test_what_only_free_generators_allow_is_refused(tmp_path):
 # ----- From training to figures -----
 
 
-def test_it_trains_by_the_command_and_gets_its_card(tmp_path):
+def test_it_trains_by_the_command_and_gets_its_card(tmp_path, monkeypatch):
     flags = {
         "position_encoding": "common_basis",
         "generator_block_size": 8,
@@ -250,6 +250,9 @@ def test_it_trains_by_the_command_and_gets_its_card(tmp_path):
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "again")
     pixel_values = random_input(trained.config)
     assert torch.equal(again(pixel_values).logits, trained(pixel_values).logits)
+    monkeypatch.delitem(POSITION_ENCODINGS, "common_basis")
+    with pytest.raises(InputError, match="has position_encoding 'common_basis', allowed are absolute, visionllama"):
+        read_checkpoint(tmp_path / "run")
 
 
 def test_flops_have_its_row(tmp_path, monkeypatch):
