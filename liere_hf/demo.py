@@ -1,4 +1,4 @@
-"""The demo: LieRE solves on a laptop the paper's spatial task that absolute positions do not."""
+"""The demo: learned rotations solve on a laptop the paper's spatial task that absolute positions do not."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel, pipeline
 
-from .configuration import parse_recipe
+from .configuration import compared_encodings, parse_recipe
 from .data.data_sets.arrows import DIRECTIONS, EVALUATION_START, arrows_task
 from .errors import InputError
 from .hardware import hardware
@@ -22,16 +22,17 @@ from .run_directory import learning_curve
 from .training.run import train
 
 RECIPE = "arrows_demo"
-ENCODINGS = {"liere": "LieRE8", "absolute": "absolute"}
-# Okabe and Ito's colours, which colour-blind people tell apart.
-COLORS = {"liere": "#0072B2", "absolute": "#D55E00"}
+# By title.
+ENCODINGS = ("LieRE8", "RoPE-Mixed", "absolute")
+# The one that is reloaded, and whose attention is drawn.
+SHOWN = "LieRE8"
 NUM_PICTURES = 4
 
 
 def run_demo(output_dir: Path) -> dict[str, Any]:
-    """Train both encodings, reload the LieRE model through AutoModel and a pipeline, and draw what was learned.
+    """Train the encodings, reload the LieRE model through AutoModel and a pipeline, and draw what was learned.
 
-    `output_dir` then holds the two runs, `results.json` and the figure `demo.png`.
+    `output_dir` then holds a run for each encoding, `results.json` and the figure `demo.png`.
 
     Returns:
         What is in `results.json`: accuracies with intervals and training seconds by encoding, and the hardware.
@@ -42,21 +43,24 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise InputError(f"output_dir {output_dir} already holds files: choose a new one or remove it")
     console = Console()
+    encodings = [compared_encodings()[title] for title in ENCODINGS]
     results = {}
-    for encoding, name in ENCODINGS.items():
-        console.rule(f"Training {name} on arrows")
-        flags = ["--position_encoding", encoding, "--output_dir", str(output_dir / encoding)]
+    for encoding in encodings:
+        console.rule(f"Training {encoding.title} on arrows")
+        flags = [text for name, value in encoding.options.items() for text in (f"--{name}", str(value))]
+        flags += ["--output_dir", str(output_dir / encoding.name)]
         arguments = parse_recipe(RECIPE, flags)
         start = time.perf_counter()
         metrics = train(*arguments)
-        results[encoding] = {key.removeprefix("eval_"): metrics[key] for key in metrics if "accuracy" in key} | {
+        accuracies = {key.removeprefix("eval_"): metrics[key] for key in metrics if "accuracy" in key}
+        results[encoding.name] = accuracies | {
             "training_examples": arguments[1].train_examples,
             "evaluation_examples": arguments[1].eval_examples,
             "seconds": round(time.perf_counter() - start, 1),
         }
-    _print_table(console, results)
+    _print_table(console, {encoding.title: results[encoding.name] for encoding in encodings})
 
-    model_dir = output_dir / "liere"
+    model_dir = output_dir / compared_encodings()[SHOWN].name
     model = AutoModelForImageClassification.from_pretrained(model_dir, attn_implementation="eager").eval()
     pixels, labels = arrows_task(arguments[1]).images(EVALUATION_START, EVALUATION_START + NUM_PICTURES)
     classify = pipeline("image-classification", model=str(model_dir))
@@ -66,7 +70,7 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
         console.print(f"  {answer:<6} (truth: {DIRECTIONS[label]})")
 
     figure = output_dir / "demo.png"
-    curves = {encoding: learning_curve(output_dir / encoding) for encoding in ENCODINGS}
+    curves = {encoding.title: learning_curve(output_dir / encoding.name) for encoding in encodings}
     draw(figure, curves, pixels, answers, model, model_dir)
     console.print(f"Learning curves and where the CLS token looks: {figure}")
     report = {"encodings": results, "hardware": hardware()}
@@ -109,9 +113,9 @@ def draw(
     figure = plt.figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))
     axes = left.subplots()
-    for encoding, curve in curves.items():
+    for title, curve in curves.items():
         examples, accuracy = zip(*((point["examples"], 100 * point["accuracy"]) for point in curve), strict=True)
-        axes.plot(examples, accuracy, marker="o", markersize=3, color=COLORS[encoding], label=ENCODINGS[encoding])
+        axes.plot(examples, accuracy, marker="o", markersize=3, color=compared_encodings()[title].color, label=title)
     axes.axhline(25, color="grey", linestyle=":", label="chance")
     axes.set(xlabel="training examples", ylabel="accuracy, %", ylim=(0, 102), title="Spatial reasoning, 5 x 5 cells")
     axes.legend(loc="center right", bbox_to_anchor=(1, 0.75))
@@ -132,8 +136,6 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 
 def _print_table(console: Console, results: dict[str, Any]) -> None:
     table = Table("encoding", "accuracy, % (95% interval)", "training examples", "seconds", title="Spatial reasoning")
-    for encoding, row in results.items():
-        table.add_row(
-            ENCODINGS[encoding], with_interval(row, "accuracy"), str(row["training_examples"]), str(row["seconds"])
-        )
+    for title, row in results.items():
+        table.add_row(title, with_interval(row, "accuracy"), str(row["training_examples"]), str(row["seconds"]))
     console.print(table)

@@ -22,7 +22,7 @@ from .errors import InputError, RunError
 from .hub.publishing import publish, require_repo_id
 from .hub.staging import CODE, MODELING, stage
 from .output_files import sha256, write_bytes
-from .run_directory import CONVERSION_FILE, METRICS, Conversion, Run, encoding_name, read_checkpoint
+from .run_directory import CONVERSION_FILE, METRICS, Conversion, Run, encoding_title, read_checkpoint
 from .training.run import train
 
 HEADER = """\
@@ -114,7 +114,7 @@ def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
         seed, num_parameters = None, checkpoint.record["num_parameters"]
         metrics = {"largest_logit_difference": checkpoint.record["largest_logit_difference"]}
     return {
-        "encoding": encoding_name(checkpoint.config),
+        "encoding": encoding_title(checkpoint.config),
         "num_parameters": num_parameters,
         "seed": seed,
         "metrics": metrics,

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from .configuration import DataArguments
 from .errors import InputError
 from .modeling.configuration_liere_vit import LiereViTConfig
+from .modeling.position_encodings import POSITION_ENCODINGS
 
 RECIPE_FILE = "recipe.yaml"
 TRAINING_FILE = "train_results.json"
@@ -37,12 +38,6 @@ LOCAL_OPTIONS = {
     "local_rank",
 }
 METRICS = ("accuracy", "top5_accuracy", "loss")
-ENCODING_NAMES = {
-    "rope_mixed": "RoPE-Mixed",
-    "visionllama": "VisionLLaMA",
-    "absolute": "absolute positions",
-    "none": "no positions",
-}
 
 
 @dataclass(frozen=True)
@@ -86,10 +81,9 @@ class Conversion(Checkpoint):
     record: dict[str, Any]
 
 
-def encoding_name(config: dict[str, Any]) -> str:
-    """The paper's name of a model's position encoding: LieRE8 for LieRE with blocks of 8."""
-    encoding = config["position_encoding"]
-    return f"LieRE{config['generator_block_size']}" if encoding == "liere" else ENCODING_NAMES[encoding]
+def encoding_title(config: dict[str, Any]) -> str:
+    """What people call a model's position encoding: LieRE8 for LieRE with blocks of 8."""
+    return POSITION_ENCODINGS[config["position_encoding"]].title.format(block_size=config["generator_block_size"])
 
 
 def read_checkpoint(directory: Path) -> Run | Conversion:
@@ -109,6 +103,11 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     if config.get("model_type") != LiereViTConfig.model_type:
         raise InputError(
             f"{directory} has model_type {config.get('model_type')!r}, allowed is {LiereViTConfig.model_type!r}"
+        )
+    if config.get("position_encoding") not in POSITION_ENCODINGS:
+        raise InputError(
+            f"{directory} has position_encoding {config.get('position_encoding')!r}, allowed are "
+            f"{', '.join(POSITION_ENCODINGS)}"
         )
     if (directory / CONVERSION_FILE).is_file():
         return Conversion(directory, config, _read_json(directory / CONVERSION_FILE))

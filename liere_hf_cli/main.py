@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--work_dir", type=Path, default=Path("runs/reproduction"), help="where models are kept")
     reproduce.set_defaults(run=_reproduce, option_names=recipe_option_names)
 
-    demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
+    demo = commands.add_parser("demo", help="LieRE, RoPE-Mixed and absolute positions on the spatial task, on a CPU")
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
     demo.set_defaults(run=_demo, option_names=None)
 

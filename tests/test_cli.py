@@ -152,7 +152,7 @@ def test_recipes_that_start_from_a_checkpoint_need_one(capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--position_encoding", "sinus"], "position_encoding is 'sinus', allowed are liere, rope_mixed"),
+        (["--position_encoding", "sinus"], "position_encoding is 'sinus', allowed are absolute, visionllama"),
         (["--generator_block_size", "3"], "generator_block_size is 3, it must be even and divide head_dim (8)"),
         (["--generator_block_size", "16"], "generator_block_size is 16, it must be even and divide head_dim (8)"),
         (["--patch_size", "3"], "image_size is 8, which patch_size 3 does not divide"),

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from liere_hf.benchmark.timing import ratio_with_interval
-from liere_hf.configuration import parse_recipe
+from liere_hf.configuration import compared_encodings, parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
 from liere_hf.metric_display import with_interval
@@ -33,9 +33,14 @@ def test_demo_shows_what_it_promises():
 
 def test_readme_quotes_the_demo():
     results = json.loads((ROOT / "results" / "demo" / "results.json").read_text())
-    for encoding, name in ENCODINGS.items():
-        row = results["encodings"][encoding]
-        cells = (name, with_interval(row, "accuracy"), f"{row['training_examples']:,}", f"{row['seconds']:.0f}")
+    titles = {compared_encodings()[title].name: title for title in ENCODINGS}
+    for encoding, row in results["encodings"].items():
+        cells = (
+            titles[encoding],
+            with_interval(row, "accuracy"),
+            f"{row['training_examples']:,}",
+            f"{row['seconds']:.0f}",
+        )
         assert f"| {' | '.join(cells)} |" in README
     assert results["hardware"]["device"] in README
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .position_encodings import POSITION_ENCODINGS
 from .positions import POSITION_MODES
 
-POSITION_ENCODINGS = ("liere", "rope_mixed", "visionllama", "absolute", "none")
 POOLINGS = ("cls", "mean")
 
 
@@ -39,7 +39,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         use_cls_token: whether a CLS token is put in front of the patches.
         num_register_tokens: register tokens between CLS and the patches.
         pooling: `cls`, or `mean` over CLS and patch tokens (registers left out), then the final normalization.
-        position_encoding: `liere`, `rope_mixed`, `visionllama`, `absolute` or `none`.
+        position_encoding: `liere`, `rope_mixed`, `visionllama`, `absolute`, `none`, or another entry of
+            `POSITION_ENCODINGS`.
         use_absolute_position_embeddings: learned table added to the patches; always there for `absolute`, an
             addition beside the other encodings.
         position_embedding_antialias: how the table is read at other sizes: bicubic as in ViT, or, as in timm, bicubic
@@ -49,7 +50,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
             logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
-            always 2 for `rope_mixed`.
+            always 2 for `rope_mixed` and `visionllama`.
         generator_init_scale: initial generators are uniform in [0, generator_init_scale).
         share_generators_across_layers: one set of generators for all layers.
         share_generators_across_heads: one set of generators for all heads of a layer.
@@ -121,8 +122,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
                     "not divide: choose a multiple, or give head_dim"
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.position_encoding == "rope_mixed":
-            self.generator_block_size = 2
+        encoding = POSITION_ENCODINGS.get(str(self.position_encoding))
+        if encoding is not None and encoding.block_size is not None:
+            self.generator_block_size = encoding.block_size
         if self.pooler_output_size is None:
             self.pooler_output_size = self.hidden_size
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
@@ -183,7 +185,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "head_dim", "num_channels"
         )
         for field, allowed in (
-            ("position_encoding", POSITION_ENCODINGS),
+            ("position_encoding", tuple(POSITION_ENCODINGS)),
             ("position_mode", POSITION_MODES),
             ("pooling", POOLINGS),
         ):
@@ -220,16 +222,21 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
 
     def _validate_blocks(self) -> None:
-        if self.position_encoding in ("rope_mixed", "visionllama") and self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}, which must be even for {self.position_encoding}")
-        if self.position_encoding == "visionllama" and self.head_dim < 2 * self.num_axes:
-            raise ValueError(
-                f"head_dim is {self.head_dim}, visionllama needs at least 2 per axis, so {2 * self.num_axes} or more"
-            )
+        encoding = POSITION_ENCODINGS[self.position_encoding]
+        if not encoding.is_rotary:
+            return
         block_size = self.generator_block_size
-        if self.position_encoding == "liere" and (
-            not _is_positive_integer(block_size) or block_size % 2 or self.head_dim % block_size
-        ):
+        if encoding.block_size is None:
+            self._validate_block_size(block_size)
+        elif self.head_dim % block_size:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, which must be a multiple of {block_size} for {self.position_encoding}"
+            )
+        if encoding.check is not None:
+            encoding.check(self)
+
+    def _validate_block_size(self, block_size: int) -> None:
+        if not _is_positive_integer(block_size) or block_size % 2 or self.head_dim % block_size:
             divisors = [str(width) for width in range(2, self.head_dim + 1, 2) if self.head_dim % width == 0]
             raise ValueError(
                 f"generator_block_size is {block_size!r}, it must be even and divide head_dim ({self.head_dim}): "

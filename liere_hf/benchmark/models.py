@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.generic import maybe_autocast
 
+from ..configuration import compared_encodings, encoding_options
 from ..configuration.arguments import PRESETS as MODEL_PRESETS
 from ..errors import InputError, RunError
 from ..hardware import hardware
@@ -41,21 +42,25 @@ REFERENCE = "ViT (transformers)"
 ABSOLUTE = "absolute"
 PUBLISHED = "liere64, published way"
 PUBLISHED_BY_EINSUM = "liere64, published way by einsum"
-ENCODINGS = {
-    ABSOLUTE: {"position_encoding": "absolute"},
-    "visionllama": {"position_encoding": "visionllama"},
-    "rope_mixed": {"position_encoding": "rope_mixed"},
-    "liere8": {"position_encoding": "liere", "generator_block_size": 8},
-    "liere16": {"position_encoding": "liere", "generator_block_size": 16},
-    "liere64": {"position_encoding": "liere", "generator_block_size": 64},
-    PUBLISHED_BY_EINSUM: {"position_encoding": "liere", "generator_block_size": 64},
-    PUBLISHED: {"position_encoding": "liere", "generator_block_size": 64},
-}
-CONTESTANTS = (REFERENCE, *ENCODINGS)
 # These take so long that fewer rounds have to do.
 PUBLISHED_WAYS = (PUBLISHED_BY_EINSUM, PUBLISHED)
 PUBLISHED_ROUNDS = 3
 LESS_MEMORY = "take a smaller batch_size or fewer contestants"
+
+
+def contestant_names() -> tuple[str, ...]:
+    """transformers' ViT, and ours with every encoding."""
+    return (REFERENCE, *_encodings())
+
+
+def _encodings() -> dict[str, dict[str, Any]]:
+    """Fields of LiereViTConfig by contestant."""
+    return {
+        **{compared.paper_name: compared.options for compared in compared_encodings().values()},
+        # Not compared in experiments.
+        "liere16": encoding_options("liere", 16),
+        **dict.fromkeys(PUBLISHED_WAYS, encoding_options("liere", 64)),
+    }
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,8 @@ def benchmark_models(
         device: cuda if there is one, else cpu, if not given.
         batch_size: instead of the preset's.
         rounds: measured rounds, after one that warms up.
-        contestants: names of `CONTESTANTS`, all if not given. The reference and the absolute model, with which the
-            others are compared, are always there.
+        contestants: some of `contestant_names()`, all if not given. The reference and the absolute model, with which
+            the others are compared, are always there.
 
     Returns:
         Per contestant seconds, ratios to transformers' ViT in the same round with 95% intervals of their median, peak
@@ -144,10 +149,11 @@ def _checked_sizes(preset: str, batch_size: int | None, rounds: int) -> Preset:
 
 
 def _checked_contestants(names: Sequence[str] | None) -> list[str]:
+    known = contestant_names()
     for name in names or ():
-        if name not in CONTESTANTS:
-            raise InputError(f"contestants has {name!r}, allowed are {'; '.join(CONTESTANTS)}")
-    return [name for name in CONTESTANTS if names is None or name in (REFERENCE, ABSOLUTE, *names)]
+        if name not in known:
+            raise InputError(f"contestants has {name!r}, allowed are {'; '.join(known)}")
+    return [name for name in known if names is None or name in (REFERENCE, ABSOLUTE, *names)]
 
 
 def check_positive(**values: int | None) -> None:
@@ -169,7 +175,7 @@ def checked_device(device: str | None) -> torch.device:
 
 
 def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
-    """A model of the given sizes, by its name in `CONTESTANTS`."""
+    """A model of the given sizes, by its name among `contestant_names()`."""
     dimensions = MODEL_PRESETS[sizes.model_preset] | {
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -180,7 +186,7 @@ def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
             image_size=sizes.image_size,
             patch_size=sizes.patch_size,
             num_labels=sizes.num_labels,
-            **ENCODINGS[name],
+            **_encodings()[name],
         )
         is_video = len(sizes.image_size) == 3
         model = (LiereViTForVideoClassification if is_video else LiereViTForImageClassification)(config)
@@ -201,7 +207,7 @@ class PublishedRotations(LiereViTRotations):
     """As the authors' code computes them: torch.matrix_exp of every position of every layer, in every pass."""
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        positions = nn.functional.pad(positions, (0, 0, self.num_prefix_tokens, 0)).to(self.generators)
+        positions = nn.functional.pad(positions, (0, 0, self.config.num_prefix_tokens, 0)).to(self.generators)
         upper = self.generators.triu(1)
         skew = upper - upper.mT
         with maybe_autocast(positions.device.type, enabled=False):

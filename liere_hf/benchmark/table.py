@@ -9,12 +9,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ..configuration import paper_flops_overhead
 from ..output_files import write_bytes, write_json
 from .models import ABSOLUTE, PUBLISHED, PUBLISHED_WAYS
 from .timing import ratio_with_interval
-
-# FLOPs above the absolute model at the base size (paper, table 8).
-PAPER_FLOPS = {"rope_mixed": 0.04, "liere8": 0.18, "liere64": 1.4}
 
 
 def table_rows(results: dict[str, Any]) -> list[dict[str, str]]:
@@ -23,7 +21,7 @@ def table_rows(results: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for row in results["models"]:
         extra = 100 * (row["gflops_per_sample"] / absolute["gflops_per_sample"] - 1)
-        paper = PAPER_FLOPS.get(row["name"])
+        paper = paper_flops_overhead(row["name"])
         rows.append(
             {
                 "model": row["name"],

@@ -9,7 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..configuration import DATASETS, paper_accuracy
 from ..metric_display import with_interval
-from ..run_directory import Checkpoint, Conversion, Run, encoding_name
+from ..modeling.position_encodings import POSITION_ENCODINGS
+from ..run_directory import Checkpoint, Conversion, Run, encoding_title
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
@@ -40,7 +41,7 @@ def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -
         repo_id=repo_id,
         name=repo_id.rpartition("/")[2],
         title=data.model_name,
-        encoding=encoding_name(checkpoint.config),
+        encoding=encoding_title(checkpoint.config),
         config=checkpoint.config,
         patch_size=_per_axis(checkpoint.config, "patch_size"),
         **_inputs(checkpoint),
@@ -52,7 +53,7 @@ def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -
 def progress_card(config: dict[str, Any], step: int, num_steps: int) -> ModelCard:
     """The card of a checkpoint that is published during training, without results."""
     data = ModelCardData(library_name="transformers", pipeline_tag=task_of(config), tags=_TAGS)
-    text = f"{encoding_name(config)}, in training: after step {step:,} of {num_steps:,}. Results come at the end."
+    text = f"{_model_title(config)}, in training: after step {step:,} of {num_steps:,}. Results come at the end."
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
@@ -67,9 +68,13 @@ def task_of(config: dict[str, Any]) -> str:
     return _TASKS[auto_class(config)]
 
 
+def _model_title(config: dict[str, Any]) -> str:
+    return f"ViT with {encoding_title(config)} position encoding"
+
+
 def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
     dataset, recipe, training = DATASETS[run.recipe["dataset"]], run.published_recipe, run.training
-    title = f"{encoding_name(run.config)} on {dataset.title}"
+    title = f"{_model_title(run.config)} on {dataset.title}"
     source = recipe.get("model_name_or_path")
     data = ModelCardData(
         license="mit",
@@ -114,7 +119,7 @@ def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[s
         pipeline_tag=task_of(conversion.config),
         tags=_TAGS,
         base_model=base_model,
-        model_name=f"{encoding_name(conversion.config)}, converted from {record['source']}",
+        model_name=f"{_model_title(conversion.config)}, converted from {record['source']}",
     )
     promise = "It computes what the source computes." if record["is_exact"] else "It differs from it as asked for."
     flags = "".join(f" --{name} {' '.join(map(str, value))}" for name, value in record["options"].items())
@@ -162,12 +167,10 @@ def _eval_results(metrics: dict[str, float], name: str, size: str | None) -> lis
 
 
 def _paper_accuracy(run: Run) -> float | None:
-    setting, encoding = run.recipe["dataset"], run.config["position_encoding"]
+    setting, encoding = run.recipe["dataset"], POSITION_ENCODINGS[run.config["position_encoding"]]
     if setting == "arrows":
         setting = f"arrows_{run.recipe['arrows_grid_size'] * run.recipe['arrows_cell_size']}"
-    if encoding == "liere":
-        encoding = f"liere{run.config['generator_block_size']}"
-    return paper_accuracy(setting, encoding)
+    return paper_accuracy(setting, encoding.paper_name.format(block_size=run.config["generator_block_size"]))
 
 
 def _size(metrics: dict[str, Any]) -> str:

@@ -12,6 +12,11 @@ def paper_accuracy(setting: str, encoding: str) -> float | None:
 
     Args:
         setting: a data set of recipes, for spatial reasoning with its canvas: `arrows_108`.
-        encoding: `absolute`, `visionllama`, `rope_mixed`, or `liere` with the width of its blocks: `liere8`.
+        encoding: the paper's name of an encoding, with the width of LieRE's blocks: `liere8`.
     """
     return _FIGURES["accuracy"].get(setting, {}).get(encoding)
+
+
+def paper_flops_overhead(encoding: str) -> float | None:
+    """FLOPs of the base model with an encoding above those with absolute positions, in per cent (table 8)."""
+    return _FIGURES["flops_overhead"].get(encoding)

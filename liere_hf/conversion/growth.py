@@ -6,10 +6,11 @@ import torch
 
 from ..errors import InputError
 from ..modeling.modeling_liere_vit import LiereViTPreTrainedModel, LiereViTRotations
+from ..modeling.position_encodings import POSITION_ENCODINGS
 
 
 def widen_generators(model: LiereViTPreTrainedModel, block_size: int) -> LiereViTPreTrainedModel:
-    """A copy of a `rope_mixed` or `liere` model whose generators have wider blocks, the old ones on their diagonals.
+    """A copy of a model with free generators whose blocks are wider, the old ones on their diagonals.
 
     It computes the same up to rounding; the new entries start at 0 and are trained from there.
 
@@ -17,11 +18,15 @@ def widen_generators(model: LiereViTPreTrainedModel, block_size: int) -> LiereVi
         block_size: even, a multiple of the present block size and a divisor of head_dim.
 
     Raises:
-        InputError: a model without generators, or a block size that is not allowed.
+        InputError: an encoding whose generators are not free (see `PositionEncoding`), or a block size that is not
+            allowed.
     """
     before = model.config.generator_block_size
-    if model.config.position_encoding not in ("rope_mixed", "liere"):
-        raise InputError(f"position_encoding is {model.config.position_encoding!r}, which has no generators to widen")
+    encoding = POSITION_ENCODINGS[model.config.position_encoding]
+    if not encoding.has_free_generators:
+        raise InputError(
+            f"position_encoding is {model.config.position_encoding!r}, which has no free generators to widen"
+        )
     if block_size % before or model.config.head_dim % block_size:
         allowed = [
             str(width)
@@ -30,7 +35,8 @@ def widen_generators(model: LiereViTPreTrainedModel, block_size: int) -> LiereVi
         ]
         raise InputError(f"block_size is {block_size}, allowed are {', '.join(allowed)}")
     config = copy.deepcopy(model.config)
-    config.position_encoding = "liere"
+    if encoding.block_size is not None:
+        config.position_encoding = "liere"
     config.generator_block_size = block_size
     config.validate()
     widened = type(model)._from_config(config)

@@ -11,11 +11,14 @@ import torch
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
+from ..modeling.position_encodings import POSITION_ENCODINGS
 from .options import ConversionOptions
 from .state_dicts import Tensors, load_exactly
 
 HEAD_DIM = 64
 GENERATORS = "position_encoder.generator_raw_params"
+# Their encodings that leave no generators in a checkpoint.
+WITHOUT_GENERATORS = ("visionllama", "absolute", "none")
 # Their normalization, on every data set.
 IMAGE_MEAN, IMAGE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -91,12 +94,12 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
                 f"position_encoding is {options.position_encoding!r}, but {weights.source} has generators with blocks "
                 f"of {block_size}, which is {encoding['position_encoding']!r}"
             )
-    elif options.position_encoding in ("visionllama", "absolute", "none"):
+    elif options.position_encoding in WITHOUT_GENERATORS:
         encoding = {"position_encoding": options.position_encoding}
     else:
         raise InputError(
-            f"{weights.source} has no generators, so its encoding cannot be read from it: give --position_encoding "
-            "visionllama, absolute or none"
+            f"{weights.source} has no generators, so its encoding cannot be read from it: give --position_encoding, "
+            f"allowed are {', '.join(WITHOUT_GENERATORS)}"
         )
     image_size, patch_size = _read_sizes(weights, options, num_axes or 2)
     return options.build_config(
@@ -158,7 +161,7 @@ def _read_sizes(weights: Tensors, options: ConversionOptions, num_axes: int) -> 
 def _rename(weights: Tensors, config: LiereViTConfig) -> dict[str, torch.Tensor]:
     renamed: dict[str, torch.Tensor] = {}
     cls_token, table = weights.take("cls_token"), weights.take("pos_embedding")
-    if config.position_encoding == "absolute":
+    if POSITION_ENCODINGS[config.position_encoding].has_table:
         # The table's row for CLS is part of our CLS token.
         cls_token = cls_token + table[:, :1]
         renamed["embeddings.position_embeddings"] = table[:, 1:].clone()
@@ -231,19 +234,21 @@ def export_state_dict(model: LiereViTForImageClassification, to: str = "liere") 
 
 
 def _require_representable(config: LiereViTConfig) -> None:
-    learned = config.position_encoding in ("liere", "rope_mixed")
-    at_other_sizes = config.position_encoding in ("liere", "rope_mixed", "visionllama")
+    encoding = POSITION_ENCODINGS[config.position_encoding]
     reasons = {
-        "generators differ by layer, and their code uses those of layer 0 for all": learned
+        f"position_encoding is {config.position_encoding!r}, which their code does not have": not (
+            encoding.has_free_generators or config.position_encoding in WITHOUT_GENERATORS
+        ),
+        "generators differ by layer, and their code uses those of layer 0 for all": encoding.has_free_generators
         and not config.share_generators_across_layers,
-        f"position_mode is {config.position_mode!r}, their code has 'linspace' alone": at_other_sizes
+        f"position_mode is {config.position_mode!r}, their code has 'linspace' alone": encoding.is_rotary
         and config.position_mode != "linspace",
         "queries, keys and values have a bias": config.qkv_bias,
         "there is no CLS token": not config.use_cls_token,
         "there are register tokens": config.num_register_tokens > 0,
         "there is LayerScale": config.layer_scale_init_value != 0,
         "a position table stands beside a rotary encoding": config.use_absolute_position_embeddings
-        and config.position_encoding != "absolute",
+        and not encoding.has_table,
         f"head_dim is {config.head_dim}, in their code {HEAD_DIM}": config.head_dim != HEAD_DIM,
         f"layer_norm_eps is {config.layer_norm_eps}, in their code 1e-05": config.layer_norm_eps != 1e-5,
         f"hidden_act is {config.hidden_act!r}, in their code 'gelu'": config.hidden_act != "gelu",

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..modeling.position_encodings import POSITION_ENCODINGS
 
 
 @dataclass
@@ -16,7 +17,7 @@ class ConversionOptions:
     num_channels: int = field(default=3, metadata={"help": "Input channels."})
     head_dim: int | None = field(default=None, metadata={"help": "Width of a head (authors' code: 64)."})
     position_encoding: str | None = field(
-        default=None, metadata={"help": "liere, rope_mixed, visionllama, absolute or none."}
+        default=None, metadata={"help": f"The position encoding: {', '.join(POSITION_ENCODINGS)}."}
     )
     pooling: str | None = field(default=None, metadata={"help": "cls (the default) or mean."})
     generator_block_size: int | None = field(

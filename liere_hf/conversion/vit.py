@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTModel
+from ..modeling.position_encodings import POSITION_ENCODINGS
 from .options import ConversionOptions
 from .state_dicts import Tensors, load_exactly
 from .timm import convolution_as_linear
@@ -22,7 +23,7 @@ def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassific
 
     Args:
         name: directory or Hub id.
-        options: `position_encoding` is `liere` (the default), `rope_mixed` or `absolute`.
+        options: `position_encoding` is `liere` (the default), another one with free generators, or `absolute`.
 
     Raises:
         InputError: not there, of another architecture, or with blocks that differ.
@@ -53,8 +54,9 @@ def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str
     if getattr(source, "use_swiglu_ffn", False):
         raise InputError(f"{name} has SwiGLU MLPs, which LiereViT does not have")
     encoding = options.position_encoding or "liere"
-    if encoding not in ("liere", "rope_mixed", "absolute"):
-        raise InputError(f"position_encoding is {encoding!r}, allowed are liere, rope_mixed, absolute")
+    allowed = [key for key, entry in POSITION_ENCODINGS.items() if entry.has_table or entry.has_free_generators]
+    if encoding not in allowed:
+        raise InputError(f"position_encoding is {encoding!r}, allowed are {', '.join(allowed)}")
     hidden_size = source.hidden_size
     return options.build_config(
         image_size=_two(source.image_size),
@@ -122,7 +124,8 @@ def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[
     # The table's rows for the tokens in front are part of our tokens.
     for row, target in enumerate(("cls_token", "register_tokens")[: len(prefix_tokens)]):
         renamed[f"embeddings.{target}"] = prefix_tokens[row] + table[:, row : row + 1]
-    if config.use_absolute_position_embeddings or config.position_encoding == "absolute":
+    encoding = POSITION_ENCODINGS[config.position_encoding]
+    if config.use_absolute_position_embeddings or encoding.has_table:
         renamed["embeddings.position_embeddings"] = table[:, len(prefix_tokens) :].clone()
     patches = "embeddings.patch_embeddings.projection"
     renamed |= convolution_as_linear(weights, patches, patches)
@@ -135,10 +138,8 @@ def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[
             for part in ("layer_scale1", "layer_scale2"):
                 renamed[f"{layer}.{part}.lambda1"] = weights.take(f"{layer}.{part}.lambda1")
     weights.take_linear("layernorm", "layernorm", renamed)
-    if config.position_encoding != "absolute":
-        blocks = config.head_dim // config.generator_block_size
-        shape = (config.num_hidden_layers, 2, config.num_attention_heads, blocks)
-        renamed["rotations.generators"] = torch.zeros(*shape, *(config.generator_block_size,) * 2)
+    if encoding.has_free_generators:
+        renamed["rotations.generators"] = torch.zeros(encoding.parameter_shapes(config)["generators"])
     if hasattr(source, "classifier"):
         renamed = {f"liere_vit.{key}": value for key, value in renamed.items()}
         weights.take_linear("classifier", "classifier", renamed)

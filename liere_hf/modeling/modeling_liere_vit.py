@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.amp import is_autocast_available
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -26,9 +27,10 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
+from .position_encodings import POSITION_ENCODINGS
 from .positions import grid_positions, interpolate_position_table, stretched_positions
 from .rotary_application import readily_laid_out, rotate_queries_and_keys
-from .rotations import axial_generators, rotations_by_layer
+from .rotations import rotations_by_layer
 from .skew_exponential import values_are_known
 
 # Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.
@@ -125,7 +127,8 @@ class LiereViTEmbeddings(nn.Module):
             else None
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
-        has_table = config.position_encoding == "absolute" or config.use_absolute_position_embeddings
+        encoding = POSITION_ENCODINGS[config.position_encoding]
+        has_table = encoding.has_table or config.use_absolute_position_embeddings
         self.position_embeddings = (
             nn.Parameter(torch.zeros(1, math.prod(config.grid_size), config.hidden_size)) if has_table else None
         )
@@ -189,32 +192,21 @@ class LiereViTEmbeddings(nn.Module):
 
 
 class LiereViTRotations(nn.Module):
-    """The rotations of all layers from the generators (LieRE, section 3).
+    """The rotations of all layers, from the generators of the position encoding (LieRE, section 3).
 
-    They are computed in every forward pass that trains the generators, else once for as long as generators, positions
-    and dtype stay. Generators, and the exponential, keep float32 (or float64) whatever the dtype of the model: at
-    half precision a rotation by many radians would lose its meaning.
+    They are computed in every forward pass that trains the encoding's parameters, else once for as long as parameters,
+    positions and dtype stay. The parameters, and the exponential, keep float32 (or float64) whatever the dtype of the
+    model: at half precision a rotation by many radians would lose its meaning.
     """
 
     def __init__(self, config: LiereViTConfig):
         super().__init__()
-        self.num_layers = config.num_hidden_layers
-        self.num_prefix_tokens = config.num_prefix_tokens
-        self.head_dim = config.head_dim
-        self.num_axes = config.num_axes
-        self.generators = None
-        if config.position_encoding in ("liere", "rope_mixed"):
-            block_size = config.generator_block_size
-            shape = (
-                1 if config.share_generators_across_layers else config.num_hidden_layers,
-                config.num_axes,
-                1 if config.share_generators_across_heads else config.num_attention_heads,
-                config.head_dim // block_size,
-                block_size,
-                block_size,
-            )
-            dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-            self.generators = nn.Parameter(torch.zeros(shape, dtype=dtype))
+        self.config = config
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        # In a dict, so that they are no further parameters: traces replace parameters by tensors without values.
+        self._real_parameters: dict[str, nn.Parameter] = {}
+        for name, shape in POSITION_ENCODINGS[config.position_encoding].parameter_shapes(config).items():
+            setattr(self, name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
         self._cache: _RotationCache | None = None
 
     def _apply(self, fn, recurse=True):
@@ -226,7 +218,7 @@ class LiereViTRotations(nn.Module):
 
         super()._apply(keep_precision, recurse)
         self._cache = None
-        self.generators = self.generators
+        self._real_parameters = dict(self._parameters)
         return self
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -240,53 +232,63 @@ class LiereViTRotations(nn.Module):
             Per layer, shape (batch or 1, prefix + patches, heads or 1, blocks, b, b). Prefix tokens get the identity:
             they stand at the origin.
         """
-        generators = self.generators
+        names = POSITION_ENCODINGS[self.config.position_encoding].parameters
+        parameters = {name: getattr(self, name) for name in names}
         if not values_are_known() or positions.is_meta:
-            return self._for_every_layer(self._compute(positions, generators, dtype=dtype))
-        if positions.shape[0] > 1 or (generators is not None and generators.requires_grad and torch.is_grad_enabled()):
+            return self._compute(positions, parameters, dtype)
+        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters.values())
+        if positions.shape[0] > 1 or trains:
             self._cache = None
-            return self._for_every_layer(self._compute(positions, generators, dtype=dtype))
+            return self._compute(positions, parameters, dtype)
         cache = self._cache
-        if cache is None or not cache.holds(positions, generators, dtype):
+        if cache is None or not cache.holds(positions, parameters, dtype):
             # First, so that memory need not hold both.
             self._cache = None
             # Tensors of inference mode could not be used in training later.
             with torch.inference_mode(False), torch.no_grad():
                 positions = positions.clone()
-                layers = [None] if generators is None else generators.split(1)
+                layers = self._generators(parameters, positions.device).split(1)
                 # Layer by layer, since another layout is another copy.
-                rotations = (self._compute(positions, layer, dtype=dtype)[0] for layer in layers)
+                rotations = (self._rotations(positions, layer, dtype)[0] for layer in layers)
                 cache = _RotationCache(
                     positions,
-                    None if generators is None else generators.detach().clone(),
+                    {name: parameter.detach().clone() for name, parameter in parameters.items()},
                     self._for_every_layer(tuple(map(readily_laid_out, rotations))),
                 )
             self._cache = cache
         return cache.rotations
 
     def constants(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """The rotations as plain tensors while the module is being traced, from the parameter that is traced for."""
-        generators = (generators.detach() for generators in self._real_generators)
-        return self._for_every_layer(self._compute(positions, *generators, dtype=dtype))
+        """The rotations as plain tensors while the module is being traced, from the parameters it is traced for."""
+        parameters = {name: parameter.detach() for name, parameter in self._real_parameters.items()}
+        return self._compute(positions, parameters, dtype)
 
     def _compute(
-        self, positions: torch.Tensor, generators: torch.Tensor | None = None, *, dtype: torch.dtype
+        self, positions: torch.Tensor, parameters: dict[str, torch.Tensor], dtype: torch.dtype
     ) -> tuple[torch.Tensor, ...]:
-        if generators is None:
-            generators = axial_generators(self.head_dim, self.num_axes, device=positions.device)
-        positions = nn.functional.pad(positions.to(generators), (0, 0, self.num_prefix_tokens, 0))
+        generators = self._generators(parameters, positions.device)
+        return self._for_every_layer(self._rotations(positions, generators, dtype))
+
+    def _generators(self, parameters: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+        encoding = POSITION_ENCODINGS[self.config.position_encoding]
+        with maybe_autocast(device.type, enabled=False):
+            return encoding.generators(self.config, parameters, device)
+
+    def _rotations(
+        self, positions: torch.Tensor, generators: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
+        positions = nn.functional.pad(positions.to(generators), (0, 0, self.config.num_prefix_tokens, 0))
         with maybe_autocast(positions.device.type, enabled=False):
             return tuple(rotation.to(dtype) for rotation in rotations_by_layer(positions, generators))
 
     def _for_every_layer(self, rotations: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """All layers share one, or each has its own."""
-        return rotations * (self.num_layers // len(rotations))
+        return rotations * (self.config.num_hidden_layers // len(rotations))
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name == "generators":
-            # In a list, so that it is no second parameter: traces replace the parameter by a stand-in without values.
-            super().__setattr__("_real_generators", [value] if isinstance(value, nn.Parameter) else [])
+        if isinstance(value, nn.Parameter):
+            self._real_parameters = {**self._real_parameters, name: value}
 
     def __getstate__(self):
         return {**super().__getstate__(), "_cache": None}
@@ -296,13 +298,14 @@ class _RotationCache(NamedTuple):
     """Rotations, and what they were computed from: compared by value, since weights can change in many ways."""
 
     positions: torch.Tensor
-    generators: torch.Tensor | None
+    parameters: dict[str, torch.Tensor]
     rotations: tuple[torch.Tensor, ...]
 
-    def holds(self, positions: torch.Tensor, generators: torch.Tensor | None, dtype: torch.dtype) -> bool:
+    def holds(self, positions: torch.Tensor, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> bool:
+        pairs = [(positions, self.positions), *((parameters[name], self.parameters[name]) for name in self.parameters)]
         return self.rotations[0].dtype == dtype and all(
-            now is before or (now.device == before.device and now.dtype == before.dtype and torch.equal(now, before))
-            for now, before in ((positions, self.positions), (generators, self.generators))
+            now.device == before.device and now.dtype == before.dtype and torch.equal(now, before)
+            for now, before in pairs
         )
 
 
@@ -464,7 +467,7 @@ class LiereViTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LiereViTEmbeddings", "LiereViTRotations", "LiereViTLayer"]
-    _keep_in_fp32_modules_strict = ["generators"]
+    _keep_in_fp32_modules_strict = ["rotations"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -482,8 +485,9 @@ class LiereViTPreTrainedModel(PreTrainedModel):
                     init.trunc_normal_(table, std=self.config.initializer_range)
             if module.mask_token is not None:
                 init.zeros_(module.mask_token)
-        elif isinstance(module, LiereViTRotations) and module.generators is not None:
-            init.uniform_(module.generators, 0, self.config.generator_init_scale)
+        elif isinstance(module, LiereViTRotations):
+            for parameter in module.parameters():
+                init.uniform_(parameter, 0, self.config.generator_init_scale)
         elif isinstance(module, LiereViTLayerScale):
             init.constant_(module.lambda1, self.config.layer_scale_init_value)
 
@@ -500,9 +504,8 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         super().__init__(config)
         config.validate()
         self.embeddings = LiereViTEmbeddings(config, use_mask_token=use_mask_token)
-        self.rotations = (
-            LiereViTRotations(config) if config.position_encoding in ("liere", "rope_mixed", "visionllama") else None
-        )
+        is_rotary = POSITION_ENCODINGS[config.position_encoding].is_rotary
+        self.rotations = LiereViTRotations(config) if is_rotary else None
         depth = max(config.num_hidden_layers - 1, 1)
         self.layers = nn.ModuleList(
             LiereViTLayer(config, config.drop_path_rate * index / depth) for index in range(config.num_hidden_layers)
@@ -581,9 +584,10 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         return self.rotations(grid_positions(*arguments, device=device)[None], dtype)
 
     def _exports_constants(self, grid_size: tuple[int, ...]) -> bool:
-        """Whether torch.export traces a model that does not train, at a size that is fixed."""
+        """Whether torch.export traces a model that does not train, with plain parameters, at a size that is fixed."""
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        return exporting and not self.training and all(isinstance(steps, int) for steps in grid_size)
+        is_fixed = not is_parametrized(self.rotations) and all(isinstance(steps, int) for steps in grid_size)
+        return exporting and not self.training and is_fixed
 
 
 class LiereViTModel(LiereViTEncoder):

@@ -1,8 +1,7 @@
 """Rotations of queries and keys, from coordinates and generators.
 
-Every rotary encoding of this package is exp(sum_i p_i A_i) with block-diagonal skew-symmetric A_i (LieRE, equation 3):
-LieRE learns A_i with blocks of any even width, RoPE-Mixed is width 2, VisionLLaMA's axial RoPE is width 2 and fixed.
-A generator is a raw (b, b) matrix of which the strict upper triangle U gives A = U - U^T.
+R(p) = exp(sum_i p_i A_i) with block-diagonal skew-symmetric A_i (LieRE, equation 3). A generator is a raw (b, b)
+matrix whose strict upper triangle U gives A = U - U^T; position_encodings.py computes them.
 """
 
 from collections.abc import Sequence
@@ -19,25 +18,6 @@ try:
     from .rotation_kernels import exponential, exponential_backward
 except ImportError:
     exponential = None
-
-
-def axial_generators(
-    head_dim: int, num_axes: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> torch.Tensor:
-    """The fixed generators of VisionLLaMA's axial RoPE, as the authors of LieRE compute it.
-
-    Each axis has head_dim // (2 * num_axes) frequencies exp(-4 * linspace(0, 1)), one axis after another; head
-    dimensions left over at the end are not rotated.
-
-    Returns:
-        Tensor of shape (1, num_axes, 1, head_dim // 2, 2, 2): one layer and one head, for all.
-    """
-    num_frequencies = head_dim // (2 * num_axes)
-    frequencies = torch.exp(-4 * torch.linspace(0, 1, num_frequencies, dtype=dtype, device=device))
-    generators = torch.zeros(1, num_axes, 1, head_dim // 2, 2, 2, dtype=dtype, device=device)
-    for axis in range(num_axes):
-        generators[0, axis, 0, axis * num_frequencies : (axis + 1) * num_frequencies, 0, 1] = -frequencies
-    return generators
 
 
 def liere_rotations(positions: torch.Tensor, generators: torch.Tensor) -> torch.Tensor:

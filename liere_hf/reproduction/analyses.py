@@ -16,13 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from ..configuration import compared_encodings, paper_flops_overhead
 from ..configuration.arguments import PRESETS
 from ..hardware import hardware
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
+from ..modeling.position_encodings import POSITION_ENCODINGS
 from ..modeling.skew_exponential import skew_matrix_exp
 from ..output_files import write_bytes, write_json
-from .experiments import ENCODINGS, Scale
+from .experiments import Scale
 from .runner import ExperimentRunner, Setting
 
 
@@ -44,23 +46,20 @@ Inference and training: what torch's FlopCounterMode counts, over the absolute m
 pairs are turned without one, and blocks of 8 by products that are wider than they. At inference rotations are kept; in
 training they are computed by matrix exponentials once for a batch, here of 128.
 """
-# Table 8: relative overhead of the base model in per cent.
-PAPER_OVERHEAD = {"RoPE-Mixed": 0.04, "LieRE8": 0.18, "LieRE64": 1.4}
 
 
 def _flops(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
     """FLOPs of a forward pass per image of 224 pixels, of all sizes."""
     rows = []
     for size, preset in PRESETS.items():
-        counts = {encoding: count_flops(preset | options) for encoding, options in ENCODINGS.items()}
-        for encoding, count in counts.items():
-            row = {"size": size, "encoding": encoding, **count}
+        encodings = compared_encodings()
+        counts = {title: count_flops(preset | compared.options) for title, compared in encodings.items()}
+        for title, compared in encodings.items():
+            row = {"size": size, "encoding": title, **counts[title]}
             for kind in ("inference", "training"):
-                row[f"{kind}_overhead_percent"] = 100 * (count[kind] / counts["absolute"][kind] - 1)
-            row["applying_percent"] = (
-                100 * applying_flops(preset | ENCODINGS[encoding]) / counts["absolute"]["inference"]
-            )
-            row["paper_percent"] = PAPER_OVERHEAD.get(encoding) if size == "base" else None
+                row[f"{kind}_overhead_percent"] = 100 * (counts[title][kind] / counts["absolute"][kind] - 1)
+            row["applying_percent"] = 100 * applying_flops(preset | compared.options) / counts["absolute"]["inference"]
+            row["paper_percent"] = paper_flops_overhead(compared.paper_name) if size == "base" else None
             rows.append(row)
     lines = ["# FLOPs (table 8)", ""]
     lines += textwrap.wrap(FLOPS_TEXT, 118)
@@ -85,7 +84,7 @@ def count_flops(fields: dict[str, Any]) -> dict[str, float]:
         `inference`: rotations computed before and kept; `training`: with computing them, once for a batch of
         `FLOPS_BATCH`; `num_parameters`.
     """
-    config = LiereViTConfig(image_size=224, patch_size=16, num_labels=1000, **fields)
+    config = _config(fields)
     # What is kept is kept for real weights alone; eager attention is counted everywhere.
     model, image = (
         LiereViTForImageClassification._from_config(config, attn_implementation="eager"),
@@ -107,9 +106,15 @@ def _counted(model: PreTrainedModel, pixel_values: torch.Tensor) -> float:
 
 def applying_flops(fields: dict[str, Any]) -> int:
     """Multiplications and additions of turning queries and keys of all patches, block by block, at 224 pixels."""
-    width = {"liere": fields.get("generator_block_size"), "rope_mixed": 2, "visionllama": 2, "absolute": 0}
-    inner = fields["num_attention_heads"] * fields["head_dim"]
-    return 2 * 2 * 14**2 * inner * width[fields["position_encoding"]] * fields["num_hidden_layers"]
+    config = _config(fields)
+    if not POSITION_ENCODINGS[config.position_encoding].is_rotary:
+        return 0
+    entries = config.num_attention_heads * config.head_dim * config.generator_block_size
+    return 2 * 2 * math.prod(config.grid_size) * entries * config.num_hidden_layers
+
+
+def _config(fields: dict[str, Any]) -> LiereViTConfig:
+    return LiereViTConfig(image_size=224, patch_size=16, num_labels=1000, **fields)
 
 
 def _rope(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
@@ -153,8 +158,8 @@ def _attention(directory: Path, scale: Scale, runner: ExperimentRunner, console:
     """Figure 12: what CLS looks at in each layer, by encoding, by the models of the experiment accuracy."""
     seed = scale.seeds_of(scale.images)[0]
     maps, entropies = {}, []
-    for encoding, options in ENCODINGS.items():
-        setting = Setting(scale.images, {"encoding": encoding}, options)
+    for encoding, compared in compared_encodings().items():
+        setting = Setting(scale.images, {"encoding": encoding}, compared.options)
         console.print(f"{encoding}: its model of the experiment accuracy, trained now if it is not there")
         model_dir = runner.wait_for(setting, seed)
         model = AutoModelForImageClassification.from_pretrained(model_dir, attn_implementation="eager").eval()

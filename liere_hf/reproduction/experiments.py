@@ -8,26 +8,10 @@ from typing import Any
 
 import yaml
 
-from ..configuration import paper_accuracy, parse_recipe
+from ..configuration import ComparedEncoding, compared_encodings, encoding_options, paper_accuracy, parse_recipe
 from ..configuration.arguments import PRESETS
+from ..modeling.positions import POSITION_MODES
 from .runner import Options, Setting, Task
-
-ENCODINGS: dict[str, Options] = {
-    "absolute": {"position_encoding": "absolute"},
-    "VisionLLaMA": {"position_encoding": "visionllama"},
-    "RoPE-Mixed": {"position_encoding": "rope_mixed"},
-    "LieRE8": {"position_encoding": "liere", "generator_block_size": 8},
-    "LieRE64": {"position_encoding": "liere", "generator_block_size": 64},
-}
-# As the paper's figures are filed.
-PAPER_NAMES = {
-    "absolute": "absolute",
-    "VisionLLaMA": "visionllama",
-    "RoPE-Mixed": "rope_mixed",
-    "LieRE8": "liere8",
-    "LieRE64": "liere64",
-}
-POSITION_MODES = ("sequential", "linspace", "rescaled")
 
 
 @dataclass(frozen=True)
@@ -118,12 +102,20 @@ def _by_encoding(task: Task, **further: Any) -> list[Setting]:
     return [
         Setting(
             task,
-            {"encoding": encoding},
-            options,
-            **{"paper": paper_accuracy(task.compare, PAPER_NAMES[encoding]), **further},
+            {"encoding": compared.title},
+            compared.options,
+            **{"paper": paper_accuracy(task.compare, compared.paper_name), **further},
         )
-        for encoding, options in ENCODINGS.items()
+        for compared in compared_encodings().values()
     ]
+
+
+def _one_of_each() -> list[ComparedEncoding]:
+    """One block size of every encoding, the first one."""
+    first: dict[str, ComparedEncoding] = {}
+    for compared in compared_encodings().values():
+        first.setdefault(compared.name, compared)
+    return list(first.values())
 
 
 def _accuracy(scale: Scale) -> list[Setting]:
@@ -152,10 +144,10 @@ def _larger_canvas(task: Task, cells: int) -> Options:
 def _block_size(scale: Scale) -> list[Setting]:
     settings = []
     for width in (2, 4, 8, 16, 32, 64):
-        options = {"position_encoding": "liere", "generator_block_size": width}
+        options = encoding_options("liere", width)
         paper = paper_accuracy(scale.images.compare, f"liere{width}")
         if width == 2:
-            options, paper = ENCODINGS["RoPE-Mixed"], paper_accuracy(scale.images.compare, "rope_mixed")
+            options, paper = encoding_options("rope_mixed"), paper_accuracy(scale.images.compare, "rope_mixed")
         settings.append(Setting(scale.images, {"block size": str(width)}, options, paper=paper, x=width))
     return settings
 
@@ -167,7 +159,7 @@ def _sharing(scale: Scale) -> list[Setting]:
         if layers and not heads:
             labels["layers"] = "shared (the authors' code)"
         options = {"share_generators_across_layers": layers, "share_generators_across_heads": heads}
-        settings.append(Setting(_with_two_heads(scale.images), labels, ENCODINGS["LieRE8"] | options))
+        settings.append(Setting(_with_two_heads(scale.images), labels, encoding_options("liere", 8) | options))
     return settings
 
 
@@ -197,17 +189,17 @@ def _resolution(scale: Scale) -> list[Setting]:
     task, (finetuned,) = scale.images, scale["finetuned"]["input_size"]
     (trained_size,) = task.options.get("image_size") or parse_recipe(task.recipe)[0].image_size
     settings = []
-    for encoding, options in ENCODINGS.items():
-        modes = POSITION_MODES if encoding != "absolute" else POSITION_MODES[:1]
+    for compared in compared_encodings().values():
+        modes = POSITION_MODES if compared.encoding.is_rotary else POSITION_MODES[:1]
         evaluations = {
             f"{mode}, {size} px": {"input_size": [size], "position_mode": mode} | scale["tested"]
             for mode in modes
             for size in scale["sizes"]
             if (mode, size) != ("sequential", trained_size)
         }
-        trained = Setting(task, {"encoding": encoding}, options, f"sequential, {trained_size} px")
+        trained = Setting(task, {"encoding": compared.title}, compared.options, f"sequential, {trained_size} px")
         settings.append(replace(trained, evaluations=evaluations))
-        labels = {"encoding": encoding, "training": f"and fine-tuned at {finetuned} px"}
+        labels = {"encoding": compared.title, "training": f"and fine-tuned at {finetuned} px"}
         settings.append(Setting(task, labels, scale["finetuned"], f"sequential, {finetuned} px", start=trained))
     return settings
 
@@ -217,11 +209,11 @@ def _efficiency(scale: Scale) -> list[Setting]:
     return [
         Setting(
             scale.images,
-            {"encoding": encoding, "share of the data": f"{share}%"},
-            ENCODINGS[encoding] | ({"train_fraction": share / 100} if share < 100 else scale["followed"]),
+            {"encoding": compared.title, "share of the data": f"{share}%"},
+            compared.options | ({"train_fraction": share / 100} if share < 100 else scale["followed"]),
             x=share,
         )
-        for encoding in ("absolute", "VisionLLaMA", "RoPE-Mixed", "LieRE8")
+        for compared in _one_of_each()
         for share in scale["shares"]
     ]
 
@@ -234,8 +226,9 @@ def _model_size(scale: Scale) -> list[Setting]:
         names = ("tiny", "base") if scale.name == "gpu" else ("tiny", "base", "large")
         sizes = {name: PRESETS[name] for name in names}
     return [
-        Setting(scale.images, {"encoding": encoding, "size": size}, ENCODINGS[encoding] | options)
-        for encoding in ("absolute", "RoPE-Mixed", "LieRE8")
+        Setting(scale.images, {"encoding": compared.title, "size": size}, compared.options | options)
+        for compared in _one_of_each()
+        if compared.encoding.learns
         for size, options in sizes.items()
     ]
 
@@ -246,19 +239,21 @@ def _initialization(scale: Scale) -> list[Setting]:
     return [
         Setting(
             scale.images,
-            {"encoding": encoding, "initial values up to": label},
-            ENCODINGS[encoding] | options,
+            {"encoding": compared.title, "initial values up to": label},
+            compared.options | options,
             x=options.get("generator_init_scale", 2 * math.pi),
         )
-        for encoding in ("RoPE-Mixed", "LieRE8")
+        for compared in _one_of_each()
+        if compared.encoding.parameters
         for label, options in scales.items()
     ]
 
 
 def _pooling(scale: Scale) -> list[Setting]:
     return [
-        Setting(scale.images, {"encoding": encoding, "pooling": pooling}, ENCODINGS[encoding] | options)
-        for encoding in ("absolute", "RoPE-Mixed", "LieRE8")
+        Setting(scale.images, {"encoding": compared.title, "pooling": pooling}, compared.options | options)
+        for compared in _one_of_each()
+        if compared.encoding.learns
         for pooling, options in (("cls", {}), ("mean", {"pooling": "mean"}))
     ]
 

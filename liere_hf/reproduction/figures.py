@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from .experiments import ENCODINGS, Experiment
+from ..configuration import compared_encodings
+from .experiments import Experiment
 from .summary import Results, Row, full_curves
 
-# Okabe and Ito's colours.
+# Okabe and Ito's colours, of series that are no encodings.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
@@ -46,8 +47,10 @@ def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) 
 
 def _style(name: str, index: int) -> dict[str, str]:
     """Of a series: an encoding looks the same in every panel of every figure."""
-    place = list(ENCODINGS).index(name) if name in ENCODINGS else index
-    return {"color": COLORS[place], "marker": MARKERS[place]}
+    compared = compared_encodings()
+    if name in compared:
+        return {"color": compared[name].color, "marker": MARKERS[[*compared].index(name) % len(MARKERS)]}
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _errors(rows: list[Row], column: str) -> np.ndarray:

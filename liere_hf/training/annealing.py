@@ -5,6 +5,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..errors import InputError
 from ..modeling.modeling_liere_vit import LiereViTEmbeddings, LiereViTPreTrainedModel
+from ..modeling.position_encodings import POSITION_ENCODINGS
 
 
 class PositionTableAnnealing(TrainerCallback):
@@ -32,7 +33,7 @@ class PositionTableAnnealing(TrainerCallback):
 def _find_table(model: LiereViTPreTrainedModel) -> nn.Parameter:
     for module in model.modules():
         if isinstance(module, LiereViTEmbeddings) and module.position_embeddings is not None:
-            if model.config.position_encoding == "absolute":
+            if POSITION_ENCODINGS[model.config.position_encoding].has_table:
                 break
             return module.position_embeddings
     raise InputError(

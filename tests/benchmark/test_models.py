@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from liere_hf.benchmark import models
-from liere_hf.benchmark.models import CONTESTANTS, PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant
+from liere_hf.benchmark.models import PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant, contestant_names
 from liere_hf.benchmark.timing import median_ratio
 from liere_hf_cli.main import main
 
@@ -27,7 +27,7 @@ def test_contestants_have_the_sizes_of_the_reference(sizes):
         model = build_contestant(name, sizes)
         return sum(p.numel() for key, p in model.named_parameters() if not any(part in key for part in skipped))
 
-    assert len({inner_parameters(name) for name in CONTESTANTS}) == 1
+    assert len({inner_parameters(name) for name in contestant_names()}) == 1
 
 
 @pytest.mark.parametrize("name", PUBLISHED_WAYS)
@@ -122,7 +122,10 @@ def test_median_ratio_is_of_the_same_rounds():
     [
         (["--preset", "huge"], "preset is 'huge', allowed are tiny-cifar, base-imagenet, base-video"),
         (["--rounds", "0"], "rounds is 0, allowed is 1 or more"),
-        (["--contestants", "liere8", "liere9"], f"contestants has 'liere9', allowed are {'; '.join(CONTESTANTS)}"),
+        (
+            ["--contestants", "liere8", "liere9"],
+            f"contestants has 'liere9', allowed are {'; '.join(contestant_names())}",
+        ),
         (["--batch_size", "-1"], "batch_size is -1, allowed is 1 or more"),
         (["exponential", "--rounds", "0"], "rounds is 0, allowed is 1 or more"),
         (["--device", "tpu"], "device is 'tpu', allowed are cpu and cuda"),

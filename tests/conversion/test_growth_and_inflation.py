@@ -72,7 +72,7 @@ def test_new_entries_are_trained():
 @pytest.mark.parametrize(
     "overrides, block_size, message",
     [
-        ({"position_encoding": "absolute"}, 8, "has no generators to widen"),
+        ({"position_encoding": "absolute"}, 8, "has no free generators to widen"),
         ({"generator_block_size": 4}, 6, "block_size is 6, allowed are 4, 8, 16"),
         ({"generator_block_size": 8}, 4, "block_size is 4, allowed are 8, 16"),
         ({"generator_block_size": 8}, 32, "block_size is 32, allowed are 8, 16"),

@@ -203,7 +203,7 @@ def without(state_dict, name):
         (
             lambda weights: without(weights, "model.position_encoder.generator_raw_params"),
             {},
-            "give --position_encoding visionllama, absolute or none",
+            "give --position_encoding, allowed are visionllama, absolute, none",
         ),
         (lambda weights: weights, {"position_encoding": "absolute"}, "position_encoding is 'absolute', but"),
         (lambda weights: weights, {"image_size": [32]}, r"image_size is \[32, 32\] .* has 16 patches"),

@@ -103,7 +103,7 @@ def test_sources_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="SwiGLU"):
         from_vit(str(tmp_path / "swiglu"), ConversionOptions())
     saved_model(tmp_path / "vit", ViTConfig, ViTForImageClassification)
-    with pytest.raises(InputError, match="position_encoding is 'visionllama', allowed are liere"):
+    with pytest.raises(InputError, match="is 'visionllama', allowed are absolute, rope_mixed, liere"):
         from_vit(str(tmp_path / "vit"), ConversionOptions(position_encoding="visionllama"))
     weights = tmp_path / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])

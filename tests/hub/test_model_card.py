@@ -21,7 +21,7 @@ def test_metadata_holds_the_measured_metrics(trained):
     assert metadata["pipeline_tag"] == "image-classification"
     assert metadata["license"] == "mit"
     name, results = model_index_to_eval_results(metadata["model-index"])
-    assert name == "LieRE8 on scikit-learn digits"
+    assert name == "ViT with LieRE8 position encoding on scikit-learn digits"
     evaluation = json.loads((trained / "eval_results.json").read_text())
     measured = {result.metric_type: result for result in results}
     for key, metric_type in (("accuracy", "accuracy"), ("top5_accuracy", "top_5_accuracy"), ("loss", "loss")):

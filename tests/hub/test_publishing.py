@@ -137,7 +137,7 @@ def test_dry_run_asks_nobody(trained, server, command_line):
     assert result.code == 0
     assert "model.safetensors" in result.stdout
     assert f"{(trained / 'model.safetensors').stat().st_size:,}" in result.stdout
-    assert "# LieRE8 on scikit-learn digits" in result.stdout
+    assert "# ViT with LieRE8 position encoding on scikit-learn digits" in result.stdout
     assert 'repo_id = "org/dry"' in result.stdout
     assert len(server.requests()) == before
 
@@ -263,7 +263,7 @@ def test_release_list_in_one_go(server, command_line, tmp_path):
     assert result.stdout.count("published: ") == (10 if SOURCES.is_dir() else 1)
     metadata = tmp_path / "README.md"
     metadata.write_bytes(server.snapshot("org/liere8-fashion-mnist")["README.md"])
-    assert metadata_load(metadata)["model-index"][0]["name"] == "LieRE8 on Fashion-MNIST"
+    assert metadata_load(metadata)["model-index"][0]["name"] == "ViT with LieRE8 position encoding on Fashion-MNIST"
 
     head = server.head("org/liere8-fashion-mnist")
     result = command_line.run(*command, "--sources", SOURCES, token=TOKEN)
@@ -282,7 +282,7 @@ def test_push_to_hub_while_training(server, command_line, tmp_path):
     assert "already there" in command_line.run("publish", tmp_path / "run", "org/pushed", token=TOKEN).stdout
 
     messages = [commit.title for commit in api(server).list_repo_commits("org/pushed")]
-    assert messages[0] == "LieRE8 on scikit-learn digits"
+    assert messages[0] == "ViT with LieRE8 position encoding on scikit-learn digits"
     assert set(messages[1:-1]) == {"Training, step 1", "Training, step 2"}
     for commit in api(server).list_repo_commits("org/pushed")[1:-1]:
         in_training = files_of(server, "org/pushed", commit.commit_id)

@@ -213,6 +213,21 @@ def test_export_takes_the_weights_of_the_moment(change):
     torch.testing.assert_close(exported, after, rtol=1e-4, atol=1e-5)
 
 
+def test_export_takes_generators_as_they_are_parametrized():
+    class Half(nn.Module):
+        def forward(self, generators):
+            return generators / 2
+
+    model = classifier()
+    pixel_values = random_input(model.config)
+    before = logits(model, pixel_values)
+    nn.utils.parametrize.register_parametrization(model.liere_vit.rotations, "generators", Half())
+    after = logits(model, pixel_values)
+    assert (after - before).abs().max() > 1e-3
+    exported = torch.export.export(model, (pixel_values,)).module()(pixel_values).logits
+    torch.testing.assert_close(exported, after, rtol=0, atol=1e-5)
+
+
 def test_export_of_a_size_that_may_vary_computes_them():
     model = classifier()
     dynamic = torch.export.Dim("height", min=2, max=8)
