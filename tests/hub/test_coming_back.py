@@ -51,7 +51,9 @@ def pythons(tmp_path_factory):
     # What is installed in editable mode comes by .pth files, which count in no directory but the environment's own.
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = directory / "bin" / "python"
-    result = subprocess.run([python, "-c", "import liere_hf"], capture_output=True, text=True, cwd=directory)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-c", "import liere_hf"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=environment)
     assert "No module named 'liere_hf'" in result.stderr
     return {"with": sys.executable, "without": python}
 
