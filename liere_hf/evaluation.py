@@ -18,7 +18,7 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     at the size that it says unless `input_size` is given.
 
     Returns:
-        The metrics of [`ClassificationMetric`], each with a 95% confidence interval, the number of `examples`, the
+        The metrics of `ClassificationMetric`, each with a 95% confidence interval, the number of `examples`, the
         `input_size` in pixels per axis, and the `hardware`.
 
     Raises:

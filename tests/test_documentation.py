@@ -6,16 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
+from markdown_blocks import code_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-
-
-def code_blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of the fenced blocks of a page."""
-    tokens = MarkdownIt().parse(page.read_text())
-    return [(token.info.strip(), token.content) for token in tokens if token.type == "fence"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
