@@ -1,14 +1,16 @@
 # Every target sets up what it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Versions to install; .ci/ has the oldest and the newest.
+CONSTRAINTS ?= constraints.txt
 FASHION_MNIST := .cache/fashion-mnist
 
 .PHONY: demo test lint docs fashion-mnist clean
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test,docs]"
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable ".[test,docs]"
 	touch $@
 
 demo: .venv/installed

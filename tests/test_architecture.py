@@ -1,4 +1,4 @@
-"""docs/architecture.md: attention layers are those of its reference implementation, and its table of modules is complete."""
+"""docs/architecture.md: attention layers are those of its reference implementation; its table has every module."""
 
 import re
 from pathlib import Path

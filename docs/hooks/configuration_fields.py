@@ -16,4 +16,5 @@ class ConfigurationFields(Extension):
             if member.annotation is not None and "property" not in member.labels and not name.startswith("_")
         ]
         self_parameter = Parameter("self", kind=ParameterKind.positional_or_keyword)
-        cls.set_member("__init__", Function("__init__", parameters=Parameters(self_parameter, *fields), returns="None"))
+        parameters = Parameters(self_parameter, *fields)
+        cls.set_member("__init__", Function("__init__", parameters=parameters, returns="None"))
