@@ -1,5 +1,6 @@
 """Every code block of the README and of docs/ runs, in the order of the page, in an empty directory."""
 
+import json
 import os
 import subprocess
 import sys
@@ -28,3 +29,7 @@ def test_code_blocks_run(page, tmp_path):
             continue
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{text}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    if page.name == "README.md":
+        # The first training that a newcomer sees must end well.
+        results = json.loads((tmp_path / "runs" / "digits" / "eval_results.json").read_text())
+        assert results["eval_accuracy"] >= 0.95
