@@ -51,7 +51,7 @@ def _add(files: Files, config: MkDocsConfig, path: str) -> File:
     if language is None:
         file = File.generated(config, _site_path(path), abs_src_path=str(ROOT / path))
     else:
-        content = f"# {path}\n\n````{language}\n{(ROOT / path).read_text()}````\n"
+        content = f"---\nhide: [toc]\n---\n\n# {path}\n\n````{language}\n{(ROOT / path).read_text()}````\n"
         file = File.generated(config, _site_path(path), content=content)
     files.append(file)
     return file
