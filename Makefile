@@ -1,14 +1,16 @@
-# `make demo` and `make test` set everything up themselves, in .venv.
+# Every target sets up what it needs, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Versions to install; .ci/ has the oldest and the newest.
+CONSTRAINTS ?= constraints.txt
 FASHION_MNIST := .cache/fashion-mnist
 
-.PHONY: demo test lint fashion-mnist clean
+.PHONY: demo test lint docs fashion-mnist clean
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable ".[test,docs]"
 	touch $@
 
 demo: .venv/installed
@@ -25,6 +27,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The documentation site, in site/. The variable silences the notice that mkdocs-material has a successor.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The real Fashion-MNIST without a hub, on Debian and its kin.
 fashion-mnist:
 	mkdir -p $(FASHION_MNIST)
@@ -32,4 +38,4 @@ fashion-mnist:
 	mv usr/share/datasets/fashion-mnist/* . && rm -r usr *.deb
 
 clean:
-	rm -rf .venv .cache build dist runs *.egg-info
+	rm -rf .venv .cache build dist runs site *.egg-info

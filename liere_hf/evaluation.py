@@ -16,7 +16,7 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     """Evaluate the checkpoint `model_name_or_path` with its own processor, at its own size or at `input_size`.
 
     Returns:
-        Top-1 and top-5 accuracy and loss as from [`ClassificationMetric`], each with a 95% confidence interval, the
+        Top-1 and top-5 accuracy and loss as from `ClassificationMetric`, each with a 95% confidence interval, the
         number of `examples`, the `input_size` in pixels per axis, and the `hardware`.
 
     Raises:

@@ -1,21 +1,16 @@
 """Every code block of the README and of docs/ runs, in the order of the page, in an empty directory."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
+from markdown_blocks import code_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-
-
-def code_blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of the fenced blocks of a page."""
-    tokens = MarkdownIt().parse(page.read_text())
-    return [(token.info.strip(), token.content) for token in tokens if token.type == "fence"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -34,3 +29,7 @@ def test_code_blocks_run(page, tmp_path):
             continue
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{text}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+    if page.name == "README.md":
+        # The first training that a newcomer sees must end well.
+        results = json.loads((tmp_path / "runs" / "digits" / "eval_results.json").read_text())
+        assert results["eval_accuracy"] >= 0.95

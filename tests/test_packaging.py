@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import tarfile
@@ -5,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,3 +43,21 @@ def test_sdist_has_what_the_wheel_is_built_from(distributions):
     with tarfile.open(sdist) as archive:
         names = {Path(name).relative_to("liere_hf-0.1.0").as_posix() for name in archive.getnames()}
     assert {"pyproject.toml", "README.md", "LICENSE", "liere_hf/configuration/presets.yaml"} <= names
+
+
+def test_the_oldest_tested_versions_are_the_lower_bounds_of_the_dependencies():
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)\.\*$", (ROOT / ".ci" / "oldest.txt").read_text(), flags=re.MULTILINE))
+    lower_bounds = dict(
+        re.findall(r'^    "([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    )
+    assert set(pins) == {"torch", "torchvision", "transformers"}
+    assert pins.items() <= lower_bounds.items()
+
+
+def test_the_workflow_tests_the_oldest_python_and_both_ends_of_the_versions():
+    matrix = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["tests"]["strategy"][
+        "matrix"
+    ]
+    assert f'requires-python = ">={matrix["python"][0]}"' in (ROOT / "pyproject.toml").read_text()
+    assert matrix["versions"] == ["oldest", "newest"]
+    assert all((ROOT / ".ci" / f"{versions}.txt").is_file() for versions in matrix["versions"])

@@ -674,7 +674,9 @@ class LiereViTForImageClassification(LiereViTPreTrainedModel):
     ) -> ImageClassifierOutput:
         r"""
         Args:
-            pixel_values, positions, attention_mask: as in [`LiereViTModel.forward`].
+            pixel_values: as for `LiereViTModel`.
+            positions: as for `LiereViTModel`.
+            attention_mask: as for `LiereViTModel`.
             labels: (batch,) class indices, (batch,) or (batch, num_labels) regression targets, or (batch, num_labels)
                 multi-label targets, by `config.problem_type`.
         """
@@ -723,7 +725,9 @@ class LiereViTForMaskedImageModeling(LiereViTPreTrainedModel):
     ) -> MaskedImageModelingOutput:
         r"""
         Args:
-            pixel_values, positions, attention_mask: as in [`LiereViTModel.forward`].
+            pixel_values: as for `LiereViTModel`.
+            positions: as for `LiereViTModel`.
+            attention_mask: as for `LiereViTModel`.
             bool_masked_pos: (batch, patches), 1 for masked patches; the loss is the mean absolute error over them.
 
         Returns:
@@ -782,7 +786,9 @@ class LiereViTBackbone(BackboneMixin, LiereViTEncoder):
     ) -> BackboneOutput:
         r"""
         Args:
-            pixel_values, positions, attention_mask: as in [`LiereViTModel.forward`].
+            pixel_values: as for `LiereViTModel`.
+            positions: as for `LiereViTModel`.
+            attention_mask: as for `LiereViTModel`.
 
         Returns:
             `feature_maps`, one per entry of `config.out_features`, each (batch, hidden_size, *grid).
