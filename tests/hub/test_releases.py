@@ -50,7 +50,7 @@ def test_an_update_brings_modules_that_are_new(copy):
     """As if today's code were the first to import them."""
     directory = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8"
     modules = {path.name: path.read_text() for path in directory.glob("*.py")}
-    for name in ("positions.py", "squaring_ladder.py"):
+    for name in ("positions.py", "scaling_and_squaring.py"):
         (directory / name).unlink()
     (directory / "rotations.py").write_text("# of yesterday")
     update_releases(read_releases(copy))
