@@ -161,9 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.set_defaults(run=_reproduce, option_names=recipe_option_names)
 
     demo = commands.add_parser("demo", help="LieRE and absolute positions on a task of relative positions, on a CPU")
-    demo.add_argument(
-        "--output_dir", type=Path, default=Path("runs/demo"), help="directory for models, table and figure"
-    )
+    demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
     demo.set_defaults(run=_demo, option_names=None)
 
     benchmark = commands.add_parser("benchmark", help="measure speed and memory on this machine")

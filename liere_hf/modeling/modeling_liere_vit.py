@@ -581,7 +581,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         return self.rotations(grid_positions(*arguments, device=device)[None], dtype)
 
     def _exports_constants(self, grid_size: tuple[int, ...]) -> bool:
-        """Whether torch.export is tracing the model in eval mode at a fixed input size."""
+        """Whether torch.export traces a model that does not train, at a size that is fixed."""
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         return exporting and not self.training and all(isinstance(steps, int) for steps in grid_size)
 
@@ -720,7 +720,7 @@ class LiereViTForMaskedImageModeling(LiereViTPreTrainedModel):
         r"""
         Args:
             pixel_values, positions, attention_mask: as in [`LiereViTModel.forward`].
-            bool_masked_pos: (batch, patches), 1 for masked patches. The loss is the mean absolute error over them.
+            bool_masked_pos: (batch, patches), 1 for masked patches; the loss is the mean absolute error over them.
 
         Returns:
             `reconstruction` in the layout of `pixel_values`.

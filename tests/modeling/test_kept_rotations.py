@@ -213,7 +213,7 @@ def test_export_takes_the_current_weights(change):
     torch.testing.assert_close(exported, after, rtol=1e-4, atol=1e-5)
 
 
-def test_export_with_a_dynamic_size_computes_rotations_in_the_graph():
+def test_export_of_a_size_that_may_vary_computes_them():
     model = classifier()
     dynamic = torch.export.Dim("height", min=2, max=8)
     program = torch.export.export(

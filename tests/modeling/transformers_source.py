@@ -1,7 +1,7 @@
-"""transformers' own common tests, from the source distribution of the installed version of transformers.
+"""transformers' own common tests, from the source distribution of the transformers that is installed.
 
-They are not part of this repository: pip downloads them once into `.cache/transformers-tests`, as the package
-`transformers_tests`.
+They belong to that version and are not part of this repository: pip fetches them once into
+`.cache/transformers-tests`, where they are the package `transformers_tests`.
 """
 
 import importlib
@@ -20,11 +20,11 @@ CACHE = Path(__file__).parents[2] / ".cache" / "transformers-tests"
 
 # What the common tests import from modules that the source distribution leaves out.
 STUBS: dict[str, dict[str, object]] = {
-    # Tests of torch.export, ONNX and the like, which the model tests inherit. The stub has none.
+    # Tests of torch.export, onnx and the like, which the model tests inherit: none remain.
     "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
-    # Tests of generate(), which vision encoders lack. The model tests only check that they are not inherited.
+    # Tests of generate(), which no vision encoder has: the model tests only check that nobody inherits them.
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
-    # Non-default values of the fields that all configurations have.
+    # Values other than the defaults for the fields of every config, which must arrive in the config.
     "utils.test_configuration_utils": {
         "config_common_kwargs": {
             "architectures": ["AnyModel"],
@@ -61,10 +61,10 @@ def transformers_test_module(name: str) -> ModuleType:
 
 
 def _fetch(version: str) -> Path:
-    """The directory of the package of tests, which is downloaded if necessary."""
+    """The directory that holds the package of tests, downloaded if it is not there yet."""
     target = CACHE / version
     CACHE.mkdir(parents=True, exist_ok=True)
-    # The lock prevents parallel downloads. The rename is atomic, so that no incomplete package is ever used.
+    # The lock spares parallel test processes a second download; the rename makes the result complete or absent.
     with FileLock(CACHE / f"{version}.lock"):
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as directory:
@@ -88,7 +88,7 @@ def _download(version: str, directory: Path) -> Path:
 
 
 def _extract(archive: Path, package: Path) -> None:
-    """Extract the modules of the archive's top-level `tests` folder, without subfolders, as a package."""
+    """Write the modules of the archive's top-level `tests` folder, and no others, as a package."""
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     with tarfile.open(archive) as source:
