@@ -37,12 +37,12 @@ class Analysis:
 
 NUM_PICTURES = 16
 FLOPS_BATCH = 128
-FLOPS_TEXT = """
-Forward pass of an image of 224 pixels in patches of 16. Applying alone: two FLOPs for each entry of each block that
-meets a query or key, in closed form, over the absolute model's inference; the paper's figures agree with this.
-Inference and training: what torch's FlopCounterMode counts, over the absolute model. It counts matrix products alone:
-pairs are turned without one, and blocks of 8 by products that are wider than they. At inference rotations are kept; in
-training they are computed by matrix exponentials once for a batch, here of 128.
+FLOPS_TEXT = """\
+Forward pass of an image of 224 pixels in patches of 16, relative to the absolute model. Applying alone: multiplying
+queries and keys by their rotations, in closed form, two FLOPs per multiply-add, relative to inference. The paper's
+results agree with this. Inference and training: counted by torch's FlopCounterMode, which counts matrix products only.
+RoPE rotates pairs without matrix products, and blocks of 8 are multiplied in wider matrices. Rotations are cached for
+inference. In training they are computed by matrix exponentials, once per batch, here of 128.
 """
 # Table 8: relative overhead of the base model in per cent.
 PAPER_OVERHEAD = {"RoPE-Mixed": 0.04, "LieRE8": 0.18, "LieRE64": 1.4}
