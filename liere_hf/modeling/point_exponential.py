@@ -24,14 +24,14 @@ from .scaling_and_squaring import (
     quadratic_coefficients,
 )
 
-# The number of squarings assumes at least 1 / CANCELLATION of the norm that points have if their terms p_i A_i do not
-# cancel: the rounding error of a sum follows its terms. A larger share costs squarings, which round too. Measured for
-# terms that cancel: errors up to 5.5e-6 with this bound, 8.8e-6 without it.
-CANCELLATION = 8
-# A chunk that would be filled less than 1 / MIN_CHUNK_FILL waits for the points that need one squaring more: few
-# matrices cost about as much time as some more.
-MIN_CHUNK_FILL = 4
-# Multiples of a point are looked up by coordinates rounded to so many decimals, then compared exactly.
+# The norm that determines the number of squarings is at least this fraction of sum_i |p_i| ||A_i||. Where the terms
+# p_i A_i nearly cancel, the rounding error of their sum still has the size of the terms. A larger fraction would cost
+# squarings, which round too. Measured for terms that cancel: errors up to 5.5e-6, and 8.8e-6 without this limit.
+MIN_NORM_FRACTION = 1 / 8
+# A chunk that would be smaller than this fraction is merged with the points that need one squaring more, because a few
+# matrices take about as much time as some more.
+MIN_CHUNK_FRACTION = 1 / 4
+# Decimals of the coordinates by which multiples of a point are looked up. A tighter tolerance then decides.
 LOOKUP_DECIMALS = 5
 
 # Indices of the points p, 2 p, 3 p, ...
@@ -83,7 +83,7 @@ class _Chunk(NamedTuple):
         indices: of the points p, of their multiples 2 p, of their multiples 3 p, ...
         coefficients: of `monomials` in the quadratics P1 ... P4 at the scaled points p: (4 * points, monomials).
         monomials: as in `_Exponents`.
-        num_squarings: how often the points are halved.
+        num_squarings: how often the points p are halved.
     """
 
     indices: list[list[int]]
@@ -137,7 +137,7 @@ class _Exponents:
         bounds = norm_bound_from_square(torch.einsum("ta,mab,tb->tm", pair_positions, gram, pair_positions))
         axis_grams = [gram[:, k, k] for k, (i, j) in enumerate(self.pairs) if i == j]
         without_cancellation = positions.abs() @ norm_bound_from_square(torch.stack(axis_grams))
-        return torch.maximum(bounds, without_cancellation / CANCELLATION).amax(1).tolist()
+        return torch.maximum(bounds, MIN_NORM_FRACTION * without_cancellation).amax(1).tolist()
 
     def chunks(self, scratch: ScratchBuffers) -> Iterator[_Chunk]:
         """Points of the same number of squarings, as many as stay in the cache. Each chunk reuses all of `scratch`."""
@@ -152,13 +152,13 @@ class _Exponents:
             yield _Chunk(indices, coefficients, self.monomials, num_squarings)
 
     def _groups_by_squarings(self) -> Iterator[tuple[int, list[Multiples]]]:
-        """Groups of multiples for one chunk each, longest first, and the number of squarings of their first points."""
+        """The groups of each chunk, longest first, and the number of squarings of their first points."""
         chunk_size = max(1, CHUNK_BYTES // self.monomials[0].nbytes)
         squarings = {group: count_squarings(self.norm_bounds[group[0]], self.scaling) for group in self.multiples}
         waiting = []
         for num_squarings in sorted(set(squarings.values())):
             waiting += [group for group in self.multiples if squarings[group] == num_squarings]
-            if MIN_CHUNK_FILL * len(waiting) < chunk_size and num_squarings < max(squarings.values()):
+            if len(waiting) < MIN_CHUNK_FRACTION * chunk_size and num_squarings < max(squarings.values()):
                 continue
             waiting.sort(key=len, reverse=True)
             for start in range(0, len(waiting), chunk_size):
@@ -177,7 +177,7 @@ class _Exponents:
 # Every forward pass asks for the same few grids: those of training and evaluation.
 @functools.lru_cache(maxsize=8)
 def _group_multiples(points: tuple[tuple[float, ...], ...], tolerance: float) -> list[Multiples]:
-    """All points but the origin, each in one group p, 2 p, 3 p, ... that ends at the first multiple that is missing.
+    """Partition all points but the origin into groups p, 2 p, 3 p, ..., which end at the first missing multiple.
 
     Args:
         tolerance: relative error of each coordinate up to which a point counts as a multiple.
