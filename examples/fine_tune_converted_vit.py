@@ -1,15 +1,15 @@
 """From transformers' ViT to LieRE: convert a trained ViT, fine-tune it as a LieRE8, compare with one from scratch.
 
-A small ViT learns Fashion-MNIST, ten classes and 60,000 images, with transformers alone. `liere-hf convert` makes it a
-LieRE8 that computes the same. That is fine-tuned to tell five of the classes apart from 50 images of each, in class
-folders, once with its absolute table and once with the table fading away. The same model from scratch, which has seen
-none of the 60,000, gets the same steps. All are repeated for several seeds, which draw the images, the head, the order
-and, from scratch, every weight. Run it as
+A small ViT is trained on Fashion-MNIST (ten classes, 60,000 images) with transformers. `liere-hf convert` converts it
+to a LieRE8 that computes the same. The LieRE8 is fine-tuned to classify five of the classes, with 50 images of each in
+class folders, once with its absolute table and once with a table that shrinks to zero. The same model is also trained
+from scratch with the same number of steps. All of this is repeated for several seeds, which determine the images, the
+new head, the order of the data and, from scratch, all weights. Run it as
 
     python examples/fine_tune_converted_vit.py FASHION_MNIST_DIR OUTPUT_DIR
 
 with the four idx files in FASHION_MNIST_DIR (`make fashion-mnist` puts them in .cache/fashion-mnist). The results are
-in OUTPUT_DIR/results.json. It takes about a quarter of an hour on two CPU cores.
+written to OUTPUT_DIR/results.json. It takes about a quarter of an hour on two CPU cores.
 """
 
 import statistics
@@ -79,7 +79,7 @@ def write_small_set(data: Splits, directory: Path, seed: int) -> Path:
 
 
 def fine_tune(checkpoint: Path, data_dir: Path, output_dir: Path, seed: int, *flags: str) -> float:
-    """The recipe `digits_finetune` on other images: the accuracy on the test images."""
+    """Train with the recipe `digits_finetune` on the small set, and return the accuracy on its test images."""
     flags = (
         "--model_name_or_path", str(checkpoint), "--output_dir", str(output_dir), "--dataset", "imagefolder",
         "--data_dir", str(data_dir), "--eval_strategy", "no", "--use_cpu", "true", "--seed", str(seed),
@@ -89,7 +89,7 @@ def fine_tune(checkpoint: Path, data_dir: Path, output_dir: Path, seed: int, *fl
 
 
 def from_scratch(converted: Path, directory: Path, seed: int) -> Path:
-    """The architecture of the converted model without the table, every weight new."""
+    """A model with new weights and the architecture of the converted one, without the table."""
     set_seed(seed)
     config = LiereViTConfig.from_pretrained(converted, use_absolute_position_embeddings=False)
     LiereViTForImageClassification(config).save_pretrained(directory)
@@ -98,7 +98,7 @@ def from_scratch(converted: Path, directory: Path, seed: int) -> Path:
 
 
 def mean_with_interval(values: list[float]) -> dict[str, float]:
-    """The mean and the 95% interval of Student's t over seeds."""
+    """The mean over seeds and its 95% interval (Student's t)."""
     mean = statistics.mean(values)
     low, high = scipy.stats.t.interval(0.95, len(values) - 1, mean, scipy.stats.sem(values))
     return {"accuracy": mean, "accuracy_low": low, "accuracy_high": high}

@@ -1,11 +1,11 @@
-"""How far an inflated model is from the image model on a still clip, by the number of tubelets.
+"""Difference between an inflated model and the image model on a still clip, by the number of tubelets.
 
-The CLS token has a smaller share in attention among the patches of many tubelets than among those of one; a bias on
-its scores gives that back (`balance_prefix`). Run it as
+Among the patches of many tubelets, the CLS token has a smaller share of attention than among those of one. A bias on
+its scores restores the share (`balance_prefix`). Run it as
 
     python examples/inflate_image_model.py FASHION_MNIST_DIR RESULTS_FILE MODEL...
 
-with the four idx files in FASHION_MNIST_DIR and image models of Fashion-MNIST: the committed checkpoint, and the one
+with the four idx files in FASHION_MNIST_DIR and image models of Fashion-MNIST: the committed checkpoint, and the model
 that examples/fine_tune_converted_vit.py converts. It takes about two minutes on two CPU cores.
 """
 
@@ -31,7 +31,10 @@ TUBELETS = (1, 2, 4, 8)
 
 @torch.no_grad()
 def deviations(model: LiereViTForImageClassification, pixel_values: torch.Tensor) -> list[dict[str, float]]:
-    """Of the logits of still clips from those of the images, and of the classes, per number of tubelets of 1 frame."""
+    """Differences of the logits of still clips from those of images, and agreement of the classes.
+
+    One row for each number of tubelets, which have one frame each.
+    """
     expected = model(pixel_values).logits
     rows = []
     for num_tubelets in TUBELETS:

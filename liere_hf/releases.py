@@ -157,11 +157,14 @@ def update_releases(releases: Releases) -> None:
 
 
 def _renew_code(directory: Path) -> None:
-    """Replace the code of a checkpoint by the current one, with all modules that it imports."""
+    """Replace the code of a checkpoint by the current one: all modules that it imports, and no module that is gone."""
     modules = [MODELING / name for name in CODE if (directory / name).is_file()]
     imported = [Path(file) for module in modules for file in get_relative_import_files(module)]
     for module in {*modules, *imported}:
         shutil.copyfile(module, directory / module.name)
+    for path in directory.glob("*.py"):
+        if path.name not in CODE:
+            path.unlink()
 
 
 def publish_releases(releases: Releases, private: bool = False, dry_run: bool = False) -> None:

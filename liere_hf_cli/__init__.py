@@ -1,5 +1,5 @@
 """The command `liere-hf`.
 
-It is a package of its own because importing anything below `liere_hf` imports torch and transformers, which takes
-seconds; help and a mistyped option must not wait for that.
+It is a separate package because importing any module of `liere_hf` imports torch and transformers, which takes
+seconds. Help texts and errors about mistyped options must not wait for that.
 """

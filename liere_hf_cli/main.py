@@ -1,4 +1,4 @@
-"""Arguments of the command `liere-hf`, and how its errors are told."""
+"""The arguments of the command `liere-hf`, and how it reports errors."""
 
 import argparse
 import difflib
@@ -11,7 +11,13 @@ from pathlib import Path
 from .option_names import conversion_option_names, recipe_option_names
 
 INTERRUPTED = 130
-# What a core install lacks, by the module that is then missing: see the optional dependencies in pyproject.toml.
+DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transformers."
+RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"
+CONFIG_HELP = "YAML file whose options override those of the recipe"
+RECIPE_EPILOG = (
+    "Every option of a recipe is also a flag, for example --learning_rate 0.001 --position_encoding rope_mixed."
+)
+# The extra that installs a module which a core install lacks: see the optional dependencies in pyproject.toml.
 EXTRAS = {
     "av": "video",
     "nibabel": "volumes",
@@ -22,7 +28,7 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; bad input ends in one sentence on standard error and exit code 2, a failed run in 1."""
+    """Run a command. Bad input ends in one sentence on standard error and exit code 2, a failed run in exit code 1."""
     parser = _parser()
     arguments, flags = parser.parse_known_args(argv)
     message = _unknown_option(flags, arguments.option_names)
@@ -60,7 +66,7 @@ def _unknown_option(flags: list[str], option_names: Callable[[], set[str]] | Non
 
 
 def _explained(error: Exception) -> tuple[int, str]:
-    """Exit code and sentence of an error that is the user's to mend; any other is raised again."""
+    """Exit code and message of an error that the user can fix. Other errors are raised again."""
     from liere_hf.errors import InputError, RunError, sentence
 
     if isinstance(error, ModuleNotFoundError):
@@ -82,100 +88,124 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="liere-hf", description="LieRE vision transformers.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="liere-hf", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    train = commands.add_parser("train", help="train a model by a recipe", allow_abbrev=False)
-    train.add_argument("recipe", help="name of a recipe of the package, or a YAML file")
-    train.add_argument("--config", help="YAML file of options that override the recipe's")
+    train = commands.add_parser("train", help="train a model with a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False)
+    train.add_argument("recipe", help=RECIPE_HELP)
+    train.add_argument("--config", help=CONFIG_HELP)
     train.set_defaults(run=_train, option_names=recipe_option_names)
 
-    evaluate = commands.add_parser("evaluate", help="evaluate a saved model on a recipe's data", allow_abbrev=False)
-    evaluate.add_argument("model", help="directory or Hub id")
-    evaluate.add_argument("recipe", help="name of a recipe of the package, or a YAML file")
-    evaluate.add_argument("--config", help="YAML file of options that override the recipe's")
-    evaluate.add_argument("--results_file", type=Path, help="write the metrics here too, as JSON")
+    evaluate = commands.add_parser(
+        "evaluate", help="evaluate a saved model on the data of a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False
+    )
+    evaluate.add_argument("model", help="directory or Hub id of the model")
+    evaluate.add_argument("recipe", help=RECIPE_HELP)
+    evaluate.add_argument("--config", help=CONFIG_HELP)
+    evaluate.add_argument("--results_file", type=Path, help="also write the metrics to this JSON file")
     evaluate.set_defaults(run=_evaluate, option_names=recipe_option_names)
 
-    launch_config = commands.add_parser("launch-config", help="print where a configuration for accelerate launch is")
-    launch_config.add_argument("name", choices=[*_launch_configs()], help="its shape")
+    launch_config = commands.add_parser(
+        "launch-config", help="print the path of a configuration for accelerate launch"
+    )
+    launch_config.add_argument("name", choices=[*_launch_configs()], help="name of the configuration")
     launch_config.set_defaults(run=_launch_config, option_names=None)
 
-    convert = commands.add_parser("convert", help="turn a checkpoint from elsewhere into a model", allow_abbrev=False)
-    convert.add_argument("source", help="a file, or for --from timm and vit a Hub id too")
-    convert.add_argument("output_dir", type=Path, help="a new directory")
+    convert = commands.add_parser(
+        "convert", help="convert a checkpoint of other code to a model of this package", allow_abbrev=False
+    )
+    convert.add_argument("source", help="path of the checkpoint; with --from timm or vit also a Hub id")
+    convert.add_argument("output_dir", type=Path, help="directory to create")
     convert.add_argument(
-        "--from", dest="kind", required=True, choices=["liere", "timm", "vit"], help="where it is from"
+        "--from",
+        dest="kind",
+        required=True,
+        choices=["liere", "timm", "vit"],
+        help="origin: the authors' code, timm's RoPE-Mixed models, or transformers' ViT, DeiT and DINOv2",
     )
     convert.set_defaults(run=_convert, option_names=conversion_option_names)
 
-    publish = commands.add_parser("publish", help="publish a finished run or a converted model", allow_abbrev=False)
-    publish.add_argument("directory", type=Path, metavar="RUN_DIR", help="of liere-hf train or liere-hf convert")
-    publish.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub, created if it is not there")
-    publish.add_argument("--private", action="store_true", help="create the repository as a private one")
-    publish.add_argument("--revision", help="branch, created if it is not there (default: main)")
-    publish.add_argument("--tag", help="to set on the published commit")
-    publish.add_argument("--overwrite", action="store_true", help="replace another model that is there")
-    publish.add_argument("--dry-run", action="store_true", help="show files and card, upload nothing")
+    publish = commands.add_parser(
+        "publish", help="upload a finished run or a converted model to the Hub", allow_abbrev=False
+    )
+    publish.add_argument(
+        "directory", type=Path, metavar="RUN_DIR", help="output directory of liere-hf train or liere-hf convert"
+    )
+    publish.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub, created if it does not exist")
+    publish.add_argument("--private", action="store_true", help="make a new repository private")
+    publish.add_argument("--revision", help="branch, created if it does not exist (default: main)")
+    publish.add_argument("--tag", help="tag for the published commit")
+    publish.add_argument("--overwrite", action="store_true", help="replace a different model in the repository")
+    publish.add_argument("--dry-run", action="store_true", help="show the files and the card, but upload nothing")
     publish.set_defaults(run=_publish, option_names=None)
 
     release = commands.add_parser("release", help="build and publish the checkpoints of a release list")
-    release.add_argument("--releases", type=Path, default=Path("model_cards/releases.yaml"), help="the list")
-    release.add_argument("--sources", type=Path, help="directory of the checkpoints from elsewhere that it names")
-    release.add_argument("--organization", help="instead of the list's")
-    release.add_argument("--private", action="store_true", help="create repositories as private ones")
-    release.add_argument("--update", action="store_true", help="write what is measured into list and cards, no upload")
-    release.add_argument("--dry-run", action="store_true", help="build and check, upload nothing")
+    release.add_argument("--releases", type=Path, default=Path("model_cards/releases.yaml"), help="file of the list")
+    release.add_argument("--sources", type=Path, help="directory of the original checkpoints that the list names")
+    release.add_argument("--organization", help="organization on the Hub, instead of the list's")
+    release.add_argument("--private", action="store_true", help="make new repositories private")
+    release.add_argument("--update", action="store_true", help="update the list and the cards, but upload nothing")
+    release.add_argument("--dry-run", action="store_true", help="build and check, but upload nothing")
     release.set_defaults(run=_release, option_names=None)
 
-    reproduce = commands.add_parser("reproduce", help="run an experiment of the paper", allow_abbrev=False)
-    reproduce.add_argument("experiment", help="its name, or list")
-    reproduce.add_argument("--scale", default="cpu", help="paper, gpu or cpu (default)")
-    reproduce.add_argument(
-        "--data_dir", nargs="+", default=[], metavar="DATASET=DIRECTORY", help="local files instead of the Hub's"
+    reproduce = commands.add_parser(
+        "reproduce", help="run an experiment of the paper", epilog=RECIPE_EPILOG, allow_abbrev=False
     )
-    reproduce.add_argument("--results_dir", type=Path, default=Path("results"), help="where tables and figures go")
-    reproduce.add_argument("--work_dir", type=Path, default=Path("runs/reproduction"), help="where models are kept")
+    reproduce.add_argument("experiment", help="name of the experiment, or list to show them all")
+    reproduce.add_argument("--scale", default="cpu", help="paper, gpu or cpu (default: cpu)")
+    reproduce.add_argument(
+        "--data_dir",
+        nargs="+",
+        default=[],
+        metavar="DATASET=DIRECTORY",
+        help="directories of local data sets, to use instead of the Hub",
+    )
+    reproduce.add_argument(
+        "--results_dir", type=Path, default=Path("results"), help="directory for tables and figures"
+    )
+    reproduce.add_argument("--work_dir", type=Path, default=Path("runs/reproduction"), help="directory for models")
     reproduce.set_defaults(run=_reproduce, option_names=recipe_option_names)
 
     demo = commands.add_parser("demo", help="LieRE, RoPE-Mixed and absolute positions on the spatial task, on a CPU")
     demo.add_argument("--output_dir", type=Path, default=Path("runs/demo"), help="where models, table and figure go")
     demo.set_defaults(run=_demo, option_names=None)
 
-    benchmark = commands.add_parser("benchmark", help="measure speed on this machine")
+    benchmark = commands.add_parser("benchmark", help="measure speed and memory on this machine")
     benchmark.add_argument(
         "subject",
         nargs="?",
         choices=["models", "exponential", "data"],
         default="models",
-        help="models (default), the exponential of skew-symmetric matrices, or data: the input side",
+        help="models (the default), the exponential of skew-symmetric matrices, or data loading",
     )
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
-    benchmark.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    benchmark.add_argument("--batch_size", type=int, help="models: instead of the preset's")
+    benchmark.add_argument("--device", help="cpu or cuda (default: cuda if available)")
+    benchmark.add_argument("--batch_size", type=int, help="models: batch size, instead of the preset's")
     benchmark.add_argument(
         "--contestants",
         nargs="+",
         metavar="NAME",
-        help="models: beside transformers' ViT and the absolute model (default: all)",
+        help="models: contestants in addition to transformers' ViT and the absolute model (default: all)",
     )
-    benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: how often each is measured")
+    benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: number of measurements")
     benchmark.add_argument(
-        "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: where table, chart and JSON go"
+        "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: directory for table, chart and JSON"
     )
-    benchmark.add_argument("--results_file", type=Path, help="exponential, data: write the results here too, as JSON")
+    benchmark.add_argument(
+        "--results_file", type=Path, help="exponential, data: also write the results to this JSON file"
+    )
     benchmark.set_defaults(run=_benchmark, option_names=None)
     return parser
 
 
 def _launch_configs() -> dict[str, Path]:
-    """Configurations for `accelerate launch`, and a script for Slurm."""
+    """Paths of the configurations for `accelerate launch` and of a script for Slurm, by name."""
     folder = Path(find_spec("liere_hf").submodule_search_locations[0]) / "configuration" / "launch"
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".sh")}
 
 
-# Each command imports what it needs itself, so that one does not pay for the others.
+# Each command imports what it needs itself, so that it does not wait for the imports of the others.
 
 
 def _train(arguments: argparse.Namespace, flags: list[str]) -> int:

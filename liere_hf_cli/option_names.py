@@ -1,4 +1,4 @@
-"""Names of options that dataclasses declare, read from their source: importing them would import torch."""
+"""Names of the options that dataclasses declare, read from their source code: importing them would import torch."""
 
 import ast
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def recipe_option_names() -> set[str]:
-    """Options of `liere-hf train`: fields of the recipe's dataclasses, of LiereViTConfig and of TrainingArguments."""
+    """Options of recipes: fields of their dataclasses, of LiereViTConfig and of TrainingArguments."""
     package, transformers = _package("liere_hf"), _package("transformers")
     return {
         *_fields(package / "configuration" / "arguments.py", ("_ModelSource", "RunArguments", "DataArguments")),
@@ -17,7 +17,7 @@ def recipe_option_names() -> set[str]:
 
 
 def conversion_option_names() -> set[str]:
-    """Options of `liere-hf convert` beside its own arguments."""
+    """Options of `liere-hf convert` in addition to its arguments."""
     return _fields(_package("liere_hf") / "conversion" / "options.py", ("ConversionOptions",))
 
 
@@ -26,7 +26,7 @@ def _package(name: str) -> Path:
 
 
 def _fields(path: Path, classes: Iterable[str]) -> set[str]:
-    """Public fields of classes in a file, and `no_NAME` of each, which HfArgumentParser adds for some."""
+    """Public fields of classes in a file, and `no_NAME` for each, which HfArgumentParser adds to booleans."""
     names = {
         statement.target.id
         for node in ast.parse(path.read_bytes()).body

@@ -15,7 +15,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Configuration of a vision transformer with LieRE or one of the encodings it is compared with.
 
     The defaults are the base model of the LieRE paper (arXiv 2406.10322) with LieRE8. Names are those of
-    [`~transformers.ViTConfig`] wherever it has them.
+    transformers' `ViTConfig` wherever it has them.
 
     Args:
         hidden_size: width of the residual stream.

@@ -1,4 +1,4 @@
-"""Coordinates of patches, and the absolute position table read at those coordinates."""
+"""Coordinates of patches, and interpolation of the absolute position table at coordinates."""
 
 from collections.abc import Sequence
 
@@ -14,20 +14,24 @@ def grid_positions(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Coordinates of the patches of a grid, the last axis varying fastest.
+    """Coordinates of the patches of a grid, in row-major order (the last axis varies fastest).
 
-    At the training size every mode spans [0, 1] along each axis (paper, section 5.6, compares them at other sizes):
+    At the training size the coordinates of every mode are evenly spaced from 0 to 1 along each axis. At other sizes
+    the modes differ (compared in section 5.6 of the paper). Along an axis of n patches, m at the training size:
 
-    - `sequential`: index / (training patches - 1), the training spacing at every size;
-    - `linspace`: `steps` points from 0 to steps / training steps, what the authors' code computes;
-    - `rescaled`: `steps` points from 0 to 1.
+    - `sequential`: index / (m - 1), which keeps the spacing of the training grid;
+    - `linspace`: n points from 0 to n / m, as in the authors' code;
+    - `rescaled`: n points from 0 to 1.
 
     Args:
         grid_size: patches along each axis, for example (rows, columns).
-        training_grid_size: patches along each axis at the size that the model was trained at.
+        training_grid_size: patches along each axis at the training size.
 
     Returns:
         Tensor of shape (prod(grid_size), len(grid_size)).
+
+    Raises:
+        ValueError: an unknown mode, or grids with different numbers of axes.
     """
     if mode not in POSITION_MODES:
         raise ValueError(f"position_mode is {mode!r}, allowed are {', '.join(POSITION_MODES)}")
@@ -46,10 +50,10 @@ def grid_positions(
 def stretched_positions(
     grid_size: Sequence[int], training_grid_size: Sequence[int], device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """Coordinates of a grid laid over the training grid so that the outer edges of their patches coincide.
+    """Coordinates of a grid that covers the same area as the training grid: the outer edges of the patches coincide.
 
-    With `interpolate_position_table` this is bicubic interpolation with `align_corners=False`, by which ViT and the
-    authors of LieRE read their tables at other sizes.
+    With `interpolate_position_table` this gives bicubic interpolation with `align_corners=False`, as ViT and the
+    authors of LieRE resize their position tables.
 
     Returns:
         Tensor of shape (prod(grid_size), len(grid_size)).
@@ -64,16 +68,17 @@ def stretched_positions(
 def interpolate_position_table(
     table: torch.Tensor, grid_size: Sequence[int], positions: torch.Tensor, antialias: Sequence[float] | None = None
 ) -> torch.Tensor:
-    """Read a table of position embeddings, given on a regular grid over [0, 1] per axis, at any coordinates.
+    """Interpolate a table of position embeddings, given on a regular grid over [0, 1] per axis, at any coordinates.
 
-    Cubic convolution along every axis, as torch's bicubic interpolation: with a = -0.75 and the border going on
-    outside, or with antialiasing a = -0.5 and a kernel that is as wide as the spacing and ends at the border.
+    Cubic convolution (Keys 1981) along every axis, as in torch's bicubic interpolation: with a = -0.75, and the border
+    replicated outside the grid. With antialiasing a = -0.5, the kernel is stretched by the spacing, and its weights
+    are cut off at the border and normalized.
 
     Args:
         table: shape (prod(grid_size), hidden_size).
-        grid_size: patches along each axis.
-        positions: shape (batch, tokens, axes).
-        antialias: along each axis, the spacing of the positions in units of the table's; None without antialiasing.
+        grid_size: patches of the table along each axis.
+        positions: coordinates, shape (batch, tokens, axes).
+        antialias: per axis, the spacing of the positions in units of the table's spacing. None: no antialiasing.
 
     Returns:
         Tensor of shape (batch, tokens, hidden_size).
@@ -90,7 +95,7 @@ def interpolate_position_table(
 
 
 def _cubic_weights(coordinates: torch.Tensor, steps: int) -> torch.Tensor:
-    """Weights of the points 0 ... steps - 1 in a cubic convolution read at `coordinates`: (..., steps)."""
+    """Weights of the grid points 0 ... steps - 1 in a cubic convolution at `coordinates`: (..., steps)."""
     floor = coordinates.floor()
     offsets = torch.arange(-1, 3, device=coordinates.device)
     taps = _cubic_kernel(coordinates.unsqueeze(-1) - (floor.unsqueeze(-1) + offsets), a=-0.75)
@@ -99,14 +104,14 @@ def _cubic_weights(coordinates: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def _antialiased_weights(coordinates: torch.Tensor, steps: int, spacing: float) -> torch.Tensor:
-    """The same with a kernel stretched by `spacing` (1 or more), normalized within the grid."""
+    """As `_cubic_weights`, with a kernel stretched by `spacing` (1 or more) and normalized within the grid."""
     points = torch.arange(steps, dtype=coordinates.dtype, device=coordinates.device)
     weights = _cubic_kernel((coordinates.clamp(-0.5, steps - 0.5).unsqueeze(-1) - points) / spacing, a=-0.5)
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _cubic_kernel(distance: torch.Tensor, a: float) -> torch.Tensor:
-    """Keys' cubic convolution kernel."""
+    """The cubic convolution kernel of Keys (1981)."""
     distance = distance.abs()
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)

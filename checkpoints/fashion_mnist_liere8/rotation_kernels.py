@@ -7,36 +7,39 @@ from typing import NamedTuple
 
 import torch
 
-# In a `try`, so that transformers does not ask for Triton when it checks the imports of remote code. Whoever imports
-# this module goes on without it.
+# In a `try`, so that transformers does not require Triton when it checks the imports of remote code. Modules that
+# import this one handle the ImportError.
 try:
     import triton
     import triton.language as tl
 except ImportError:
     raise
 
-# Matrices of width 32 and more are multiplied in float32. Smaller ones are in float64, several of them in a program:
-# tl.dot does not take the smallest, and float32 loses too much in them where norms are large.
+# Exponentials of size 32 and more are computed in float32. Smaller ones are computed in float64, several in a program:
+# tl.dot does not support the smallest sizes, and float32 is not accurate enough for them at large norms.
 
-# Warps of a program, where not 4: its matrices are in registers.
-WARPS = {64: 8, 128: 16}
+# Warps per program by matrix size, 4 for the other sizes: the registers of a program hold its matrices.
+NUM_WARPS = {64: 8, 128: 16}
+# The elementwise products of a program of small matrices, n^3 per matrix, are in registers too.
+MAX_PRODUCTS = 2048
 
 
 @triton.jit
 def _product(a, b, size: tl.constexpr):
-    """a b, of matrices (size, size) or, below 32, of tiles of them (tile, size, size)."""
+    """a b of matrices (size, size) or, below size 32, of batches (batch, size, size)."""
     if size < 32:
         result = tl.sum(a[:, :, :, None] * b[:, None, :, :], axis=2)
     else:
-        # Strips of 16 columns and rows in turn: one tl.dot of everything would keep both in registers, and spill.
-        strips: tl.constexpr = size // 16
-        strip = tl.arange(0, strips)
-        a = tl.reshape(a, (size, strips, 16))
-        b = tl.reshape(b, (strips, 16, size))
+        # A sum over panels of 16 columns of a and 16 rows of b: a single tl.dot would hold all of both in registers,
+        # and spill.
+        panels: tl.constexpr = size // 16
+        panel = tl.arange(0, panels)
+        a = tl.reshape(a, (size, panels, 16))
+        b = tl.reshape(b, (panels, 16, size))
         result = tl.zeros((size, size), dtype=tl.float32)
-        for current in range(strips):
-            columns = tl.sum(tl.where(strip[None, :, None] == current, a, 0.0), axis=1)
-            rows = tl.sum(tl.where(strip[:, None, None] == current, b, 0.0), axis=0)
+        for current in range(panels):
+            columns = tl.sum(tl.where(panel[None, :, None] == current, a, 0.0), axis=1)
+            rows = tl.sum(tl.where(panel[:, None, None] == current, b, 0.0), axis=0)
             result = tl.dot(columns, rows, result, input_precision="ieee")
     return result
 
@@ -48,20 +51,20 @@ def _transpose(a, size: tl.constexpr):
 
 @triton.jit
 def _power_of_half(steps):
-    """2^-steps, exactly: the bits of a float32."""
+    """2^-steps, exact: assembled from the exponent bits of a float32."""
     return ((127 - steps) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _matrices(size: tl.constexpr, tile: tl.constexpr):
-    """Numbers of the program's matrices, and the row and the column of their elements.
+def _matrices(size: tl.constexpr, per_program: tl.constexpr):
+    """Indices of the program's matrices, and row and column indices of their elements.
 
-    Shapes (tile, 1, 1), (1, size, 1) and (1, 1, size); from size 32 on a scalar, (size, 1) and (1, size).
+    Shapes (per_program, 1, 1), (1, size, 1) and (1, 1, size) below size 32, else a scalar, (size, 1) and (1, size).
     """
     program = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, size)
     if size < 32:
-        matrix = program * tile + tl.arange(0, tile)[:, None, None]
+        matrix = program * per_program + tl.arange(0, per_program)[:, None, None]
         row = index[None, :, None]
         column = index[None, None, :]
     else:
@@ -73,18 +76,18 @@ def _matrices(size: tl.constexpr, tile: tl.constexpr):
 
 @triton.jit
 def _scaled_exponent(
-    positions, skew, matrix, element, count, width, axes: tl.constexpr, size: tl.constexpr, theta: tl.constexpr
+    positions, skew, matrix, element, count, blocks, axes: tl.constexpr, size: tl.constexpr, theta: tl.constexpr
 ):
     """B = 2^-s sum_i p_i A_i of spectral norm <= theta, and s, of the shape of `matrix`."""
     inside = matrix < count
-    position = positions + matrix // width * axes
-    block = skew + matrix % width * (size * size) + element
-    # Summed in float64 for every size: in float32 it adds 8e-7 to the error at norm 250, and here costs little.
+    position = positions + matrix // blocks * axes
+    block = skew + matrix % blocks * (size * size) + element
+    # Summed in float64 at every size, which costs little: in float32 it adds 8e-7 to the error at norm 250.
     exponent = tl.load(position, inside, 0.0).to(tl.float64) * tl.load(block, inside, 0.0)
     for axis in tl.static_range(1, axes):
-        block += tl.cast(width, tl.int64) * (size * size)
+        block += tl.cast(blocks, tl.int64) * (size * size)
         exponent += tl.load(position + axis, inside, 0.0).to(tl.float64) * tl.load(block, inside, 0.0)
-    # Eigenvalues come in pairs: the Frobenius norm over sqrt(2) bounds the spectral norm.
+    # Singular values come in pairs: the spectral norm is at most the Frobenius norm over sqrt(2).
     squares = exponent * exponent
     if size < 32:
         norm = tl.sum(tl.sum(squares, axis=2, keep_dims=True), axis=1, keep_dims=True)
@@ -92,7 +95,7 @@ def _scaled_exponent(
         norm = tl.sum(squares)
         exponent = exponent.to(tl.float32)
     ratio = (norm * (0.5 / (theta * theta))).to(tl.float32)
-    # The upper bound is for exponents that are not finite.
+    # 64 is reached only by exponents that are not finite.
     steps = tl.minimum(tl.ceil(tl.log2(tl.maximum(ratio, 1.0)) / 2), 64.0).to(tl.int32)
     return exponent * _power_of_half(steps), steps
 
@@ -109,7 +112,7 @@ def _small_exponential(
     y2: tl.constexpr,
     size: tl.constexpr,
 ):
-    """exp(B) - 1: see `polynomial_coefficients` of skew_exponential."""
+    """exp(B) - 1, as in `polynomial_coefficients` of scaling_and_squaring."""
     b2 = _product(b, b, size)
     q = x3 * b2 + x1 * _product(b2, b + r * b2, size)
     return b + y2 * b2 + x4 * q + _product(q, x5 * b + k * b2 + q, size)
@@ -120,13 +123,13 @@ def _largest(steps, size: tl.constexpr):
     return tl.max(tl.max(tl.max(steps, axis=2), axis=1), axis=0) if size < 32 else steps
 
 
-@triton.jit(do_not_specialize=["count", "width"])
+@triton.jit(do_not_specialize=["count", "blocks"])
 def _exponential_kernel(
     positions,
     skew,
     rotations,
     count,
-    width,
+    blocks,
     r: tl.constexpr,
     x1: tl.constexpr,
     x3: tl.constexpr,
@@ -136,13 +139,13 @@ def _exponential_kernel(
     y2: tl.constexpr,
     axes: tl.constexpr,
     size: tl.constexpr,
-    tile: tl.constexpr,
+    per_program: tl.constexpr,
     theta: tl.constexpr,
 ):
-    matrix, row, column = _matrices(size, tile)
+    matrix, row, column = _matrices(size, per_program)
     element = row * size + column
-    b, steps = _scaled_exponent(positions, skew, matrix, element, count, width, axes, size, theta)
-    # R - 1, not R, which would lose the low digits of small angles.
+    b, steps = _scaled_exponent(positions, skew, matrix, element, count, blocks, axes, size, theta)
+    # Squarings of R - 1, not of R, where the ones on the diagonal would cost the low digits of small entries.
     e = _small_exponential(b, r, x1, x3, x5, k, x4, y2, size)
     for step in range(_largest(steps, size)):
         e = tl.where(step < steps, 2 * e + _product(e, e, size), e)
@@ -151,14 +154,14 @@ def _exponential_kernel(
     tl.store(rotations + matrix * (size * size) + element, result, matrix < count)
 
 
-@triton.jit(do_not_specialize=["count", "width"])
+@triton.jit(do_not_specialize=["count", "blocks"])
 def _exponential_backward_kernel(
     positions,
     skew,
     rotations_grad,
     exponent_grad,
     count,
-    width,
+    blocks,
     r: tl.constexpr,
     x1: tl.constexpr,
     x3: tl.constexpr,
@@ -168,27 +171,28 @@ def _exponential_backward_kernel(
     y2: tl.constexpr,
     axes: tl.constexpr,
     size: tl.constexpr,
-    tile: tl.constexpr,
+    per_program: tl.constexpr,
     theta: tl.constexpr,
 ):
-    matrix, row, column = _matrices(size, tile)
+    matrix, row, column = _matrices(size, per_program)
     element = row * size + column
-    b, steps = _scaled_exponent(positions, skew, matrix, element, count, width, axes, size, theta)
+    b, steps = _scaled_exponent(positions, skew, matrix, element, count, blocks, axes, size, theta)
     small = _small_exponential(b, r, x1, x3, x5, k, x4, y2, size)
     e = small
     for step in range(_largest(steps, size)):
         e = tl.where(step < steps, 2 * e + _product(e, e, size), e)
-    # M = (R^T G - G^T R) / 2 is the gradient where the exponent commutes with it.
+    # M = (R^T G - G^T R) / 2 would be the gradient if the exponent commuted with it.
     place = matrix * (size * size) + element
     g = tl.load(rotations_grad + place, matrix < count, 0.0).to(tl.float32).to(b.dtype)
     g += _product(_transpose(e, size), g, size)
     m = (g - _transpose(g, size)) / 2
-    # J = integral of exp(tB) M exp(-tB) over [0, 1] = sum over k of ad_B^k(M) / (k + 1)!, from the inside out.
+    # J = integral of exp(tB) M exp(-tB) over t in [0, 1] = sum_k ad_B^k(M) / (k + 1)!, k = 0 .. 9, by Horner's scheme.
+    # With theta <= 0.5 the norm of ad_B is at most 1, and the rest of the series is below 1 / 11! = 3e-8.
     j = m
     for term in range(9):
         p = _product(b, j, size)
         j = m + (p - _transpose(p, size)) / (10 - term)
-    # The integral over [0, 2t] is J + exp(tA) J exp(-tA).
+    # A squaring of exp(B) doubles the interval: the integral over [0, 2] is J + exp(B) J exp(-B).
     e = small
     for step in range(_largest(steps, size)):
         p = j + _product(e, j, size)
@@ -200,35 +204,35 @@ def _exponential_backward_kernel(
 
 
 def _launch_exponential(kernel, positions, skew, *matrices: torch.Tensor, scaling: NamedTuple) -> None:
-    """Run a kernel on every matrix of (P, M, n, n), tiles of them where they are small."""
+    """Run a kernel on all matrices of (P, M, n, n), several per program where they are small."""
     positions, skew = positions.contiguous(), skew.contiguous()
-    axes, width, size, _ = skew.shape
-    count = len(positions) * width
-    tile = max(1, 2048 // size**3) if size < 32 else 1
+    axes, blocks, size, _ = skew.shape
+    count = len(positions) * blocks
+    per_program = max(1, MAX_PRODUCTS // size**3) if size < 32 else 1
     with torch.cuda.device_of(positions):
-        kernel[(triton.cdiv(count, tile),)](
+        kernel[(triton.cdiv(count, per_program),)](
             positions,
             skew,
             *matrices,
             count,
-            width,
+            blocks,
             *scaling.coefficients,
             axes=axes,
             size=size,
-            tile=tile,
-            theta=scaling.norm,
-            num_warps=WARPS.get(size, 4),
+            per_program=per_program,
+            theta=scaling.theta,
+            num_warps=NUM_WARPS.get(size, 4),
         )
 
 
 def exponential(positions: torch.Tensor, skew: torch.Tensor, dtype: torch.dtype, scaling: NamedTuple) -> torch.Tensor:
-    """exp(sum_i p_i A_i), to 1e-5 for spectral norms of the sum up to 250.
+    """exp(sum_i p_i A_i), to 1e-5 for sums of spectral norm up to 250.
 
     Args:
         positions: p, shape (P, axes), float32.
         skew: A, shape (axes, M, n, n), float32, skew-symmetric, n a power of two from 4 to 128.
         dtype: of the result: float32, bfloat16 or float16.
-        scaling: the `norm` that exponents are scaled down to, and the `coefficients` of the polynomial up to there.
+        scaling: `theta`, the norm that exponents are scaled down to, and the `coefficients` of the polynomial.
 
     Returns:
         Tensor of shape (P, M, n, n).
@@ -247,7 +251,7 @@ def exponential_backward(
         positions: p, shape (P, axes), float32.
         skew: A, shape (axes, M, n, n), float32.
         rotations_grad: the gradient with respect to the rotations, shape (P, M, n, n), of any floating dtype.
-        scaling: as in `exponential`, with a `norm` of at most 0.5: up to there the series of ten terms is exact.
+        scaling: as in `exponential`, with `theta` at most 0.5: up to there ten terms of a series suffice.
 
     Returns:
         Tensor of shape (P, M, n, n), float32, skew-symmetric.
@@ -259,8 +263,11 @@ def exponential_backward(
 
 
 @triton.jit
-def _diagonal_tile(group, row, column, block: tl.constexpr, dim: tl.constexpr, width: tl.constexpr):
-    """Offsets of the elements (row, column) of the group's tile of a block-diagonal matrix, and where they exist."""
+def _block_group(group, row, column, block: tl.constexpr, dim: tl.constexpr, width: tl.constexpr):
+    """Offsets of the elements (row, column) of a group of neighbouring blocks, and whether they are inside a block.
+
+    A group spans `width` dimensions: one block, or as many as make up the 16 that tl.dot needs.
+    """
     row += group * width
     column += group * width
     return row * block + column % block, (row // block == column // block) & (row < dim) & (column < dim)
@@ -300,14 +307,14 @@ def _rotate_kernel(
     index = tl.arange(0, width)[None, :]
     total = tl.zeros((rows, width), dtype=tl.float32)
     for start in range(0, width, depth):
-        # States are rows, and the matrix stands on their right: its element (k, i) takes state k to result i.
+        # States are rows, multiplied from the right: element (k, i) of the matrix takes dimension k to dimension i.
         part = start + tl.arange(0, depth)
         column = group * width + part[None, :]
         x = tl.load(states + row * stride_batch + column * stride_dim, (row < batch) & (column < dim), 0.0)
         if transpose:
-            offset, exists = _diagonal_tile(group, part[:, None], index, block, dim, width)
+            offset, exists = _block_group(group, part[:, None], index, block, dim, width)
         else:
-            offset, exists = _diagonal_tile(group, index, part[:, None], block, dim, width)
+            offset, exists = _block_group(group, index, part[:, None], block, dim, width)
         matrix = tl.load(rotations + offset, exists, 0.0).to(x.dtype)
         total = tl.dot(x, matrix, total, input_precision="ieee")
     column = group * width + index
@@ -356,12 +363,12 @@ def rotate(states: torch.Tensor, rotations: torch.Tensor, transpose: bool = Fals
 
 
 def _rows(count: int) -> int:
-    """States in one tile: few where the batch is small, and not less than tl.dot takes."""
+    """Samples per program: at least the 16 that tl.dot needs, at most 64, and no more than the batch fills."""
     return min(64, max(16, triton.next_power_of_2(count)))
 
 
 def _depth(states: torch.Tensor, most: int) -> int:
-    """Terms summed in one tl.dot: few in float32, which the tensor cores don't take, so that registers suffice."""
+    """Inner dimension of one tl.dot. It is small in float32, which tensor cores do not support, to save registers."""
     return 16 if states.dtype == torch.float32 else most
 
 
@@ -397,7 +404,7 @@ def _rotations_backward_kernel(
     grad += token * grad_stride_token + head * grad_stride_head + column * grad_stride_dim
     total = tl.zeros((width, width), dtype=tl.float32)
     for start in range(0, count, rows):
-        # Rows are the batch, and the heads in each of it where they share the rotation.
+        # Rows are the samples and, where heads share rotations, the heads of each sample.
         row = start + tl.arange(0, rows)[:, None]
         sample = (row // shared).to(tl.int64)
         other = (row % shared).to(tl.int64)
@@ -405,13 +412,13 @@ def _rotations_backward_kernel(
         x = tl.load(states + sample * states_stride_batch + other * states_stride_head, inside, 0.0)
         g = tl.load(grad + sample * grad_stride_batch + other * grad_stride_head, inside, 0.0)
         total = tl.dot(tl.trans(g), x, total, input_precision="ieee")
-    offset, exists = _diagonal_tile(group, index[:, None], index[None, :], block, dim, width)
+    offset, exists = _block_group(group, index[:, None], index[None, :], block, dim, width)
     place = rotations_grad + (token * num_heads + head) * dim * block + offset
     tl.store(place, total, exists)
 
 
 def rotations_backward(states: torch.Tensor, grad: torch.Tensor, num_heads: int, block_size: int) -> torch.Tensor:
-    """The gradient with respect to the rotations of `rotate` (not transposed): the blocks of grad states^T, summed.
+    """The gradient with respect to the rotations of `rotate` (not transposed): sums of the blocks of grad states^T.
 
     Args:
         states: shape (B, T, H, D), of any strides.
@@ -420,7 +427,7 @@ def rotations_backward(states: torch.Tensor, grad: torch.Tensor, num_heads: int,
         block_size: b, a power of two from 2 to 128.
 
     Returns:
-        Tensor of shape (T, num_heads, D / b, b, b), float32: the sum over the batch, and over heads that share.
+        Tensor of shape (T, num_heads, D / b, b, b), float32: sums over the batch and over heads that share.
     """
     batch, tokens, heads, dim = states.shape
     shape = (tokens, num_heads, dim // block_size, block_size, block_size)

@@ -1,1 +1,1 @@
-"""Measurements of speed, as commands whose results are kept."""
+"""Benchmarks of speed and memory, run by `liere-hf benchmark`."""

@@ -1,4 +1,4 @@
-"""How fast the input side is: drawing, decoding and augmenting, and how long a training step waits for it."""
+"""Speed of data loading (drawing, decoding, augmentation), and how long a training step waits for it."""
 
 import io
 import os
@@ -30,15 +30,15 @@ from ..model_loading import classifier_class
 
 REPEATS = 5
 NUM_ARROWS, NUM_IMAGES, NUM_PHOTOGRAPHS, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 2048, 480, 20
-# Of most videos of UCF101, in an .avi of MPEG-4.
+# Size of most videos of UCF101, which are .avi files with MPEG-4.
 CLIP_FRAMES, CLIP_HEIGHT, CLIP_WIDTH = 180, 240, 320
 
 
 def benchmark_data() -> dict[str, Any]:
-    """Examples a second of each input side by one process per core, and the share of a step that waits for data.
+    """Examples per second of several data sets with one process per core, and how long a step waits for data.
 
     Returns:
-        The rates of all repeats and their medians, the waiting, and the hardware.
+        The rates of all repeats and their medians, the waiting times, and the hardware.
     """
     with tempfile.TemporaryDirectory() as directory:
         cifar, photos, clips = _cifar_like(), _photographs(), _clips(Path(directory))
@@ -154,7 +154,7 @@ def _reading(loader: DataLoader) -> Callable[[], None]:
 
 
 class _ImageByImage(torch.utils.data.Dataset):
-    """What the recipe cifar100 does, by torchvision's transforms in their usual way."""
+    """The recipe cifar100 with torchvision's transforms, image by image."""
 
     def __init__(self, splits: Splits):
         self.dataset = _training_examples("cifar100", splits).dataset.select(range(NUM_IMAGES // 10))
@@ -213,6 +213,6 @@ def _print(rates: dict[str, list[float]], waiting: dict[str, float]) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"A training step (LieRE8, tiny, CIFAR, batch 64) takes {1000 * waiting['seconds']:,.0f} ms, "
-        f"{1000 * waiting['waiting_seconds']:,.1f} of them waiting for data ({waiting['share']:.1%})."
+        f"A training step (LieRE8, tiny, CIFAR, batch 64) takes {1000 * waiting['seconds']:,.0f} ms, including "
+        f"{1000 * waiting['waiting_seconds']:,.1f} ms of waiting for data ({waiting['share']:.1%})."
     )

@@ -1,4 +1,4 @@
-"""How fast the exponential of skew-symmetric matrices is, beside torch's for any matrix."""
+"""Speed of the exponential of skew-symmetric matrices, against torch's exponential of general matrices."""
 
 import functools
 import math
@@ -17,21 +17,20 @@ from .models import check_positive, checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
-# 8 MiB of matrices: of width 64 about as many as a tiny model has in a layer.
+# 8 MiB of matrices, which is 512 of size 64: about as many as a layer of the tiny model has on a grid of 8 x 8.
 NUM_ELEMENTS = 1 << 21
 
 
 def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[str, Any]:
-    """Time forward and backward of `skew_matrix_exp` and `torch.linalg.matrix_exp`, in turn, in float32.
+    """Time forward and backward of `skew_matrix_exp` and `torch.linalg.matrix_exp`, alternating, in float32.
 
-    The matrices are p_1 A_1 + p_2 A_2 with generators A as a new model has them and p uniform in the unit square.
+    The matrices are p_1 A_1 + p_2 A_2 with generators A as in a new model and p uniform in the unit square.
 
     Returns:
-        Per width the medians in seconds, and how many times faster ours is, with the 95% interval of the median; and
-        the hardware.
+        For each width the median seconds and the speedup with the 95% interval of its median, and the hardware.
 
     Raises:
-        InputError: a device that there is not, or rounds below 1.
+        InputError: the device does not exist, or rounds is below 1.
     """
     check_positive(rounds=rounds)
     device = checked_device(device)

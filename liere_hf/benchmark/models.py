@@ -1,4 +1,4 @@
-"""How fast models with rotations are, as ratios to transformers' ViT of the same sizes."""
+"""Speed and memory of models with rotations, relative to transformers' ViT of the same size."""
 
 import multiprocessing
 import resource
@@ -65,7 +65,7 @@ def _encodings() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of models and of a batch."""
+    """Sizes of the models, of their inputs and of the batch."""
 
     model_preset: str
     image_size: tuple[int, ...]
@@ -88,24 +88,24 @@ def benchmark_models(
     rounds: int = 9,
     contestants: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Time a training step (AdamW) and an evaluation step of every contestant, in turn, round by round.
+    """Time a training step (AdamW) and an evaluation step of every contestant, one after another in each round.
 
-    In float32 on a CPU; in bfloat16 by autocast, with compiled layers, on a GPU. Dropout is 0 everywhere.
+    In float32 on a CPU. In bfloat16 by autocast, with compiled layers, on a GPU. Dropout is 0.
 
     Args:
         preset: a name of `PRESETS`.
-        device: cuda if there is one, else cpu, if not given.
+        device: cpu or cuda (default: cuda if available).
         batch_size: instead of the preset's.
         rounds: measured rounds, after one that warms up.
         contestants: some of `contestant_names()`, all if not given. The reference and the absolute model, with which
             the others are compared, are always there.
 
     Returns:
-        Per contestant seconds, ratios to transformers' ViT in the same round with 95% intervals of their median, peak
-        memory, parameters and FLOPs; and the setting and the hardware.
+        For each contestant the seconds, the ratios to transformers' ViT in the same round with 95% intervals of their
+        median, the peak memory, parameters and FLOPs. Also the settings and the hardware.
 
     Raises:
-        InputError: a preset, device or contestant that there is not, or sizes below 1.
+        InputError: the preset, device or a contestant does not exist, or a size is below 1.
         RunError: memory ran out.
     """
     sizes = _checked_sizes(preset, batch_size, rounds)
@@ -164,13 +164,13 @@ def check_positive(**values: int | None) -> None:
 
 
 def checked_device(device: str | None) -> torch.device:
-    """The device to measure on: cuda where there is one, if not given."""
+    """The device to measure on, by default cuda if available."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise InputError(f"device is {device!r}, allowed are cpu and cuda")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device is {device!r}, but there is no CUDA device here")
+        raise InputError(f"device is {device!r}, but no CUDA device is available")
     return torch.device(device)
 
 
@@ -204,7 +204,7 @@ def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
 
 
 class PublishedRotations(LiereViTRotations):
-    """As the authors' code computes them: torch.matrix_exp of every position of every layer, in every pass."""
+    """As in the authors' code: torch.matrix_exp at every position of every layer, in every forward pass."""
 
     def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         positions = nn.functional.pad(positions, (0, 0, self.config.num_prefix_tokens, 0)).to(self.generators)
@@ -220,13 +220,13 @@ def _rotate_by_einsum(query: torch.Tensor, key: torch.Tensor, rotations: torch.T
 
 
 def _rotate_vectors(query: torch.Tensor, key: torch.Tensor, rotations: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """One matrix-vector product for every token of every sample, as the authors' code has it."""
+    """One matrix-vector product for every token of every sample, as in the authors' code."""
     return tuple((rotations @ states.unflatten(-1, (1, -1, 1))).flatten(-3) for states in (query, key))
 
 
 @contextmanager
 def _application(name: str) -> Iterator[None]:
-    """Rotations applied as the contestant does it."""
+    """Replace the application of rotations by that of the contestant."""
     ways = {PUBLISHED_BY_EINSUM: _rotate_by_einsum, PUBLISHED: _rotate_vectors}
     with (
         mock.patch.object(modeling_liere_vit, "rotate_queries_and_keys", ways[name]) if name in ways else nullcontext()
@@ -265,9 +265,9 @@ class Steps:
             self.forward(pixel_values=self.pixel_values)
 
     def seconds(self, step: str) -> float:
-        """Of `training` or `evaluation`."""
+        """Seconds of `training` or `evaluation`."""
         if step == "evaluation" and self.name not in PUBLISHED_WAYS:
-            # Its rotations are those of the weights that training left: computing them is not part of the time.
+            # After training, the first evaluation computes and caches the rotations, which is not timed.
             self.evaluation()
         return elapsed(getattr(self, step), self.device)
 
@@ -276,10 +276,10 @@ class Steps:
 
 
 class StepsOfProcess:
-    """`Steps` on a CPU in a process of its own: the memory that one contestant left does not slow another one down."""
+    """`Steps` on a CPU in a separate process, so that memory left by one contestant does not slow down others."""
 
     def __init__(self, name: str, sizes: Preset):
-        # A server that has imported everything and done nothing yet: each process starts from the same memory.
+        # The fork server has imported everything and done nothing else, so all processes start from the same memory.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.name = name
@@ -293,7 +293,7 @@ class StepsOfProcess:
         return self._ask(step)
 
     def end(self) -> float:
-        """End the process, and tell the MiB that it took at most above the bare process."""
+        """End the process, and return its peak memory in MiB above that of the bare process."""
         peak = self._ask("end")
         self._process.join()
         return peak
@@ -322,7 +322,7 @@ def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: 
 def _measure_steps(
     names: Sequence[str], sizes: Preset, device: torch.device, rounds: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
-    """Seconds of the steps of all contestants, and the MiB that they took at most: on a GPU in training alone."""
+    """Seconds of the steps of all contestants, and their peak memory in MiB, on a GPU that of training only."""
     on_cpu = device.type == "cpu"
     contestants = [StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device) for name in names]
     seconds = {name: {"training": [], "evaluation": []} for name in names}

@@ -1,4 +1,4 @@
-"""The table of the benchmark of models: on the screen, as CSV, as a chart."""
+"""The results of the model benchmark: as a table on the screen, as CSV, and as a chart."""
 
 import csv
 import io
@@ -65,7 +65,7 @@ def report_benchmark(results: dict[str, Any], output_dir: Path) -> None:
 
 
 def draw_benchmark(results: dict[str, Any]) -> Figure:
-    """Bars of the ratios of training and evaluation; the published way, if measured, is a number in the title."""
+    """Bars of the training and evaluation ratios. The published way, if measured, is a number in the title."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     shown = [row for row in results["models"] if row["name"] not in PUBLISHED_WAYS]
     published = [row for row in results["models"] if row["name"] == PUBLISHED]

@@ -1,4 +1,4 @@
-"""Times of steps, and their ratios."""
+"""Timing of steps, and ratios of times."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from scipy import stats
 
 
 def elapsed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds that a step takes, on the device too."""
+    """Seconds that a step takes, including its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -21,7 +21,7 @@ def elapsed(step: Callable[[], None], device: torch.device) -> float:
 
 
 def median_ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:
-    """The median of the rounds' ratios, as `name`, and its 95% interval by the bootstrap, as `name`_low and _high."""
+    """The median of the rounds' ratios as `name`, and its bootstrap 95% interval as `name`_low and `name`_high."""
     ratios = np.array(times) / np.array(reference)
     median = float(np.median(ratios))
     if len(set(ratios)) == 1:

@@ -1,4 +1,4 @@
-"""The options of a run, beside transformers' own TrainingArguments: which model, which data."""
+"""The options of a run: model, data, and transformers' TrainingArguments."""
 
 import dataclasses
 import math
@@ -22,22 +22,22 @@ PRESETS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "pr
 @dataclass
 class _ModelSource:
     model_preset: str | None = field(
-        default=None, metadata={"help": f"Size of the model: {', '.join(PRESETS)}.", "choices": [*PRESETS, None]}
+        default=None, metadata={"help": f"Model size: {', '.join(PRESETS)}.", "choices": [*PRESETS, None]}
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Start from this checkpoint, a directory or a Hub id, instead of from scratch."},
+        metadata={"help": "Checkpoint to start from, a directory or Hub id. Default: train from scratch."},
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Give layers whose shapes differ from the checkpoint's, a new head say, new weights."},
+        metadata={"help": "Initialize weights whose shape differs from the checkpoint, such as those of a new head."},
     )
     anneal_position_embeddings_steps: int | None = field(
         default=None,
-        metadata={"help": "Shrink the absolute table beside another encoding to nothing over so many first steps."},
+        metadata={"help": "Number of first steps over which an additional absolute position table shrinks to zero."},
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2, flex_attention: as in from_pretrained."}
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2 or flex_attention, as in from_pretrained."}
     )
 
     def __post_init__(self):
@@ -50,7 +50,7 @@ class _ModelSource:
 
 
 def _architecture_fields() -> list[tuple[str, type, Any]]:
-    """Every field that LiereViTConfig itself declares, as an option that is None unless given."""
+    """All fields that LiereViTConfig declares, as options that default to None."""
     fields = []
     for name, annotation in LiereViTConfig.__annotations__.items():
         if name.startswith("_"):
@@ -64,25 +64,25 @@ def _architecture_fields() -> list[tuple[str, type, Any]]:
 ARCHITECTURE_OPTIONS = frozenset({"model_preset"} | {name for name, _, _ in _architecture_fields()})
 
 ModelArguments = dataclasses.make_dataclass("ModelArguments", _architecture_fields(), bases=(_ModelSource,))
-ModelArguments.__doc__ = "Which model: a preset or a checkpoint, and any field of LiereViTConfig on top of it."
+ModelArguments.__doc__ = "The model: a preset or a checkpoint, and fields of LiereViTConfig that override it."
 
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """transformers' TrainingArguments, and the batch of all processes together."""
+    """transformers' TrainingArguments, and the total batch size."""
 
     effective_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Examples of one optimizer step over all processes; gradients are accumulated so that it comes "
-            "out, with at most per_device_train_batch_size at a time."
+            "help": "Total batch size of an optimizer step over all devices. Gradients are accumulated over batches "
+            "of at most per_device_train_batch_size."
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.dataloader_num_workers == 0:
-            # There are none to persist, which a DataLoader refuses.
+            # A DataLoader raises an error for persistent workers if there are no workers.
             self.dataloader_persistent_workers = False
         if self.train_sampling_strategy != "random":
             raise InputError(f"train_sampling_strategy is {self.train_sampling_strategy!r}, allowed is 'random'")
@@ -93,10 +93,10 @@ class RunArguments(TrainingArguments):
             )
 
     def resolve_batch_size(self) -> None:
-        """Set per_device_train_batch_size and gradient_accumulation_steps so that effective_batch_size comes out.
+        """Set per_device_train_batch_size and gradient_accumulation_steps to get effective_batch_size.
 
         Raises:
-            InputError: the number of devices does not divide it.
+            InputError: effective_batch_size is not a multiple of the number of devices.
         """
         if self.effective_batch_size is None:
             return
@@ -114,96 +114,101 @@ class RunArguments(TrainingArguments):
 
 @dataclass
 class DataArguments:
-    """Which data, how it is augmented and normalized."""
+    """The data, and its augmentation and normalization."""
 
-    dataset: str | None = field(default=None, metadata={"help": "The data set.", "choices": [*DATASETS, None]})
+    dataset: str | None = field(default=None, metadata={"help": "Name of the data set.", "choices": [*DATASETS, None]})
     data_dir: str | None = field(
-        default=None, metadata={"help": "Directory of local files, in one of the formats in docs/data.md."}
+        default=None, metadata={"help": "Directory of local files, in one of the formats of docs/data.md."}
     )
     hub_id: str | None = field(
-        default=None, metadata={"help": "Hub id of another copy of the data set than the usual one."}
+        default=None, metadata={"help": "Hub id of a copy of the data set (default: the usual one)."}
     )
     train_examples: int | None = field(
-        default=None, metadata={"help": "Use this many training examples (arrows: draw them)."}
+        default=None, metadata={"help": "Number of training examples to use (arrows: to draw)."}
     )
     eval_examples: int | None = field(
-        default=None, metadata={"help": "Use this many evaluation examples (arrows: draw them)."}
+        default=None, metadata={"help": "Number of evaluation examples to use (arrows: to draw)."}
     )
     train_fraction: float | None = field(
         default=None,
-        metadata={"help": "Use this share of each class for training; smaller shares are part of larger ones."},
+        metadata={"help": "Share of each class to train on. Smaller shares are subsets of larger ones."},
     )
     eval_fraction: float = field(
         default=0.2,
-        metadata={"help": "Share held out for evaluation, by class, where the data has no split of its own."},
+        metadata={"help": "Share of each class to hold out for evaluation if the data has no evaluation split."},
     )
     data_num_proc: int | None = field(
-        default=None, metadata={"help": "Processes that prepare data (default: one per core)."}
+        default=None, metadata={"help": "Number of processes that prepare data (default: one per core)."}
     )
     skip_corrupt_files: bool = field(
-        default=False, metadata={"help": "Leave out files that cannot be read and count them, instead of stopping."}
+        default=False, metadata={"help": "Skip and count files that cannot be read, instead of stopping."}
     )
     shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Streamed examples that are shuffled among each other in each process."}
+        default=10_000, metadata={"help": "Number of streamed examples in the shuffle buffer of each process."}
     )
     image_mean: list[float] = field(
         default_factory=lambda: [0.4914, 0.4822, 0.4465],
-        metadata={"help": "Mean per channel (default: the authors')."},
+        metadata={"help": "Mean of each channel, pixels scaled to 0 to 1 (default: the authors')."},
     )
     image_std: list[float] = field(
         default_factory=lambda: [0.2023, 0.1994, 0.2010],
-        metadata={"help": "Deviation per channel (default: the authors')."},
+        metadata={"help": "Standard deviation of each channel (default: the authors')."},
     )
     shuffle_patches: bool = field(
-        default=False, metadata={"help": "Evaluate with the patches of each example in a random order."}
+        default=False, metadata={"help": "Shuffle the patches of each example in evaluation."}
     )
     input_size: list[int] | None = field(
         default=None,
-        metadata={"help": "Pixels per axis of inputs that are not of the model's image_size, its training size."},
+        metadata={"help": "Input size in pixels per axis (default: image_size, the model's training size)."},
     )
     fit: Literal["resize", "crop", "pad"] = field(
         default="resize",
         metadata={
-            "help": "How images come to their size: resize both sides, crop the middle after resizing the shorter "
-            "one, or pad."
+            "help": "How images are brought to the input size: resize both sides, resize the shorter side and crop "
+            "the center, or pad."
         },
     )
     crop_fraction: float = field(
-        default=0.875, metadata={"help": "fit crop: share of the shorter side that evaluation crops."}
+        default=0.875, metadata={"help": "fit crop: share of the shorter side that is kept in evaluation."}
     )
     random_crop_padding: int = field(
-        default=0, metadata={"help": "Pad by this many pixels and crop at random in training."}
+        default=0, metadata={"help": "Padding in pixels before a random crop of training images."}
     )
     random_resized_crop: list[float] | None = field(
-        default=None, metadata={"help": "Train on random crops, of areas between these two shares of the image."}
+        default=None,
+        metadata={"help": "Train on resized random crops, with an area between these shares of the image."},
     )
-    horizontal_flip: bool = field(default=False, metadata={"help": "Flip half of the training images."})
-    rand_augment_num_ops: int = field(default=0, metadata={"help": "RandAugment: operations; 0 for none."})
+    horizontal_flip: bool = field(
+        default=False, metadata={"help": "Flip training images horizontally with probability 0.5."}
+    )
+    rand_augment_num_ops: int = field(default=0, metadata={"help": "RandAugment: number of operations, 0 for none."})
     rand_augment_magnitude: float = field(default=9.0, metadata={"help": "RandAugment: magnitude, 0 to 30."})
     rand_augment_magnitude_std: float = field(
-        default=0.0, metadata={"help": "RandAugment: deviation of the magnitude."}
+        default=0.0, metadata={"help": "RandAugment: standard deviation of the magnitude."}
     )
     rand_augment_probability: float = field(
         default=1.0, metadata={"help": "RandAugment: probability of each operation."}
     )
-    random_erasing: float = field(default=0.0, metadata={"help": "Share of the images with an erased rectangle."})
-    mixup_alpha: float = field(default=0.0, metadata={"help": "MixUp: alpha of its Beta distribution; 0 for none."})
-    cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix: alpha of its Beta distribution; 0 for none."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability of erasing a random rectangle."})
+    mixup_alpha: float = field(default=0.0, metadata={"help": "MixUp: alpha of its Beta distribution, 0 for none."})
+    cutmix_alpha: float = field(default=0.0, metadata={"help": "CutMix: alpha of its Beta distribution, 0 for none."})
     ucf101_split: int = field(default=1, metadata={"help": "ucf101: official split, 1 to 3."})
-    frame_stride: int = field(default=4, metadata={"help": "Video: every how many frames one is taken."})
-    eval_segments: int = field(default=5, metadata={"help": "Video: clips of each that are evaluated."})
-    eval_crops: int = field(default=3, metadata={"help": "Video: crops of each clip that are evaluated, 1 or 3."})
+    frame_stride: int = field(default=4, metadata={"help": "Video: distance between sampled frames."})
+    eval_segments: int = field(default=5, metadata={"help": "Video: number of clips to evaluate per video."})
+    eval_crops: int = field(default=3, metadata={"help": "Video: number of crops to evaluate per clip, 1 or 3."})
     intensity_window: list[float] | None = field(
         default=None,
-        metadata={"help": "Volumes: intensities that become black and white (default: 0.5th and 99.5th percentile)."},
+        metadata={"help": "Volumes: intensities mapped to black and white (default: 0.5th and 99.5th percentile)."},
     )
-    arrows_grid_size: int = field(default=9, metadata={"help": "arrows: cells a side (paper: 9, 14, 23)."})
-    arrows_cell_size: int = field(default=12, metadata={"help": "arrows: pixels a side of a cell."})
-    arrows_num_distractor_arrows: int = field(default=7, metadata={"help": "arrows: arrows off the ray."})
+    arrows_grid_size: int = field(
+        default=9, metadata={"help": "arrows: cells per side of the canvas (paper: 9, 14, 23)."}
+    )
+    arrows_cell_size: int = field(default=12, metadata={"help": "arrows: pixels per side of a cell."})
+    arrows_num_distractor_arrows: int = field(default=7, metadata={"help": "arrows: number of distractor arrows."})
     arrows_num_distractor_letters: int = field(
-        default=5, metadata={"help": "arrows: letters beside the Y, at most 5."}
+        default=5, metadata={"help": "arrows: number of letters in addition to the Y, at most 5."}
     )
-    arrows_seed: int = field(default=0, metadata={"help": "arrows: seed of the drawings."})
+    arrows_seed: int = field(default=0, metadata={"help": "arrows: random seed of the images."})
 
     def __post_init__(self):
         for name, minimum in _MINIMUM_VALUES.items():
@@ -261,7 +266,7 @@ _MINIMUM_VALUES = {
 
 
 def model_overrides(arguments: "ModelArguments") -> dict[str, Any]:
-    """The fields of LiereViTConfig that the arguments set: the preset's, then those given by name."""
+    """The fields of LiereViTConfig that the arguments set: those of the preset, overridden by those given by name."""
     overrides = dict(PRESETS[arguments.model_preset]) if arguments.model_preset else {}
     for name in ARCHITECTURE_OPTIONS - {"model_preset"}:
         value = getattr(arguments, name)
@@ -271,10 +276,10 @@ def model_overrides(arguments: "ModelArguments") -> dict[str, Any]:
 
 
 def build_model_config(arguments: "ModelArguments", **labels: Any) -> LiereViTConfig:
-    """A new model's configuration.
+    """The configuration of a new model.
 
     Args:
-        labels: id2label and label2id, or other fields of the configuration that the data decides.
+        labels: id2label and label2id, or other fields of the configuration that depend on the data.
 
     Raises:
         InputError: a value that LiereViTConfig does not allow.

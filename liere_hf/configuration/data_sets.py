@@ -1,10 +1,17 @@
-"""The data sets that a recipe may name: what they are called and where they are."""
+"""The data sets that recipes can use."""
 
 from typing import NamedTuple
 
 
 class DataSet(NamedTuple):
-    """Name for people, id on the Hub where there is a usual one, whether it is the user's own files, and the task."""
+    """A data set.
+
+    Attributes:
+        title: its name in texts.
+        hub_id: its usual id on the Hub, if any.
+        needs_files: whether the user must give a directory of files.
+        task: its task in the Hub's terms.
+    """
 
     title: str
     hub_id: str | None = None

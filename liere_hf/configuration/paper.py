@@ -1,4 +1,4 @@
-"""The paper's figures, to stand beside ours."""
+"""Results that the paper reports, for comparison."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ _FIGURES = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
 
 
 def paper_accuracy(setting: str, encoding: str) -> float | None:
-    """Top-1 accuracy in per cent that the paper reports, None where it reports none.
+    """Top-1 accuracy in per cent that the paper reports, or None.
 
     Args:
         setting: a data set of recipes, for spatial reasoning with its canvas: `arrows_108`.

@@ -1,4 +1,4 @@
-"""Recipes: YAML files that hold the options of a run. A file and a flag say the same thing, the later one wins."""
+"""Recipes: YAML files with the options of a run. Every option is also a flag, which overrides the file."""
 
 import difflib
 import json
@@ -18,19 +18,19 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Parser(HfArgumentParser):
-    """Raises instead of printing the several hundred lines of usage."""
+    """Raises an error instead of printing several hundred lines of usage."""
 
     def error(self, message: str):
         raise InputError(message)
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the built-in recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def recipe_path(recipe: str) -> Path:
-    """The file of a recipe: one of the package's by name, or any YAML file by path."""
+    """Path of a recipe: a built-in one by name, or any YAML file by path."""
     if recipe in recipe_names():
         return RECIPES / f"{recipe}.yaml"
     if Path(recipe).is_file():
@@ -39,7 +39,7 @@ def recipe_path(recipe: str) -> Path:
 
 
 def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
-    """The options of a recipe, and below them those of the recipe that it `extends`."""
+    """The options of a recipe, on top of those of the recipe that it `extends`."""
     options = read_options(path, known | {"extends"})
     if "extends" not in options:
         return options
@@ -48,7 +48,11 @@ def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
 
 
 def read_options(path: Path, known: set[str]) -> dict[str, Any]:
-    """The options in a YAML file, each of which must be a known one."""
+    """The options in a YAML file.
+
+    Raises:
+        InputError: the file is not YAML, or has an unknown option.
+    """
     try:
         options = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -64,13 +68,13 @@ def read_options(path: Path, known: set[str]) -> dict[str, Any]:
 def parse_recipe(
     recipe: str, flags: Sequence[str] = (), config: str | None = None
 ) -> tuple[Any, DataArguments, RunArguments]:
-    """Model, data and training arguments of a recipe, a further YAML file and flags, each overriding the former.
+    """Model, data and training arguments of a recipe, overridden by a further YAML file, overridden by flags.
 
-    bf16 is the default where the hardware computes in it. A checkpoint (`model_name_or_path`) given on top of a recipe
-    brings its own architecture: the recipe's is left out.
+    bf16 is the default where the hardware supports it. If the file or the flags give a checkpoint
+    (`model_name_or_path`), its architecture replaces that of the recipe.
 
     Args:
-        recipe: name of one of the package's recipes, or path of a YAML file.
+        recipe: name of a built-in recipe, or path of a YAML file.
         flags: `--option value ...`, any field of ModelArguments, DataArguments or RunArguments.
         config: path of a YAML file of options.
 
@@ -94,7 +98,7 @@ def parse_recipe(
 
 
 def parse_flags(dataclass: type[T], flags: Sequence[str]) -> T:
-    """The dataclass that the flags `--field value ...` describe.
+    """An instance of the dataclass with the values of the flags `--field value ...`.
 
     Raises:
         InputError: an unknown option or a value that is not allowed.

@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere, and models grown from models, without changing what they compute."""
+"""Conversion of checkpoints of other code, and extension of models, without changing what they compute."""
 
 from .convert import convert
 from .growth import widen_generators

@@ -1,4 +1,4 @@
-"""One conversion: a source in, a normal saved directory out."""
+"""Conversion of a source checkpoint to a saved model directory."""
 
 import dataclasses
 import shutil
@@ -31,15 +31,17 @@ SOURCES = {
 
 
 def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions) -> PreTrainedModel:
-    """Convert a checkpoint and save model, code, processor and card to `output_dir`, whole or not at all.
+    """Convert a checkpoint and save model, code, processor and card to `output_dir`.
+
+    The directory is complete or absent: an error leaves nothing behind.
 
     Args:
-        source: a file; for `timm` also a model name or Hub id; for `vit` a directory or Hub id.
+        source: a file. For `timm` also a model name or Hub id. For `vit` a directory or Hub id.
         output_dir: a directory that does not exist yet.
         kind: `liere`, `timm` or `vit`.
 
     Raises:
-        InputError: anything about the source or the options that does not fit, before anything is written.
+        InputError: the source cannot be converted, or an option does not fit it.
     """
     if output_dir.exists():
         raise InputError(f"output directory {output_dir} already exists")
@@ -64,7 +66,7 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
 
 
 def _timm_file(source: str) -> Path:
-    """A local file, or the weights of a timm model on the Hub by its name or id."""
+    """A local file, or the weights of a timm model on the Hub, by name or id."""
     if Path(source).exists() or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
         return Path(source)
     repo_id = source if "/" in source else f"timm/{source}"
@@ -72,7 +74,7 @@ def _timm_file(source: str) -> Path:
         return Path(hf_hub_download(repo_id, "model.safetensors"))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(
-            f"{source} is no file, and {repo_id} could not be had from the Hub ({type(error).__name__})"
+            f"{source} is not a file, and {repo_id} could not be loaded from the Hub ({type(error).__name__})"
         ) from error
 
 
@@ -99,7 +101,7 @@ def _processor_of(source: str) -> BaseImageProcessor | None:
 def _record(
     source: str, kind: str, model: PreTrainedModel, options: ConversionOptions, differences: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the directory says of where it is from, without paths of this machine."""
+    """The origin of the model, as stored in its directory, without local paths."""
     path = Path(source)
     changes = options.drop_position_embeddings or (kind == "vit" and options.pooling == "mean")
     return {
@@ -124,7 +126,7 @@ def _given(options: ConversionOptions) -> dict[str, list[Any]]:
 
 
 def _save(model: PreTrainedModel, processor: Any, record: dict[str, Any], output_dir: Path) -> None:
-    """Write beside the target, then rename."""
+    """Write to a temporary directory beside the target, then rename it."""
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:

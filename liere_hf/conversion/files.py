@@ -1,4 +1,4 @@
-"""Weights from files that nobody vouches for: safetensors, or pickles read without running anything in them."""
+"""Weights from untrusted files: safetensors, or pickles, which are read without executing code."""
 
 import pickle
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, a state dict, or a checkpoint with a `state_dict` or `model` entry.
 
     Raises:
-        InputError: not there, not a checkpoint, truncated, or a pickle that holds more than tensors and plain data.
+        InputError: the file does not exist, is truncated or not a checkpoint, or is a pickle that contains more than
+            tensors and plain data.
     """
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not a file")
@@ -23,20 +24,22 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].split("Please file")[0]
         raise InputError(
-            f"checkpoint {path} is refused, it is no state dict or holds more than tensors: {_sentence(reason)}"
+            f"checkpoint {path} is rejected, it is not a state dict or contains more than tensors: {_sentence(reason)}"
         ) from error
-    except Exception as error:  # Damage to a pickle or an archive shows in any way it likes.
+    except Exception as error:  # Damaged pickles and archives raise errors of any type.
         raise InputError(
-            f"checkpoint {path} cannot be read, it is truncated or no checkpoint: {_sentence(str(error))}"
+            f"checkpoint {path} cannot be read, it is truncated or not a checkpoint: {_sentence(str(error))}"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise InputError(f"checkpoint {path} holds no state dict")
+        raise InputError(f"checkpoint {path} does not contain a state dict")
     for name, tensor in content.items():
         if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"checkpoint {path} holds no state dict: {name!r} is a {type(tensor).__name__}")
+            raise InputError(
+                f"checkpoint {path} does not contain a state dict: {name!r} has type {type(tensor).__name__}"
+            )
     return dict(content)
 
 

@@ -1,4 +1,4 @@
-"""Growth: wider generator blocks that compute, at first, what the narrow ones did."""
+"""Growth: wider generator blocks that initially compute the same as the narrow ones."""
 
 import copy
 
@@ -12,7 +12,7 @@ from ..modeling.position_encodings import POSITION_ENCODINGS
 def widen_generators(model: LiereViTPreTrainedModel, block_size: int) -> LiereViTPreTrainedModel:
     """A copy of a model with free generators whose blocks are wider, the old ones on their diagonals.
 
-    It computes the same up to rounding; the new entries start at 0 and are trained from there.
+    It computes the same up to rounding. The new entries start at 0, and can be trained.
 
     Args:
         block_size: even, a multiple of the present block size and a divisor of head_dim.
@@ -48,7 +48,7 @@ def widen_generators(model: LiereViTPreTrainedModel, block_size: int) -> LiereVi
 
 
 def _on_the_diagonal(generators: torch.Tensor, block_size: int) -> torch.Tensor:
-    """(..., blocks, b, b) to (..., fewer blocks, block_size, block_size), zero off the old blocks."""
+    """(..., blocks, b, b) to (..., fewer blocks, block_size, block_size), zero outside the old blocks."""
     before = generators.shape[-1]
     per_block = block_size // before
     groups = generators.unflatten(-3, (-1, per_block))

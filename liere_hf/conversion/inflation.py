@@ -1,4 +1,4 @@
-"""Inflation: from an image model to a video model that sees, at first, the same in a still clip."""
+"""Inflation: an image model becomes a video model that initially computes the same for a still clip."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from ..modeling.position_encodings import POSITION_ENCODINGS, PositionEncoding
 def inflate(
     model: LiereViTPreTrainedModel, num_frames: int, tubelet: int = 2, balance_prefix: bool = False
 ) -> LiereViTPreTrainedModel:
-    """A copy of a model with two axes that has a third one, time, in front.
+    """A copy of a model with two axes that has time as an additional first axis.
 
     The patch weights are spread evenly over the frames of a tubelet, and the encoding's parameters for time start at
     0. A still clip then gives the image's outputs exactly if it is a single tubelet, or if the model has no prefix
@@ -29,17 +29,17 @@ def inflate(
     Args:
         num_frames: frames of a clip, a multiple of `tubelet`.
         tubelet: frames of a patch.
-        balance_prefix: whether prefix tokens keep their share.
+        balance_prefix: whether prefix tokens keep their share of attention.
 
     Returns:
-        A model of the same class, a video classifier for an image classifier.
+        A model of the same class. For an image classifier, a video classifier.
 
     Raises:
-        InputError: a model with other than two axes, or frames that tubelets do not divide.
+        InputError: the model does not have two axes, or num_frames is not a multiple of tubelet.
     """
     before = model.config
     if before.num_axes != 2:
-        raise InputError(f"the model has {before.num_axes} axes, inflation takes one with two")
+        raise InputError(f"the model has {before.num_axes} axes, inflation needs a model with two")
     if tubelet < 1 or num_frames < 1 or num_frames % tubelet:
         raise InputError(f"num_frames is {num_frames}, which tubelet ({tubelet}) does not divide")
     encoding = POSITION_ENCODINGS[before.position_encoding]

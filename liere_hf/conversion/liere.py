@@ -1,7 +1,7 @@
-"""Checkpoints of the authors' code (StanfordMIMI/LieRE), both ways.
+"""Import and export of checkpoints of the authors' code (StanfordMIMI/LieRE).
 
-Their code uses layer 0's generators for all layers, positions `linspace(0, steps / expected steps, steps)`, and mean
-pooling over CLS and patches: a converted model computes the same.
+A converted model computes the same as their code, which uses layer 0's generators for all layers, positions
+`linspace(0, steps / expected steps, steps)`, and mean pooling over CLS and patches.
 """
 
 import math
@@ -26,16 +26,16 @@ IMAGE_MEAN, IMAGE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 def from_liere(
     tensors: dict[str, torch.Tensor], options: ConversionOptions, source: str = "checkpoint"
 ) -> LiereViTForImageClassification:
-    """A model that computes what the authors' code computes with these weights.
+    """A model that computes the same as the authors' code with these weights.
 
     Args:
         tensors: state dict, with or without Lightning's prefix `model.`, or a checkpoint flattened to names
             `state_dict.model.*`.
-        options: what the shapes do not decide.
+        options: settings that the shapes of the weights do not determine.
         source: name of the checkpoint in error messages.
 
     Raises:
-        InputError: weights that are missing, unknown or of impossible shapes, or a flag that is needed.
+        InputError: weights are missing, unknown or have impossible shapes, or a required option is missing.
     """
     if any(name.startswith("state_dict.") for name in tensors):
         prefix = "state_dict."
@@ -52,13 +52,14 @@ def from_liere(
 def stored_differences(
     model: LiereViTForImageClassification, tensors: dict[str, torch.Tensor]
 ) -> list[dict[str, list[int] | float]]:
-    """How far a model's logits are from those that a checkpoint stores beside its weights.
+    """Differences between a model's logits and those that a checkpoint stores beside its weights.
 
     Args:
-        tensors: inputs `input.<size>` (batch, channels, *size) and logits `logits.<size>`, or none.
+        tensors: of the checkpoint, with inputs `input.<size>` (batch, channels, *size) and logits `logits.<size>`, or
+            without.
 
     Returns:
-        For each size: `size` (pixels per axis), `difference` (the largest) and `largest_logit`.
+        For each size: `size` (pixels per axis), `difference` (largest absolute one) and `largest_logit`.
     """
     rows = []
     for name in sorted(name for name in tensors if name.startswith("input.")):
@@ -74,7 +75,7 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
     inner_size = weights.shape("transformer.layers.0.0.fn.to_qkv.weight")[0] // 3
     head_dim = options.head_dim or HEAD_DIM
     if inner_size % head_dim:
-        raise InputError(f"{weights.source} has attention of width {inner_size}: give --head_dim, a divisor of it")
+        raise InputError(f"{weights.source} has attention of width {inner_size}: give --head_dim, one of its divisors")
     num_heads = inner_size // head_dim
     encoding = {}
     num_axes = len(options.patch_size) if options.patch_size and len(options.patch_size) > 1 else None
@@ -125,7 +126,7 @@ def _five(shape: tuple[int, ...], source: str) -> tuple[int, ...]:
 
 
 def _read_sizes(weights: Tensors, options: ConversionOptions, num_axes: int) -> tuple[list[int], list[int]]:
-    """Image and patch size per axis: from flags, or from the shapes where images and patches are square."""
+    """Image and patch size per axis: from the options, or from the shapes if images and patches are square."""
     num_patches = weights.shape("pos_embedding")[1] - 1
     patch_values = weights.shape("to_patch_embedding.1.weight")[1]
     patch_size = options.per_axis("patch_size", num_axes)
@@ -133,8 +134,8 @@ def _read_sizes(weights: Tensors, options: ConversionOptions, num_axes: int) -> 
         side = math.isqrt(patch_values // options.num_channels)
         if num_axes != 2 or side**2 * options.num_channels != patch_values:
             raise InputError(
-                f"{weights.source} has patches of {patch_values} values on {num_axes} axes, whose extents cannot be "
-                "read from it: give --patch_size, one value per axis (and --num_channels if it is not 3)"
+                f"{weights.source} has patches of {patch_values} values on {num_axes} axes, which does not determine "
+                "their size: give --patch_size, one value per axis (and --num_channels if it is not 3)"
             )
         patch_size = [side, side]
     image_size = options.per_axis("image_size", num_axes)
@@ -142,8 +143,8 @@ def _read_sizes(weights: Tensors, options: ConversionOptions, num_axes: int) -> 
         side = math.isqrt(num_patches)
         if num_axes != 2 or side**2 != num_patches:
             raise InputError(
-                f"{weights.source} has {num_patches} patches on {num_axes} axes, whose extents cannot be read from "
-                "it: give --image_size, one value per axis"
+                f"{weights.source} has {num_patches} patches on {num_axes} axes, which does not determine the image "
+                "size: give --image_size, one value per axis"
             )
         image_size = [side * patch for patch in patch_size]
     if math.prod(patch_size) * options.num_channels != patch_values:
@@ -192,10 +193,10 @@ def export_state_dict(model: LiereViTForImageClassification, to: str = "liere") 
     """A classifier's weights in the layout of the authors' code, with Lightning's prefix `model.`.
 
     Args:
-        to: `liere`, the one layout there is.
+        to: `liere`, the only layout.
 
     Raises:
-        InputError: the authors' code cannot compute what the model computes; the message says why.
+        InputError: the authors' code cannot represent the model. The message says why.
     """
     if to != "liere":
         raise InputError(f"to is {to!r}, allowed is 'liere'")
@@ -244,9 +245,9 @@ def _require_representable(config: LiereViTConfig) -> None:
         f"position_mode is {config.position_mode!r}, their code has 'linspace' alone": encoding.is_rotary
         and config.position_mode != "linspace",
         "queries, keys and values have a bias": config.qkv_bias,
-        "there is no CLS token": not config.use_cls_token,
-        "there are register tokens": config.num_register_tokens > 0,
-        "there is LayerScale": config.layer_scale_init_value != 0,
+        "it has no CLS token": not config.use_cls_token,
+        "it has register tokens": config.num_register_tokens > 0,
+        "it has LayerScale": config.layer_scale_init_value != 0,
         "a position table stands beside a rotary encoding": config.use_absolute_position_embeddings
         and not encoding.has_table,
         f"head_dim is {config.head_dim}, in their code {HEAD_DIM}": config.head_dim != HEAD_DIM,

@@ -1,4 +1,4 @@
-"""What a conversion is told, where the weights do not say it."""
+"""Options of a conversion, for what the weights do not determine."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,35 +10,35 @@ from ..modeling.position_encodings import POSITION_ENCODINGS
 
 @dataclass
 class ConversionOptions:
-    """Flags of `liere-hf convert`; None where the weights decide."""
+    """Flags of `liere-hf convert`. None: determined by the weights."""
 
-    image_size: list[int] | None = field(default=None, metadata={"help": "Pixels per axis at the training size."})
-    patch_size: list[int] | None = field(default=None, metadata={"help": "Pixels of a patch per axis."})
-    num_channels: int = field(default=3, metadata={"help": "Input channels."})
-    head_dim: int | None = field(default=None, metadata={"help": "Width of a head (authors' code: 64)."})
+    image_size: list[int] | None = field(default=None, metadata={"help": "Training size in pixels per axis."})
+    patch_size: list[int] | None = field(default=None, metadata={"help": "Patch size in pixels per axis."})
+    num_channels: int = field(default=3, metadata={"help": "Number of input channels."})
+    head_dim: int | None = field(default=None, metadata={"help": "Head dimension (authors' code: 64)."})
     position_encoding: str | None = field(
         default=None, metadata={"help": f"The position encoding: {', '.join(POSITION_ENCODINGS)}."}
     )
     pooling: str | None = field(default=None, metadata={"help": "cls (the default) or mean."})
     generator_block_size: int | None = field(
-        default=None, metadata={"help": "Width of the generators' blocks: of new ones, or widened to this."}
+        default=None, metadata={"help": "Block size of new generators, or the size to widen existing ones to."}
     )
     drop_position_embeddings: bool = field(
-        default=False, metadata={"help": "vit: leave the absolute table out, which changes what is computed."}
+        default=False, metadata={"help": "vit: drop the absolute position table, which changes the outputs."}
     )
-    note: str | None = field(default=None, metadata={"help": "What the card says first, beside what it knows."})
+    note: str | None = field(default=None, metadata={"help": "A note to put first on the model card."})
 
     def per_axis(self, name: str, num_axes: int) -> list[int] | None:
-        """A size with one value per axis; a single value stands for all."""
+        """The size in `name` with one value per axis. A single value applies to all axes."""
         values = getattr(self, name)
         if values is None or len(values) == num_axes:
             return values
         if len(values) == 1:
             return values * num_axes
-        raise InputError(f"{name} is {values}, expected {num_axes} values, one per axis, or one for all")
+        raise InputError(f"{name} is {values}, expected {num_axes} values, one per axis, or one for all axes")
 
     def build_config(self, **fields: Any) -> LiereViTConfig:
-        """A configuration whose impossible values are the input's fault."""
+        """A configuration. Values that it does not allow raise InputError."""
         for name in ("image_size", "patch_size"):
             values = fields[name]
             fields[name] = values[0] if len(set(values)) == 1 and len(values) == 2 else list(values)

@@ -1,4 +1,4 @@
-"""Renaming of weights, with every tensor accounted for."""
+"""Renaming of weights that checks that every tensor is used."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from ..errors import InputError
 
 
 class Tensors:
-    """A state dict that is taken apart; what is missing, of another shape or left over is named."""
+    """A state dict whose tensors are taken out one by one. Errors name those that are missing or left over."""
 
     def __init__(self, source: str, tensors: dict[str, torch.Tensor]):
         self.source = source
@@ -18,11 +18,11 @@ class Tensors:
         return name in self._tensors
 
     def count(self, prefix: str) -> int:
-        """How many different numbers follow a prefix such as `blocks.`."""
+        """Number of different indices after a prefix such as `blocks.`."""
         return len({name.removeprefix(prefix).split(".")[0] for name in self._tensors if name.startswith(prefix)})
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, which stays."""
+        """Shape of a tensor, which is not removed."""
         return tuple(self._get(name).shape)
 
     def take(self, name: str) -> torch.Tensor:
@@ -32,17 +32,17 @@ class Tensors:
         return tensor.float()
 
     def take_linear(self, name: str, target: str, into: dict[str, torch.Tensor]) -> None:
-        """Move weight and, where there is one, bias."""
+        """Move the weight and, if it exists, the bias of a linear layer."""
         into[f"{target}.weight"] = self.take(f"{name}.weight")
         if f"{name}.bias" in self:
             into[f"{target}.bias"] = self.take(f"{name}.bias")
 
     def drop(self, is_unused: Callable[[str], bool]) -> None:
-        """Forget tensors that take no part in the computation."""
+        """Remove tensors that the model does not use."""
         self._tensors = {name: tensor for name, tensor in self._tensors.items() if not is_unused(name)}
 
     def require_empty(self) -> None:
-        """Raise when something was not taken."""
+        """Raise InputError if tensors are left."""
         if self._tensors:
             raise InputError(f"{self.source} has {len(self._tensors)} unknown weights: {_first(self._tensors)}")
 
@@ -53,11 +53,11 @@ class Tensors:
 
 
 def load_exactly(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], source: str) -> None:
-    """Put converted weights into a model whose every weight they must fill, with the same shape."""
+    """Load converted weights into a model. Names and shapes must match exactly, else InputError is raised."""
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - state_dict.keys()), sorted(state_dict.keys() - expected.keys())
     if missing or extra:
-        problem = f"lacks {_first(missing)}" if missing else f"has in addition {_first(extra)}"
+        problem = f"lacks {_first(missing)}" if missing else f"additionally has {_first(extra)}"
         raise InputError(f"{source} {problem}, in the names of LiereViT")
     for name, tensor in state_dict.items():
         if tensor.shape != expected[name].shape:

@@ -1,4 +1,4 @@
-"""timm's RoPE-Mixed vision transformers (`vit_*_rope_mixed_*`, of naver-ai/rope-vit)."""
+"""Import of timm's RoPE-Mixed vision transformers (`vit_*_rope_mixed_*`, from naver-ai/rope-vit)."""
 
 import math
 
@@ -17,10 +17,10 @@ IMAGE_SIZE = 224
 def from_timm(
     tensors: dict[str, torch.Tensor], options: ConversionOptions, source: str = "checkpoint"
 ) -> LiereViTForImageClassification:
-    """A `rope_mixed` model that computes what timm's model computes with these weights.
+    """A `rope_mixed` model that computes the same as timm's model with these weights.
 
     Raises:
-        InputError: weights that are missing, unknown or of impossible shapes, or a flag that contradicts them.
+        InputError: weights are missing, unknown or have impossible shapes, or an option contradicts them.
     """
     weights = Tensors(source, tensors)
     config = _read_config(weights, options)
@@ -31,7 +31,7 @@ def from_timm(
 
 def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig:
     if "rope.freqs" not in weights:
-        raise InputError(f"{weights.source} has no rope.freqs, so it is not one of timm's rope_mixed models")
+        raise InputError(f"{weights.source} has no rope.freqs, so it is not a rope_mixed model of timm")
     if options.position_encoding not in (None, "rope_mixed"):
         raise InputError(f"position_encoding is {options.position_encoding!r}, but {weights.source} is 'rope_mixed'")
     _, num_layers, num_heads, num_blocks = weights.shape("rope.freqs")
@@ -96,8 +96,8 @@ def _rename(weights: Tensors, config: LiereViTConfig) -> dict[str, torch.Tensor]
 def _generators(frequencies: torch.Tensor, grid_size: tuple[int, ...]) -> torch.Tensor:
     """Frequencies (xy, layers, heads, blocks) per patch as generators (layers, row and column, heads, blocks, 2, 2).
 
-    timm's coordinates are patch indices, ours are indices / (patches - 1); it rotates by [[cos, -sin], [sin, cos]],
-    the exponential of a generator whose upper entry is the negative angle.
+    timm's coordinates are patch indices, ours are indices / (patches - 1). timm's rotation [[cos, -sin], [sin, cos]]
+    is the exponential of a generator whose upper entry is the negative angle.
     """
     per_extent = torch.tensor([max(steps - 1, 1) for steps in grid_size], dtype=frequencies.dtype)
     rows_and_columns = frequencies.flip(0).transpose(0, 1) * per_extent[None, :, None, None]
@@ -107,6 +107,6 @@ def _generators(frequencies: torch.Tensor, grid_size: tuple[int, ...]) -> torch.
 
 
 def convolution_as_linear(weights: Tensors, name: str, target: str) -> dict[str, torch.Tensor]:
-    """A patch convolution (hidden, channels, *patch) as our linear layer on patches with the channels last."""
+    """A patch convolution (hidden, channels, *patch) as a linear layer on patches with the channels last."""
     weight = weights.take(f"{name}.weight").movedim(1, -1)
     return {f"{target}.weight": weight.flatten(1).contiguous(), f"{target}.bias": weights.take(f"{name}.bias")}

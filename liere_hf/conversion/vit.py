@@ -1,4 +1,4 @@
-"""transformers' own plain vision transformers: ViT, DeiT and DINOv2."""
+"""Import of transformers' vision transformers ViT, DeiT and DINOv2."""
 
 import torch
 from safetensors import SafetensorError
@@ -16,17 +16,17 @@ MODEL_TYPES = ("vit", "deit", "dinov2")
 
 
 def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassification | LiereViTModel:
-    """A model that computes what the ViT, DeiT or DINOv2 at `name` computes, with generators at zero beside its table.
+    """A model that computes the same as the ViT, DeiT or DINOv2 at `name`, with its table and generators at zero.
 
-    DeiT's distillation token becomes a register. DINOv2's classifiers read other features than ours, so its bare model
-    is converted; so is a ViT without a classifier.
+    DeiT's distillation token becomes a register. For DINOv2, whose classifiers use other features than ours, and for a
+    ViT without a classifier, the result is a bare model.
 
     Args:
         name: directory or Hub id.
         options: `position_encoding` is `liere` (the default), another one with free generators, or `absolute`.
 
     Raises:
-        InputError: not there, of another architecture, or with blocks that differ.
+        InputError: the model does not exist, has another architecture, or layers that LiereViT does not have.
     """
     source = load_source(name)
     config = _read_config(source.config, options, name)
@@ -38,7 +38,7 @@ def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassific
 
 
 def load_source(name: str) -> PreTrainedModel:
-    """The model at `name`, with the classifier that its checkpoint has."""
+    """The model at `name`, with the classifier of its checkpoint, if any."""
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in MODEL_TYPES:
@@ -90,7 +90,7 @@ def _two(size: int | list[int] | tuple[int, ...]) -> list[int]:
     return [size, size] if isinstance(size, int) else list(size)
 
 
-# Names of the parts of a layer, ours by theirs, in the two styles of transformers.
+# Names of the parts of a layer in transformers' models (in two styles), and in ours.
 LAYER_PARTS = {
     "attention.q_proj": "attention.q_proj",
     "attention.k_proj": "attention.k_proj",
@@ -121,7 +121,7 @@ def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[
     if "embeddings.distillation_token" in weights:
         prefix_tokens.append(weights.take("embeddings.distillation_token"))
     table = weights.take("embeddings.position_embeddings")
-    # The table's rows for the tokens in front are part of our tokens.
+    # The rows of the table for prefix tokens are added to our prefix tokens.
     for row, target in enumerate(("cls_token", "register_tokens")[: len(prefix_tokens)]):
         renamed[f"embeddings.{target}"] = prefix_tokens[row] + table[:, row : row + 1]
     encoding = POSITION_ENCODINGS[config.position_encoding]

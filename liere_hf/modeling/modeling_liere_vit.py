@@ -1,4 +1,4 @@
-"""LiereViT: a vision transformer on any number of axes, with learned rotations of queries and keys in attention."""
+"""LiereViT: a vision transformer for inputs of any number of axes, whose attention rotates queries and keys."""
 
 import math
 from collections.abc import Callable
@@ -29,11 +29,11 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_liere_vit import LiereViTConfig
 from .position_encodings import POSITION_ENCODINGS
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotary_application import readily_laid_out, rotate_queries_and_keys
+from .rotary_application import in_fast_layout, rotate_queries_and_keys
 from .rotations import rotations_by_layer
 from .skew_exponential import values_are_known
 
-# Where each class of this file is found by the Auto classes when a saved directory is loaded with trust_remote_code.
+# Where the Auto classes find each class when a saved directory is loaded with trust_remote_code.
 AUTO_MAP = {
     "AutoConfig": "configuration_liere_vit.LiereViTConfig",
     "AutoModel": "modeling_liere_vit.LiereViTModel",
@@ -45,7 +45,7 @@ AUTO_MAP = {
 
 
 def to_patches(pixel_values: torch.Tensor, patch_size: tuple[int, ...]) -> torch.Tensor:
-    """Cut (batch, channels, *size) into (batch, *grid, prod(patch_size) * channels), channels varying fastest."""
+    """Split (batch, channels, *size) into patches (batch, *grid, prod(patch_size) * channels), channels last."""
     batch_size, num_channels = pixel_values.shape[:2]
     grid_size = [size // patch for size, patch in zip(pixel_values.shape[2:], patch_size, strict=True)]
     split = [extent for pair in zip(grid_size, patch_size, strict=True) for extent in pair]
@@ -56,7 +56,7 @@ def to_patches(pixel_values: torch.Tensor, patch_size: tuple[int, ...]) -> torch
 
 
 def from_patches(patches: torch.Tensor, patch_size: tuple[int, ...]) -> torch.Tensor:
-    """Put (batch, *grid, prod(patch_size) * channels) together to (batch, channels, *size): undoes `to_patches`."""
+    """Join patches (batch, *grid, prod(patch_size) * channels) to (batch, channels, *size): inverts `to_patches`."""
     batch_size, *grid_size, _ = patches.shape
     num_axes = len(patch_size)
     patches = patches.reshape(batch_size, *grid_size, *patch_size, -1)
@@ -66,12 +66,12 @@ def from_patches(patches: torch.Tensor, patch_size: tuple[int, ...]) -> torch.Te
 
 
 def channels_first(pixel_values: torch.Tensor, num_axes: int) -> torch.Tensor:
-    """(batch, frames, channels, ...) -> (batch, channels, frames, ...) for three axes and more; its own inverse."""
+    """(batch, frames, channels, ...) -> (batch, channels, frames, ...) for three or more axes. Its own inverse."""
     return pixel_values.transpose(1, 2) if num_axes >= 3 else pixel_values
 
 
 class LiereViTPatchEmbeddings(nn.Module):
-    """Patches, flattened with the channels last, through a linear layer.
+    """Linear projection of patches, which are flattened with the channels last.
 
     Input: (batch, channels, length), (batch, channels, height, width) or (batch, frames, channels, height, width).
     Output: (batch, *grid, hidden_size).
@@ -253,7 +253,7 @@ class LiereViTRotations(nn.Module):
                 cache = _RotationCache(
                     positions,
                     {name: parameter.detach().clone() for name, parameter in parameters.items()},
-                    self._for_every_layer(tuple(map(readily_laid_out, rotations))),
+                    self._for_every_layer(tuple(map(in_fast_layout, rotations))),
                 )
             self._cache = cache
         return cache.rotations
@@ -295,7 +295,7 @@ class LiereViTRotations(nn.Module):
 
 
 class _RotationCache(NamedTuple):
-    """Rotations, and what they were computed from: compared by value, since weights can change in many ways."""
+    """Rotations and their inputs, which are compared by value, since weights can change in many ways."""
 
     positions: torch.Tensor
     parameters: dict[str, torch.Tensor]
@@ -319,7 +319,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention of (batch, heads, tokens, head_dim); the output is (batch, tokens, heads, head_dim)."""
+    """Softmax attention on (batch, heads, tokens, head_dim), with output (batch, tokens, heads, head_dim)."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -390,7 +390,7 @@ class LiereViTMLP(nn.Module):
 
 
 class LiereViTDropPath(nn.Module):
-    """Stochastic depth per sample (arXiv 1603.09382): drops a residual branch in training."""
+    """Stochastic depth (arXiv 1603.09382): in training, drops a residual branch for a random part of the samples."""
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -498,7 +498,7 @@ class LiereViTPreTrainedModel(PreTrainedModel):
 
 
 class LiereViTEncoder(LiereViTPreTrainedModel):
-    """Embeddings, rotations and layers: what the bare model and the backbone share."""
+    """Embeddings, rotations and layers, shared by the bare model and the backbone."""
 
     def __init__(self, config: LiereViTConfig, use_mask_token: bool = False):
         super().__init__(config)
@@ -520,7 +520,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[int, ...]]:
-        """The last layer's output before the final normalization, the mask over all its tokens, and the grid."""
+        """The last layer's output before the final normalization, the mask over all tokens, and the grid size."""
         if pixel_values is None:
             raise ValueError("pixel_values is None, the model needs an input")
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
@@ -537,7 +537,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         return hidden_states, token_mask, grid_size
 
     def _token_mask(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """A mask over patches, or over prefix and patches, as one over prefix and patches."""
+        """Extend a mask over patches to prefix and patches. A mask over both is returned as it is."""
         if attention_mask is None:
             return None
         batch_size, num_tokens = hidden_states.shape[:2]
@@ -552,7 +552,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         )
 
     def _with_prefix_bias(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The mask as scores to add, boolean ones (sdpa's) too, plus the bias of the prefix tokens as keys."""
+        """The mask, boolean in sdpa, as an additive one, plus the bias of the prefix tokens as keys."""
         if self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"prefix_attention_bias is {self.config.prefix_attention_bias}, which attn_implementation "
@@ -578,7 +578,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
             return self.rotations(positions, dtype)
         arguments = (grid_size, self.config.grid_size, self.config.position_mode)
         if self._exports_constants(grid_size):
-            # Outside of the trace's modes tensors are real, and constants for the trace.
+            # Without the modes of the trace tensors have values, and the trace takes them as constants.
             with _disable_current_modes():
                 return self.rotations.constants(grid_positions(*arguments, device=device)[None], dtype)
         return self.rotations(grid_positions(*arguments, device=device)[None], dtype)
@@ -598,8 +598,8 @@ class LiereViTModel(LiereViTEncoder):
     def __init__(self, config: LiereViTConfig, add_pooling_layer: bool = False, use_mask_token: bool = False):
         """
         Args:
-            add_pooling_layer: put a dense layer with activation (`pooler_act`) on the pooled token, as in ViTModel.
-            use_mask_token: have a mask token, for masked image modeling.
+            add_pooling_layer: add a dense layer with activation (`pooler_act`) after pooling, as in ViTModel.
+            use_mask_token: add a mask token, for masked image modeling.
         """
         super().__init__(config, use_mask_token=use_mask_token)
         self.pooler = LiereViTPooler(config) if add_pooling_layer else None
@@ -618,15 +618,15 @@ class LiereViTModel(LiereViTEncoder):
         r"""
         Args:
             pixel_values: (batch, channels, length), (batch, channels, height, width) or (batch, frames, channels,
-                height, width), of any size that the patches divide.
-            bool_masked_pos: (batch, patches), 1 for patches replaced by the mask token.
-            positions: (1 or batch, patches, axes), real coordinates of the patches, in units of the training grid's
-                extent: 0 is its first patch, 1 its last. From the size of the input when not given.
-            attention_mask: (batch, patches), 1 for patches, 0 for padding, which then influences no other token nor
-                the pooled output.
+                height, width). Each size must be a multiple of the patch size.
+            bool_masked_pos: (batch, patches), 1 for patches that the mask token replaces.
+            positions: (1 or batch, patches, axes), coordinates of the patches, in units of the training grid's extent:
+                0 is its first patch, 1 its last. Computed from the size of the input by default.
+            attention_mask: (batch, patches), 1 for patches, 0 for padding, which is ignored by all other tokens and by
+                pooling.
 
         Raises:
-            ValueError: an input of another shape, number of channels or size, in one sentence.
+            ValueError: an input has a wrong shape, number of channels or size.
         """
         hidden_states, token_mask, _ = self.encode(pixel_values, bool_masked_pos, positions, attention_mask, **kwargs)
         pooled_output = self.layernorm(self._pool(hidden_states, token_mask))
@@ -635,7 +635,7 @@ class LiereViTModel(LiereViTEncoder):
         return BaseModelOutputWithPooling(last_hidden_state=self.layernorm(hidden_states), pooler_output=pooled_output)
 
     def _pool(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        """CLS, or the mean of CLS and patches (registers and padding left out): (batch, hidden_size)."""
+        """The CLS token, or the mean of CLS and patches without registers and padding: (batch, hidden_size)."""
         if self.config.pooling == "cls":
             return hidden_states[:, 0]
         num_cls = int(self.config.use_cls_token)
@@ -652,7 +652,7 @@ class LiereViTModel(LiereViTEncoder):
 
 
 class LiereViTForImageClassification(LiereViTPreTrainedModel):
-    """Linear classifier on the normalized pooled token, for images, signals or volumes."""
+    """Linear classifier of the normalized pooled token, for images, signals or volumes."""
 
     _auto_class = "AutoModelForImageClassification"
 
@@ -678,7 +678,7 @@ class LiereViTForImageClassification(LiereViTPreTrainedModel):
             positions: as for `LiereViTModel`.
             attention_mask: as for `LiereViTModel`.
             labels: (batch,) class indices, (batch,) or (batch, num_labels) regression targets, or (batch, num_labels)
-                multi-label targets, by `config.problem_type`.
+                multi-label targets, depending on `config.problem_type`.
         """
         outputs = self.liere_vit(pixel_values, positions=positions, attention_mask=attention_mask, **kwargs)
         logits = self.classifier(outputs.pooler_output)
@@ -691,7 +691,7 @@ class LiereViTForImageClassification(LiereViTPreTrainedModel):
 
 
 class LiereViTForVideoClassification(LiereViTForImageClassification):
-    """Linear classifier on the normalized pooled token, for clips (batch, frames, channels, height, width)."""
+    """Linear classifier of the normalized pooled token, for clips (batch, frames, channels, height, width)."""
 
     _auto_class = "AutoModelForVideoClassification"
 
@@ -704,7 +704,7 @@ class LiereViTForVideoClassification(LiereViTForImageClassification):
 
 
 class LiereViTForMaskedImageModeling(LiereViTPreTrainedModel):
-    """Linear decoder of every patch's pixels, for masked image modeling as in SimMIM (arXiv 2111.09886)."""
+    """Linear decoder of the pixels of each patch, for masked image modeling as in SimMIM (arXiv 2111.09886)."""
 
     _auto_class = "AutoModelForMaskedImageModeling"
 
@@ -766,7 +766,7 @@ class LiereViTForMaskedImageModeling(LiereViTPreTrainedModel):
 
 
 class LiereViTBackbone(BackboneMixin, LiereViTEncoder):
-    """Feature maps of chosen layers, for detection, segmentation and dense prediction frameworks."""
+    """Feature maps of selected layers, for detection, segmentation and other dense prediction."""
 
     _auto_class = "AutoBackbone"
 
@@ -819,7 +819,7 @@ class LiereViTBackbone(BackboneMixin, LiereViTEncoder):
         attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """The encoder's output, with the hidden states and attentions that hooks record on the way."""
+        """The encoder's output, with the hidden states and attentions that `capture_outputs` records."""
         hidden_states, _, _ = self.encode(pixel_values, None, positions, attention_mask, **kwargs)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states)
 

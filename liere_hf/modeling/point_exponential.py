@@ -1,7 +1,10 @@
 """exp(sum_i p_i A_i) at many points p on a CPU, and the gradient with respect to the A_i.
 
-What points have in common is computed once: B = sum_i p_i A_i and B^2 = sum_ij p_i p_j A_i A_j are sums of a few
-matrices, and a point that is a multiple of another one costs one product, as exp(2 A) = exp(A)^2.
+Scaling and squaring, with two savings over one exponential per point:
+
+- B = sum_i p_i A_i and B^2 = sum_ij p_i p_j A_i A_j are linear combinations of a few matrices that all points share.
+- A point m p that is a multiple of another point p costs one product, since exp(m A) = exp(A)^m. On the grid of an
+  image most points are such multiples.
 """
 
 import functools
@@ -11,28 +14,39 @@ from typing import NamedTuple
 
 import torch
 
-from .squaring_ladder import (
+from .scaling_and_squaring import (
     CHUNK_BYTES,
-    SquaringLadder,
-    Workspace,
+    ExponentialPowers,
+    ScratchBuffers,
     choose_scaling,
     count_squarings,
-    norm_from_square,
-    polynomial_terms,
+    norm_bound_from_square,
+    quadratic_coefficients,
 )
 
-# Indices of points p, 2 p, 3 p, ...
-Ray = tuple[int, ...]
+# The norm that determines the number of squarings is at least this fraction of sum_i |p_i| ||A_i||. Where the terms
+# p_i A_i nearly cancel, the rounding error of their sum still has the size of the terms. A larger fraction would cost
+# squarings, which round too. Measured for terms that cancel: errors up to 5.5e-6, and 8.8e-6 without this limit.
+MIN_NORM_FRACTION = 1 / 8
+# A chunk that would be smaller than this fraction is merged with the points that need one squaring more, because a few
+# matrices take about as much time as some more.
+MIN_CHUNK_FRACTION = 1 / 4
+# Decimals of the coordinates by which multiples of a point are looked up. A tighter tolerance then decides.
+LOOKUP_DECIMALS = 5
+
+# Indices of the points p, 2 p, 3 p, ...
+Multiples = tuple[int, ...]
 
 
-def point_exponentials(positions: torch.Tensor, bases: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+def point_exponentials(positions: torch.Tensor, bases: torch.Tensor, scratch: ScratchBuffers) -> torch.Tensor:
     """exp(sum_i p_i A_i) for positions (points, axes) and A of shape (axes, blocks, n, n): (points, blocks, n, n)."""
     rotations = bases.new_empty(len(positions), *bases.shape[1:])
     rotations[(positions == 0).all(1)] = torch.eye(bases.shape[-1], dtype=bases.dtype)
-    for chunk in _Exponents(positions, bases).chunks(workspace):
-        for tokens, multiples in zip(chunk.tokens, chunk.ladder(workspace).rotations, strict=True):
-            for token, rotation in zip(tokens, multiples.unflatten(0, (len(tokens), -1)), strict=True):
-                rotations[token].copy_(rotation)
+    for chunk in _Exponents(positions, bases).chunks(scratch):
+        powers = chunk.exponential_powers(scratch)
+        for indices, power in zip(chunk.indices, powers.rotations, strict=True):
+            for index, rotation in zip(indices, power.unflatten(0, (len(indices), -1)), strict=True):
+                rotations[index].copy_(rotation)
     return rotations
 
 
@@ -40,117 +54,119 @@ def point_exponentials_backward(
     positions: torch.Tensor,
     bases: torch.Tensor,
     grad: torch.Tensor,
-    workspace: Workspace,
-    gradient_workspace: Workspace,
+    scratch: ScratchBuffers,
+    gradient_scratch: ScratchBuffers,
 ) -> torch.Tensor:
-    """The gradient with respect to A, (axes, blocks, n, n), from that with respect to `point_exponentials`.
+    """The gradient with respect to A, (axes, blocks, n, n), from the one with respect to `point_exponentials`.
 
-    It is exact along skew-symmetric directions. `grad` is read fastest if its matrices are transposed in memory.
+    Exact along skew-symmetric directions only. `grad` is read fastest if its matrices are transposed in memory.
     """
     exponents = _Exponents(positions, bases, for_gradient_only=True)
     monomials_grad = torch.zeros_like(exponents.monomials[1:])
-    for chunk in exponents.chunks(workspace):
-        gradient_workspace.reset()
-        ladder = chunk.ladder(workspace, for_gradient=True)
+    for chunk in exponents.chunks(scratch):
+        gradient_scratch.reset()
+        powers = chunk.exponential_powers(scratch, for_gradient=True)
         grads = [
-            torch.index_select(grad.mT, 0, torch.tensor(tokens)).flatten(0, 1).to(ladder.terms.dtype)
-            for tokens in chunk.tokens
+            torch.index_select(grad.mT, 0, torch.tensor(indices)).flatten(0, 1).to(powers.quadratics.dtype)
+            for indices in chunk.indices
         ]
-        terms_grad = ladder.backward(grads, gradient_workspace).view(len(chunk.coefficients), -1)
-        monomials_grad.flatten(1).addmm_(chunk.coefficients[:, 1:].T, terms_grad)
-    # The skew-symmetric parts of a transposed matrix and of its negative are the same.
+        quadratics_grad = powers.backward(grads, gradient_scratch).view(len(chunk.coefficients), -1)
+        monomials_grad.flatten(1).addmm_(chunk.coefficients[:, 1:].T, quadratics_grad)
+    # Undo the transposition: for the skew-symmetric part, the only one that counts, that is a change of sign.
     return exponents.bases_grad(monomials_grad).neg_().to(bases.dtype)
 
 
 class _Chunk(NamedTuple):
-    """Rays that are computed together.
+    """Points that are computed together, with their multiples.
 
     Attributes:
-        tokens: the indices of their first points, of those points' doubles, of their triples, ...
-        coefficients: of `monomials` in the polynomial's terms at the first points, scaled: (4 * rays, monomials).
-        monomials: those of `_Exponents`.
-        num_squarings: that undo the scaling.
+        indices: of the points p, of their multiples 2 p, of their multiples 3 p, ...
+        coefficients: of `monomials` in the quadratics P1 ... P4 at the scaled points p: (4 * points, monomials).
+        monomials: as in `_Exponents`.
+        num_squarings: how often the points p are halved.
     """
 
-    tokens: list[list[int]]
+    indices: list[list[int]]
     coefficients: torch.Tensor
     monomials: torch.Tensor
     num_squarings: int
 
-    def ladder(self, workspace: Workspace, for_gradient: bool = False) -> SquaringLadder:
+    def exponential_powers(self, scratch: ScratchBuffers, for_gradient: bool = False) -> ExponentialPowers:
         num_blocks = self.monomials.shape[1]
-        counts = [num_blocks * len(tokens) for tokens in self.tokens]
-        terms = workspace.take(4, counts[0], *self.monomials.shape[2:], dtype=self.monomials.dtype)
-        torch.mm(self.coefficients, self.monomials.flatten(1), out=terms.view(len(self.coefficients), -1))
-        return SquaringLadder(terms, self.num_squarings, counts, workspace, for_gradient)
+        counts = [num_blocks * len(indices) for indices in self.indices]
+        quadratics = scratch.empty(4, counts[0], *self.monomials.shape[2:], dtype=self.monomials.dtype)
+        torch.mm(self.coefficients, self.monomials.flatten(1), out=quadratics.view(len(self.coefficients), -1))
+        return ExponentialPowers(quadratics, self.num_squarings, counts, scratch, for_gradient)
 
 
 class _Exponents:
-    """sum_i p_i A_i of all points, as sums of `monomials`: 1, A_i, A_i^2 and A_i A_j + A_j A_i.
+    """The exponents sum_i p_i A_i of all points, and their squares, as linear combinations of `monomials`.
 
     Attributes:
-        monomials: shape (1 + axes + axes * (axes + 1) / 2, blocks, n, n).
+        monomials: 1, A_i, A_i^2 and A_i A_j + A_j A_i, shape (1 + axes + axes * (axes + 1) / 2, blocks, n, n).
+        point_monomials: 1, p_i, p_i^2 and p_i p_j in the same order, shape (points, monomials).
+        multiples: the points but the origin, in groups p, 2 p, 3 p, ...
+        norm_bounds: an upper bound of the spectral norms of each point's exponents.
     """
 
     def __init__(self, positions: torch.Tensor, bases: torch.Tensor, for_gradient_only: bool = False):
-        num_axes, num_blocks, width, _ = bases.shape
+        num_axes, num_blocks, size, _ = bases.shape
         largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
-        self.scaling = choose_scaling(bases.dtype, width, largest_entry, for_gradient_only)
-        # Coordinates are rounded: a third of them is exact only to that, which float32 ladders are not beyond either.
+        self.scaling = choose_scaling(bases.dtype, size, largest_entry, for_gradient_only)
+        # Coordinates such as 1 / 3 are rounded, so multiples agree to rounding only. That is as accurate as
+        # exponentials in float32, but not as those in float64.
         tolerance = 0.0 if self.scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
-        self.rays = _rays(tuple(map(tuple, positions.tolist())), tolerance)
+        self.multiples = _group_multiples(tuple(map(tuple, positions.tolist())), tolerance)
         positions, self.bases = positions.to(self.scaling.dtype), bases.to(self.scaling.dtype)
         self.pairs = list(itertools.combinations_with_replacement(range(num_axes), 2))
         first, second = map(list, zip(*self.pairs, strict=True))
-        squares = [self._product(*pair) for pair in self.pairs]
-        identity = torch.eye(width, dtype=self.scaling.dtype).expand(1, num_blocks, -1, -1)
+        squares = [self._symmetric_product(*pair) for pair in self.pairs]
+        identity = torch.eye(size, dtype=self.scaling.dtype).expand(1, num_blocks, -1, -1)
         self.monomials = torch.cat((identity, self.bases, torch.stack(squares)))
         pair_positions = positions[:, first] * positions[:, second]
         self.point_monomials = torch.cat((torch.ones_like(positions[:, :1]), positions, pair_positions), dim=1)
-        self.bounds = self._norm_bounds(positions, pair_positions)
+        self.norm_bounds = self._bound_norms(positions, pair_positions)
 
-    def _product(self, i: int, j: int) -> torch.Tensor:
+    def _symmetric_product(self, i: int, j: int) -> torch.Tensor:
         product = torch.bmm(self.bases[i], self.bases[j])
         return product if i == j else product + product.mT
 
-    def _norm_bounds(self, positions: torch.Tensor, pair_positions: torch.Tensor) -> list[float]:
-        """At least the spectral norm of the exponents of each point, the largest of the blocks."""
+    def _bound_norms(self, positions: torch.Tensor, pair_positions: torch.Tensor) -> list[float]:
         squares = self.monomials[1 + positions.shape[1] :]
         gram = torch.einsum("amij,bmij->mab", squares, squares)
-        bounds = norm_from_square(torch.einsum("ta,mab,tb->tm", pair_positions, gram, pair_positions))
-        # Where the sum nearly vanishes between large terms, rounding goes with the terms. An eighth of them is enough:
-        # more squarings would add more rounding of their own.
-        of_axes = norm_from_square(torch.stack([gram[:, k, k] for k, (i, j) in enumerate(self.pairs) if i == j]))
-        return torch.maximum(bounds, positions.abs() @ of_axes / 8).amax(1).tolist()
+        bounds = norm_bound_from_square(torch.einsum("ta,mab,tb->tm", pair_positions, gram, pair_positions))
+        axis_grams = [gram[:, k, k] for k, (i, j) in enumerate(self.pairs) if i == j]
+        without_cancellation = positions.abs() @ norm_bound_from_square(torch.stack(axis_grams))
+        return torch.maximum(bounds, MIN_NORM_FRACTION * without_cancellation).amax(1).tolist()
 
-    def chunks(self, workspace: Workspace) -> Iterator[_Chunk]:
-        """Rays of the same number of squarings, as many as stay in the cache, which each use all of the workspace."""
-        kinds = [0] + [1] * len(self.bases) + [2] * len(self.pairs)
-        factors = self.monomials.new_tensor(polynomial_terms(self.scaling))[:, None, kinds]
-        exponents = self.monomials.new_tensor(kinds)
-        for num_squarings, rays in self._rays_by_squarings():
-            workspace.reset()
-            tokens = [[ray[k] for ray in rays if k < len(ray)] for k in range(len(rays[0]))]
-            scale = factors * torch.exp2(-num_squarings * exponents)
-            coefficients = (scale * self.point_monomials[tokens[0]]).flatten(0, 1)
-            yield _Chunk(tokens, coefficients, self.monomials, num_squarings)
+    def chunks(self, scratch: ScratchBuffers) -> Iterator[_Chunk]:
+        """Points of the same number of squarings, as many as stay in the cache. Each chunk reuses all of `scratch`."""
+        degree_index = [0] + [1] * len(self.bases) + [2] * len(self.pairs)
+        factors = self.monomials.new_tensor(quadratic_coefficients(self.scaling))[:, None, degree_index]
+        degrees = self.monomials.new_tensor(degree_index)
+        for num_squarings, groups in self._groups_by_squarings():
+            scratch.reset()
+            indices = [[group[k] for group in groups if k < len(group)] for k in range(len(groups[0]))]
+            scale = factors * torch.exp2(-num_squarings * degrees)
+            coefficients = (scale * self.point_monomials[indices[0]]).flatten(0, 1)
+            yield _Chunk(indices, coefficients, self.monomials, num_squarings)
 
-    def _rays_by_squarings(self) -> Iterator[tuple[int, list[Ray]]]:
-        size = max(1, CHUNK_BYTES // self.monomials[0].nbytes)
-        squarings = {ray: count_squarings(self.bounds[ray[0]], self.scaling) for ray in self.rays}
+    def _groups_by_squarings(self) -> Iterator[tuple[int, list[Multiples]]]:
+        """The groups of each chunk, longest first, and the number of squarings of their first points."""
+        chunk_size = max(1, CHUNK_BYTES // self.monomials[0].nbytes)
+        squarings = {group: count_squarings(self.norm_bounds[group[0]], self.scaling) for group in self.multiples}
         waiting = []
         for num_squarings in sorted(set(squarings.values())):
-            waiting += [ray for ray in self.rays if squarings[ray] == num_squarings]
-            # Few matrices cost about as much as some more: they are squared once more, with the next ones.
-            if 4 * len(waiting) < size and num_squarings < max(squarings.values()):
+            waiting += [group for group in self.multiples if squarings[group] == num_squarings]
+            if len(waiting) < MIN_CHUNK_FRACTION * chunk_size and num_squarings < max(squarings.values()):
                 continue
             waiting.sort(key=len, reverse=True)
-            for start in range(0, len(waiting), size):
-                yield num_squarings, waiting[start : start + size]
+            for start in range(0, len(waiting), chunk_size):
+                yield num_squarings, waiting[start : start + chunk_size]
             waiting = []
 
     def bases_grad(self, monomials_grad: torch.Tensor) -> torch.Tensor:
-        """Transposed gradients with respect to A from those with respect to all monomials but 1."""
+        """Transposed gradients with respect to A, from those with respect to all monomials but the first, 1."""
         grad, squares_grad = monomials_grad.split((len(self.bases), len(self.pairs)))
         for (i, j), square_grad in zip(self.pairs, squares_grad, strict=True):
             for this, other in {(i, j), (j, i)}:
@@ -158,33 +174,36 @@ class _Exponents:
         return grad
 
 
+# Every forward pass asks for the same few grids: those of training and evaluation.
 @functools.lru_cache(maxsize=8)
-def _rays(points: tuple[tuple[float, ...], ...], tolerance: float) -> list[Ray]:
-    """Every point but the origin once.
+def _group_multiples(points: tuple[tuple[float, ...], ...], tolerance: float) -> list[Multiples]:
+    """Partition all points but the origin into groups p, 2 p, 3 p, ..., which end at the first missing multiple.
 
     Args:
-        tolerance: relative, of a coordinate for being a multiple.
+        tolerance: relative error of each coordinate up to which a point counts as a multiple.
     """
-    index = {_rounded(point): token for token, point in reversed(list(enumerate(points)))}
-    taken, rays = set(), []
-    for token in sorted(range(len(points)), key=lambda token: sum(x * x for x in points[token])):
-        if token in taken or not any(points[token]):
+    lookup = {_rounded(point): index for index, point in reversed(list(enumerate(points)))}
+    grouped, groups = set(), []
+    for index in sorted(range(len(points)), key=lambda index: sum(x * x for x in points[index])):
+        if index in grouped or not any(points[index]):
             continue
-        ray, following = [], token
+        group, following = [], index
         while following is not None:
-            ray.append(following)
-            taken.add(following)
-            goal = [(len(ray) + 1) * coordinate for coordinate in points[token]]
-            following = index.get(_rounded(goal))
-            if following in taken or (following is not None and not _is_near(points[following], goal, tolerance)):
+            group.append(following)
+            grouped.add(following)
+            multiple = [(len(group) + 1) * coordinate for coordinate in points[index]]
+            following = lookup.get(_rounded(multiple))
+            if following in grouped or (
+                following is not None and not _is_near(points[following], multiple, tolerance)
+            ):
                 following = None
-        rays.append(tuple(ray))
-    return rays
+        groups.append(tuple(group))
+    return groups
 
 
-def _is_near(point: Sequence[float], goal: Sequence[float], tolerance: float) -> bool:
-    return all(abs(there - here) <= tolerance * abs(here) for there, here in zip(point, goal, strict=True))
+def _is_near(point: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
+    return all(abs(x - y) <= tolerance * abs(y) for x, y in zip(point, other, strict=True))
 
 
 def _rounded(point: Sequence[float]) -> tuple[float, ...]:
-    return tuple(round(coordinate, 5) for coordinate in point)
+    return tuple(round(coordinate, LOOKUP_DECIMALS) for coordinate in point)

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import maybe_autocast
 
 from .point_exponential import point_exponentials, point_exponentials_backward
-from .skew_exponential import graph_exponential, runs_eagerly, skew_matrix_exp
-from .squaring_ladder import FLOAT32_BY_FLOAT64, Workspace, kernel_scaling
+from .scaling_and_squaring import FLOAT32_VIA_FLOAT64, ScratchBuffers, kernel_scaling
+from .skew_exponential import has_fast_path, skew_matrix_exp, traceable_exponential
 
 try:
     from .rotation_kernels import exponential, exponential_backward
@@ -34,9 +34,9 @@ def liere_rotations(positions: torch.Tensor, generators: torch.Tensor) -> torch.
 
 
 def rotations_by_layer(positions: torch.Tensor, generators: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """`liere_rotations` as one tensor a layer, (batch or 1, tokens, heads, blocks, b, b), so that each can be freed.
+    """`liere_rotations` as one tensor per layer, (batch or 1, tokens, heads, blocks, b, b), so that each can be freed.
 
-    In training this holds no more memory than the rotations: the gradient computes what else it needs again.
+    Training keeps positions and bases only: the backward pass computes the exponentials again.
     """
     upper = generators.triu(1)
     bases = (upper - upper.mT).flatten(2, 3)
@@ -48,26 +48,26 @@ def _point_rotations(positions: torch.Tensor, bases: torch.Tensor) -> tuple[torc
     """exp(sum_i p_i A_i) for positions (points, axes) and A (layers, axes, blocks, b, b): (points, blocks, b, b)."""
     if bases.shape[-1] <= 4:
         return tuple(skew_matrix_exp(_exponents(positions, layer)) for layer in bases)
-    if runs_eagerly(bases):
+    if has_fast_path(bases):
         return _PointRotations.apply(positions, bases)
     if torch.is_grad_enabled() and (positions.requires_grad or bases.requires_grad):
-        keep_none = {"use_reentrant": False, "preserve_rng_state": False}
-        return tuple(checkpoint(_graph_rotations, positions, layer, **keep_none) for layer in bases)
-    return tuple(_graph_rotations(positions, layer) for layer in bases)
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        return tuple(checkpoint(_traceable_rotations, positions, layer, **options) for layer in bases)
+    return tuple(_traceable_rotations(positions, layer) for layer in bases)
 
 
-def _graph_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
+def _traceable_rotations(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
     exponents = _exponents(positions, bases)
-    return graph_exponential(exponents.flatten(0, 1)).view_as(exponents)
+    return traceable_exponential(exponents.flatten(0, 1)).view_as(exponents)
 
 
 def _exponents(positions: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
-    # A sum of products, not a matmul: reduced-precision matrix units would spoil the angles.
+    # A sum of products, not a matmul, which may run at reduced precision (TF32): angles of many radians need float32.
     return sum(positions[:, axis, None, None, None] * basis for axis, basis in enumerate(bases))
 
 
 class _PointRotations(torch.autograd.Function):
-    """`_point_rotations` by ladders on a CPU, by kernels on a GPU."""
+    """`_point_rotations` by scaling and squaring at all points together: on a CPU, or by Triton kernels on a GPU."""
 
     @staticmethod
     def forward(ctx, positions: torch.Tensor, bases: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -76,8 +76,8 @@ class _PointRotations(torch.autograd.Function):
         if bases.is_cuda:
             scaling = kernel_scaling(bases.shape[-1])
             return tuple(exponential(positions, layer, bases.dtype, scaling) for layer in bases)
-        workspace = Workspace()
-        return tuple(point_exponentials(positions, layer, workspace) for layer in bases)
+        scratch = ScratchBuffers()
+        return tuple(point_exponentials(positions, layer, scratch) for layer in bases)
 
     @staticmethod
     def backward(ctx, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -86,26 +86,26 @@ class _PointRotations(torch.autograd.Function):
         positions, bases = ctx.saved_tensors
         with maybe_autocast(positions.device.type, enabled=False):
             if torch.is_grad_enabled() or ctx.needs_input_grad[0]:
-                return _graph_gradients(positions, bases, grads, create_graph=torch.is_grad_enabled())
-            workspaces, bases_grad = (Workspace(), Workspace()), torch.zeros_like(bases)
+                return _traceable_gradients(positions, bases, grads, create_graph=torch.is_grad_enabled())
+            buffers, bases_grad = (ScratchBuffers(), ScratchBuffers()), torch.zeros_like(bases)
             for layer, grad, layer_grad in zip(bases, grads, bases_grad, strict=True):
                 if grad is None:
                     continue
                 if bases.is_cuda:
-                    exponents_grad = exponential_backward(positions, layer, grad, FLOAT32_BY_FLOAT64)
+                    exponents_grad = exponential_backward(positions, layer, grad, FLOAT32_VIA_FLOAT64)
                     layer_grad.copy_(torch.einsum("pa,pmij->amij", positions, exponents_grad))
                 else:
-                    layer_grad.copy_(point_exponentials_backward(positions, layer, grad, *workspaces))
+                    layer_grad.copy_(point_exponentials_backward(positions, layer, grad, *buffers))
             return None, bases_grad
 
 
-def _graph_gradients(
+def _traceable_gradients(
     positions: torch.Tensor, bases: torch.Tensor, grads: Sequence[torch.Tensor | None], create_graph: bool
 ) -> tuple[torch.Tensor | None, ...]:
-    """Gradients with respect to positions and bases that can be differentiated again."""
+    """Gradients with respect to positions and bases, from autograd, so that they can be differentiated again."""
     inputs = (positions, bases)
     with torch.enable_grad():
-        rotations = [_graph_rotations(positions, layer) for layer in bases]
+        rotations = [_traceable_rotations(positions, layer) for layer in bases]
     used = [(rotation, grad) for rotation, grad in zip(rotations, grads, strict=True) if grad is not None]
     outputs, output_grads = zip(*used, strict=True)
     wanted = [tensor for tensor in inputs if tensor.requires_grad]

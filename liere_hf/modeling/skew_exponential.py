@@ -1,6 +1,6 @@
 """The exponential of skew-symmetric matrices, which is a rotation, and its gradient.
 
-Closed forms for widths 2 and 4. Wider matrices by scaling and squaring.
+Closed forms for sizes 2 and 4, scaling and squaring for the others.
 """
 
 import math
@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from transformers.utils.generic import maybe_autocast
 
-from .squaring_ladder import (
+from .scaling_and_squaring import (
     CHUNK_BYTES,
     FLOAT32,
-    FLOAT32_BY_FLOAT64,
+    FLOAT32_VIA_FLOAT64,
     FLOAT64,
-    SquaringLadder,
-    Workspace,
+    ExponentialPowers,
+    ScratchBuffers,
     choose_scaling,
     count_squarings,
     kernel_scaling,
-    norm_from_square,
-    polynomial_terms,
+    norm_bound_from_square,
+    quadratic_coefficients,
 )
 
 try:
@@ -30,20 +30,21 @@ try:
 except ImportError:
     kernel_exponential = None
 
-# A ladder is about so many times as large as its matrices. Those of one call are kept for the gradient up to so many
-# bytes, else made again.
-LADDER_SIZE = 16
-KEPT_BYTES = 1 << 28
-# Without a look at the values, norms up to 2^12 are expected.
+# The intermediate results of one call are kept for the gradient up to this size, 256 MiB. Larger ones are computed
+# again, which was measured to take a quarter longer.
+MAX_KEPT_BYTES = 1 << 28
+# Matrices kept per input matrix: B, B^2, the quadratics P1 ... P4, Q, and at norm 250 nine squarings.
+NUM_KEPT_MATRICES = 16
+# Squarings where the norms are not known. From theta = 0.5 (`FLOAT32_VIA_FLOAT64`) they reach norms of 2,000.
 MAX_SQUARINGS = 12
 
 
 def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
-    """exp(A) for skew-symmetric A: orthogonal, with determinant 1.
+    """exp(A) for skew-symmetric A, which is orthogonal with determinant 1.
 
-    The input is trusted to be skew-symmetric. Within 1e-5 of the exact rotation in float32 for spectral norms up to
-    250, whatever the width; the gradient is exact along skew-symmetric directions. Works under torch.compile and
-    torch.export, there for norms up to 2,000.
+    That the input is skew-symmetric is not checked. In float32 the result is within 1e-5 of the exact rotation for
+    spectral norms up to 250, at any size. The gradient is exact along skew-symmetric directions. Works under
+    torch.compile and torch.export, there for norms up to 2,000.
 
     Args:
         skew: shape (..., n, n), float32 or float64.
@@ -53,27 +54,33 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     """
     size = skew.shape[-1]
     if size == 2:
-        return _plane_rotation(skew)
+        return _exponential_of_size_2(skew)
     if size == 4:
-        return _isoclinic_rotations(skew)
+        return _exponential_of_size_4(skew)
     matrices = skew.reshape(-1, size, size)
-    exponential = _SkewExponential.apply if runs_eagerly(skew) else graph_exponential
+    exponential = _SkewExponential.apply if has_fast_path(skew) else traceable_exponential
     with maybe_autocast(skew.device.type, enabled=False):
         return exponential(matrices).reshape(skew.shape)
 
 
-def _plane_rotation(skew: torch.Tensor) -> torch.Tensor:
+def _exponential_of_size_2(skew: torch.Tensor) -> torch.Tensor:
     angle = skew[..., 0, 1]
     cos, sin = angle.cos(), angle.sin()
     return torch.stack((cos, sin, -sin, cos), dim=-1).unflatten(-1, (2, 2))
 
 
-def _isoclinic_rotations(skew: torch.Tensor) -> torch.Tensor:
-    """so(4) = so(3) + so(3): the product of a left and a right rotation by unit quaternions, which commute."""
+def _exponential_of_size_4(skew: torch.Tensor) -> torch.Tensor:
+    """By so(4) = so(3) + so(3): the product of a left- and a right-isoclinic rotation, which commute.
+
+    Each is the multiplication by a unit quaternion, from the left or from the right.
+    """
     work = skew if skew.device.type == "mps" else skew.double()
     a, b, c = work[..., 0, 1], work[..., 0, 2], work[..., 0, 3]
     d, e, f = work[..., 1, 2], work[..., 1, 3], work[..., 2, 3]
-    left, right = (_half_turn(torch.stack((a + sign * f, b - sign * e, c + sign * d), dim=-1) / 2) for sign in (1, -1))
+    left, right = (
+        _quaternion_exponential(torch.stack((a + sign * f, b - sign * e, c + sign * d), dim=-1) / 2)
+        for sign in (1, -1)
+    )
     w, x, y, z = left.unbind(-1)
     left = torch.stack((w, x, y, z, -x, w, z, -y, -y, -z, w, x, -z, y, -x, w), dim=-1).unflatten(-1, (4, 4))
     w, x, y, z = right.unbind(-1)
@@ -81,8 +88,8 @@ def _isoclinic_rotations(skew: torch.Tensor) -> torch.Tensor:
     return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2).to(skew.dtype)
 
 
-def _half_turn(vector: torch.Tensor) -> torch.Tensor:
-    """The unit quaternion (cos |v|, sin |v| v / |v|), differentiable at 0 too."""
+def _quaternion_exponential(vector: torch.Tensor) -> torch.Tensor:
+    """exp of the imaginary quaternion v: (cos |v|, sin |v| v / |v|), differentiable at 0 by its Taylor series."""
     square = vector.square().sum(-1, keepdim=True)
     tiny = square < 1e-4
     norm = torch.where(tiny, 1.0, square).sqrt()
@@ -92,12 +99,12 @@ def _half_turn(vector: torch.Tensor) -> torch.Tensor:
 
 
 def values_are_known() -> bool:
-    """Whether code may look at the values of tensors: no compiler traces it, no torch.func transform wraps them."""
+    """Whether code may depend on the values of tensors: neither a compiler nor a torch.func transform traces it."""
     return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def runs_eagerly(matrices: torch.Tensor) -> bool:
-    """Whether ladders on the CPU or kernels on the GPU take matrices (..., n, n), and not `graph_exponential`."""
+def has_fast_path(matrices: torch.Tensor) -> bool:
+    """Whether matrices (..., n, n) take the code for a CPU or the Triton kernels, not `traceable_exponential`."""
     return values_are_known() and (matrices.device.type == "cpu" or _has_kernels(matrices))
 
 
@@ -111,12 +118,15 @@ def _has_kernels(matrices: torch.Tensor) -> bool:
 
 
 def norm_bounds(skew: torch.Tensor) -> torch.Tensor:
-    """At least the spectral norm of each skew-symmetric matrix, whose singular values come in pairs: shape (...)."""
+    """Upper bounds of the spectral norms of skew-symmetric matrices, shape (...).
+
+    Singular values come in pairs, so the squared Frobenius norm is at least twice the squared spectral norm.
+    """
     return torch.linalg.matrix_norm(skew.detach()) / math.sqrt(2)
 
 
 class _SkewExponential(torch.autograd.Function):
-    """By ladders of matrices of similar norm on a CPU, by kernels on a GPU."""
+    """Chunks of matrices of similar norm on a CPU, Triton kernels on a GPU."""
 
     @staticmethod
     def forward(ctx, matrices: torch.Tensor) -> torch.Tensor:
@@ -125,10 +135,10 @@ class _SkewExponential(torch.autograd.Function):
             scaling = kernel_scaling(matrices.shape[-1])
             return kernel_exponential(matrices.new_ones(1, 1), matrices[None], matrices.dtype, scaling)[0]
         rotations = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-        keep = ctx.needs_input_grad[0] and LADDER_SIZE * rotations.nbytes <= KEPT_BYTES
+        keep = ctx.needs_input_grad[0] and NUM_KEPT_MATRICES * rotations.nbytes <= MAX_KEPT_BYTES
         ctx.chunks = list(_chunks(matrices, for_gradient=True)) if keep else None
-        for chunk in ctx.chunks or _chunks(matrices, Workspace()):
-            rotations.index_copy_(0, chunk.index, chunk.ladder.rotations[0].to(matrices.dtype))
+        for chunk in ctx.chunks or _chunks(matrices, ScratchBuffers()):
+            rotations.index_copy_(0, chunk.index, chunk.exponential.rotations[0].to(matrices.dtype))
         return rotations
 
     @staticmethod
@@ -140,15 +150,15 @@ class _SkewExponential(torch.autograd.Function):
     def _gradient(ctx, grad: torch.Tensor) -> torch.Tensor:
         (matrices,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return torch.autograd.grad(graph_exponential(matrices), matrices, grad, create_graph=True)[0]
+            return torch.autograd.grad(traceable_exponential(matrices), matrices, grad, create_graph=True)[0]
         if matrices.is_cuda:
-            arguments = (matrices.new_ones(1, 1), matrices[None], grad[None], FLOAT32_BY_FLOAT64)
+            arguments = (matrices.new_ones(1, 1), matrices[None], grad[None], FLOAT32_VIA_FLOAT64)
             return kernel_exponential_backward(*arguments)[0]
         matrices_grad = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-        chunks, ctx.chunks, workspace = ctx.chunks, None, Workspace()
-        for chunk in chunks or _chunks(matrices, Workspace(), for_gradient=True):
-            workspace.reset()
-            matrices_grad.index_copy_(0, chunk.index, chunk.backward(grad, workspace).to(matrices.dtype))
+        chunks, ctx.chunks, scratch = ctx.chunks, None, ScratchBuffers()
+        for chunk in chunks or _chunks(matrices, ScratchBuffers(), for_gradient=True):
+            scratch.reset()
+            matrices_grad.index_copy_(0, chunk.index, chunk.backward(grad, scratch).to(matrices.dtype))
         return matrices_grad
 
 
@@ -156,55 +166,63 @@ class _Chunk(NamedTuple):
     """Matrices that are computed together.
 
     Attributes:
-        index: which they are.
-        powers: B and B^2, of the matrices scaled.
-        factors: of 1, B and B^2 in the polynomial's terms, shape (4, 3).
-        ladder: from these terms.
+        index: their indices in the batch.
+        powers: B and B^2 of the scaled matrices, shape (2, matrices, n, n).
+        coefficients: of 1, B and B^2 in the quadratics P1 ... P4, shape (4, 3).
+        exponential: computed from these quadratics.
     """
 
     index: torch.Tensor
     powers: torch.Tensor
-    factors: torch.Tensor
-    ladder: SquaringLadder
+    coefficients: torch.Tensor
+    exponential: ExponentialPowers
 
-    def backward(self, grad: torch.Tensor, workspace: Workspace) -> torch.Tensor:
-        b, ladder = self.powers[0], self.ladder
-        terms_grad = ladder.backward([grad.mT[self.index].contiguous().to(b.dtype)], workspace)
-        b_grad, square_grad = (self.factors[:, 1:].T @ terms_grad.flatten(1)).view_as(self.powers)
+    def backward(self, grad: torch.Tensor, scratch: ScratchBuffers) -> torch.Tensor:
+        b = self.powers[0]
+        quadratics_grad = self.exponential.backward([grad.mT[self.index].contiguous().to(b.dtype)], scratch)
+        b_grad, square_grad = (self.coefficients[:, 1:].T @ quadratics_grad.flatten(1)).view_as(self.powers)
         b_grad.baddbmm_(b, square_grad).baddbmm_(square_grad, b)
-        # The skew-symmetric parts of a transposed matrix and of its negative are the same.
-        return b_grad.mul_(-(2.0**-ladder.num_squarings))
+        # The sign undoes the transposition: for the skew-symmetric part, the only one that counts, they are the same.
+        return b_grad.mul_(-(2.0**-self.exponential.num_squarings))
 
 
-def _chunks(matrices: torch.Tensor, shared: Workspace | None = None, for_gradient: bool = False) -> Iterator[_Chunk]:
-    """Matrices of similar norm, as many as stay in the cache; each for itself if they share no workspace."""
+def _chunks(
+    matrices: torch.Tensor, shared: ScratchBuffers | None = None, for_gradient: bool = False
+) -> Iterator[_Chunk]:
+    """Matrices of similar norm, as many as stay in the cache.
+
+    With `shared` buffers a chunk overwrites the one before. Without, each has its own.
+    """
     if not len(matrices):
         return
-    width = matrices.shape[-1]
-    scaling = choose_scaling(matrices.dtype, width, matrices.abs().max().item())
-    factors = torch.tensor(polynomial_terms(scaling), dtype=scaling.dtype)
-    size = max(1, CHUNK_BYTES // (width * width * scaling.dtype.itemsize))
-    for index in norm_bounds(matrices).argsort().split(size):
-        workspace = shared or Workspace()
-        workspace.reset()
-        powers, terms = (workspace.take(count, len(index), width, width, dtype=scaling.dtype) for count in (2, 4))
+    size = matrices.shape[-1]
+    scaling = choose_scaling(matrices.dtype, size, matrices.abs().max().item())
+    coefficients = torch.tensor(quadratic_coefficients(scaling), dtype=scaling.dtype)
+    chunk_size = max(1, CHUNK_BYTES // (size * size * scaling.dtype.itemsize))
+    for index in norm_bounds(matrices).argsort().split(chunk_size):
+        scratch = shared or ScratchBuffers()
+        scratch.reset()
+        powers, quadratics = (scratch.empty(count, len(index), size, size, dtype=scaling.dtype) for count in (2, 4))
         b, square = powers
         torch.bmm(b.copy_(matrices[index]), b, out=square)
-        bound = norm_from_square(torch.linalg.vector_norm(square, dim=(1, 2)).max().square())
+        bound = norm_bound_from_square(torch.linalg.vector_norm(square, dim=(1, 2)).max().square())
         num_squarings = count_squarings(bound.item(), scaling)
         b.mul_(2.0**-num_squarings)
         square.mul_(4.0**-num_squarings)
-        torch.mm(factors[:, 1:], powers.flatten(1), out=terms.flatten(1))
-        terms.diagonal(dim1=-2, dim2=-1).add_(factors[:, :1, None])
-        ladder = SquaringLadder(terms, num_squarings, [len(index)], workspace, for_gradient)
-        yield _Chunk(index, powers, factors, ladder)
+        torch.mm(coefficients[:, 1:], powers.flatten(1), out=quadratics.flatten(1))
+        quadratics.diagonal(dim1=-2, dim2=-1).add_(coefficients[:, :1, None])
+        exponential = ExponentialPowers(quadratics, num_squarings, [len(index)], scratch, for_gradient)
+        yield _Chunk(index, powers, coefficients, exponential)
 
 
-def graph_exponential(matrices: torch.Tensor) -> torch.Tensor:
-    """The exponential without a look at the values: for graphs, for devices that would wait, for second derivatives.
+def traceable_exponential(matrices: torch.Tensor) -> torch.Tensor:
+    """The exponential by scaling and squaring, without control flow that depends on the values.
 
-    The number of squarings is fixed; each matrix takes as many of them as its norm asks for. In float64, where the
-    device has it: matrix units of reduced precision leave that alone, and it holds for entries of any size.
+    For compiled and exported graphs, for devices that would have to synchronize, and for second derivatives. All
+    matrices go through `MAX_SQUARINGS` squarings, and each keeps the results of as many as its norm needs.
+
+    Computed in float64 where the device has it: that is accurate for entries of any size, and is not affected by
+    reduced precision of float32 products (TF32).
 
     Args:
         matrices: shape (batch, n, n).
@@ -212,20 +230,20 @@ def graph_exponential(matrices: torch.Tensor) -> torch.Tensor:
     if matrices.device.type == "mps":
         scaling = FLOAT32
     else:
-        scaling = FLOAT64 if matrices.dtype == torch.float64 else FLOAT32_BY_FLOAT64
+        scaling = FLOAT64 if matrices.dtype == torch.float64 else FLOAT32_VIA_FLOAT64
     work = matrices.to(scaling.dtype)
-    wanted = (norm_bounds(work) / scaling.norm).log2().ceil().clamp(0, MAX_SQUARINGS)
+    num_squarings = (norm_bounds(work) / scaling.theta).log2().ceil().clamp(0, MAX_SQUARINGS)
     scales = work.new_tensor([2.0**-k for k in range(MAX_SQUARINGS + 1)])
     identity = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)
-    b = work * scales[wanted.long(), None, None]
+    b = work * scales[num_squarings.long(), None, None]
     powers = identity, b, torch.bmm(b, b)
-    square, cubic, inner, linear = (
-        sum(factor * power for factor, power in zip(factors, powers, strict=True) if factor)
-        for factors in polynomial_terms(scaling)
+    p1, p2, p3, p4 = (
+        sum(factor * power for factor, power in zip(coefficients, powers, strict=True) if factor)
+        for coefficients in quadratic_coefficients(scaling)
     )
-    q = torch.bmm(square, cubic)
-    rotation = torch.baddbmm(linear, q, q + inner)
+    q = torch.bmm(p1, p2)
+    expm1 = torch.baddbmm(p4, q, q + p3)
     for step in range(MAX_SQUARINGS):
-        squared = torch.baddbmm(rotation, rotation, rotation, beta=2)
-        rotation = torch.where((step < wanted)[:, None, None], squared, rotation)
-    return (rotation + identity).to(matrices.dtype)
+        squared = torch.baddbmm(expm1, expm1, expm1, beta=2)
+        expm1 = torch.where((step < num_squarings)[:, None, None], squared, expm1)
+    return (expm1 + identity).to(matrices.dtype)

@@ -1,16 +1,16 @@
-"""Video processor of LiereViT: VideoMAE's, decoding files with PyAV, which brings its own FFmpeg."""
+"""Video processor of LiereViT: VideoMAE's, but files are decoded by PyAV, which includes its own FFmpeg."""
 
 from transformers.models.videomae.video_processing_videomae import VideoMAEVideoProcessor
 from transformers.video_utils import load_video
 
 
 class LiereViTVideoProcessor(VideoMAEVideoProcessor):
-    """Resize, crop and normalize clips to `pixel_values` of shape (batch, frames, channels, height, width)."""
+    """Resizes, crops and normalizes clips to `pixel_values` of shape (batch, frames, channels, height, width)."""
 
     _auto_class = "AutoVideoProcessor"
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
-        """Decode one file or address, or a list of them, into frames and their metadata."""
+        """Decode a path or URL, or a list of them, into frames and their metadata."""
         if isinstance(video_url_or_urls, list):
             decoded = [self.fetch_videos(video, sample_indices_fn=sample_indices_fn) for video in video_url_or_urls]
             return list(zip(*decoded, strict=True))

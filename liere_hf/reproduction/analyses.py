@@ -1,4 +1,4 @@
-"""Experiments without settings: arithmetic on the models themselves, and what trained ones look at."""
+"""Experiments without settings of their own: FLOPs, equivalence with RoPE, and attention maps of trained models."""
 
 import math
 import textwrap
@@ -30,7 +30,7 @@ from .runner import ExperimentRunner, Setting
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `run` writes into its directory is `table.md` and `results.json`, and `figure.png` where there is one."""
+    """`run` writes `table.md`, `results.json` and possibly `figure.png` to its directory."""
 
     title: str
     source: str
@@ -39,17 +39,17 @@ class Analysis:
 
 NUM_PICTURES = 16
 FLOPS_BATCH = 128
-FLOPS_TEXT = """
-Forward pass of an image of 224 pixels in patches of 16. Applying alone: two FLOPs for each entry of each block that
-meets a query or key, in closed form, over the absolute model's inference; the paper's figures agree with this.
-Inference and training: what torch's FlopCounterMode counts, over the absolute model. It counts matrix products alone:
-pairs are turned without one, and blocks of 8 by products that are wider than they. At inference rotations are kept; in
-training they are computed by matrix exponentials once for a batch, here of 128.
+FLOPS_TEXT = """\
+Forward pass of an image of 224 pixels in patches of 16, relative to the absolute model. Applying alone: multiplying
+queries and keys by their rotations, in closed form, two FLOPs per multiply-add, relative to inference. The paper's
+results agree with this. Inference and training: counted by torch's FlopCounterMode, which counts matrix products only.
+RoPE rotates pairs without matrix products, and blocks of 8 are multiplied in wider matrices. Rotations are cached for
+inference. In training they are computed by matrix exponentials, once per batch, here of 128.
 """
 
 
 def _flops(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
-    """FLOPs of a forward pass per image of 224 pixels, of all sizes."""
+    """FLOPs of a forward pass per image of 224 pixels, for all model sizes."""
     rows = []
     for size, preset in PRESETS.items():
         encodings = compared_encodings()
@@ -78,11 +78,11 @@ def _flops(directory: Path, scale: Scale, runner: ExperimentRunner, console: Con
 
 
 def count_flops(fields: dict[str, Any]) -> dict[str, float]:
-    """What FlopCounterMode counts for a forward pass, per image of 224 pixels, and the parameters.
+    """FLOPs of a forward pass per image of 224 pixels, by FlopCounterMode, and the number of parameters.
 
     Returns:
-        `inference`: rotations computed before and kept; `training`: with computing them, once for a batch of
-        `FLOPS_BATCH`; `num_parameters`.
+        `inference`, with rotations computed before; `training`, which computes them once per batch of `FLOPS_BATCH`;
+        and `num_parameters`.
     """
     config = _config(fields)
     # What is kept is kept for real weights alone; eager attention is counted everywhere.
@@ -118,7 +118,7 @@ def _config(fields: dict[str, Any]) -> LiereViTConfig:
 
 
 def _rope(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
-    """Appendix A: in one dimension LieRE is RoPE in another basis, up to rounding."""
+    """Appendix A: on one axis LieRE is RoPE in another basis, up to rounding."""
     rows = [{"block size": width, "largest_deviation": rope_deviation(width)} for width in (2, 8, 64)]
     lines = ["# LieRE in one dimension is RoPE (appendix A)", ""]
     lines += [
@@ -132,9 +132,9 @@ def _rope(directory: Path, scale: Scale, runner: ExperimentRunner, console: Cons
 
 
 def rope_deviation(width: int, num_positions: int = 64, seed: int = 0) -> float:
-    """How far scores rotated by exp(p A) are from those of RoPE at A's frequencies, in A's own basis.
+    """Largest difference between scores rotated by exp(p A) and by RoPE with A's frequencies, in A's Schur basis.
 
-    A skew-symmetric A is Q S Q^T with S of 2 x 2 blocks, by the real Schur decomposition: exp(p A) = Q exp(p S) Q^T.
+    The real Schur decomposition of a skew-symmetric A is Q S Q^T with 2 x 2 blocks in S: exp(p A) = Q exp(p S) Q^T.
     """
     generator = torch.Generator().manual_seed(seed)
     raw = torch.rand(64 // width, width, width, generator=generator, dtype=torch.float64).triu(1)
@@ -146,7 +146,7 @@ def rope_deviation(width: int, num_positions: int = 64, seed: int = 0) -> float:
 
     schur, basis = (torch.from_numpy(part) for part in scipy.linalg.schur(skew.numpy()))
     frequencies = -torch.diagonal(schur, offset=1)[::2]
-    # transformers' RoPE turns dimension i with i + 32; the basis has the pairs side by side.
+    # transformers' RoPE rotates the pairs (i, i + 32). In the Schur basis pairs are neighbours.
     order = torch.cat((torch.arange(0, 64, 2), torch.arange(1, 64, 2)))
     angles = (positions[:, None] * frequencies).repeat(1, 2)
     in_basis = [(states @ basis)[None, None, :, order] for states in (query, key)]
@@ -155,7 +155,7 @@ def rope_deviation(width: int, num_positions: int = 64, seed: int = 0) -> float:
 
 
 def _attention(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
-    """Figure 12: what CLS looks at in each layer, by encoding, by the models of the experiment accuracy."""
+    """Figure 12: attention of CLS in each layer, by encoding, in the models of the experiment `accuracy`."""
     seed = scale.seeds_of(scale.images)[0]
     maps, entropies = {}, []
     for encoding, compared in compared_encodings().items():
@@ -185,14 +185,14 @@ def _attention(directory: Path, scale: Scale, runner: ExperimentRunner, console:
 
 @torch.no_grad()
 def layer_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Shares of CLS's attention to the patches, mean of heads: (layers, batch, *grid), each map summing to 1."""
+    """CLS's attention to the patches, averaged over heads: (layers, batch, *grid), normalized to sum 1."""
     attentions = torch.stack(model(pixel_values, output_attentions=True).attentions)
     patches = attentions[..., 0, model.config.num_prefix_tokens :].mean(dim=2)
     return (patches / patches.sum(-1, keepdim=True)).unflatten(-1, model.config.grid_size)
 
 
 def entropy(attention: torch.Tensor) -> torch.Tensor:
-    """Of maps (layers, batch, *grid), in bits, (layers, batch)."""
+    """Entropy of attention maps (layers, batch, *grid) in bits, (layers, batch)."""
     shares = attention.flatten(2)
     return -torch.special.xlogy(shares, shares).sum(-1) / math.log(2)
 

@@ -1,4 +1,4 @@
-"""The paper's experiments as data: what is trained, what is measured on it, how it is shown."""
+"""The paper's experiments as data: settings to train, measures, and how results are shown."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .runner import Options, Setting, Task
 
 @dataclass(frozen=True)
 class Scale:
-    """How large an experiment is run; see scales.yaml."""
+    """The scale at which experiments are run, see scales.yaml."""
 
     name: str
     hardware: str
@@ -31,7 +31,7 @@ class Scale:
 
     @property
     def images(self) -> Task:
-        """The image task of the experiments that have one."""
+        """The image classification task of most experiments."""
         return self.tasks[self.roles["images"]]
 
     def seeds_of(self, task: Task) -> list[int]:
@@ -40,7 +40,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table: what one run gives, and whether that is a share of test examples, in per cent."""
+    """A column of the table: the value of one run, and whether it is a share of the test examples in per cent."""
 
     title: str
     of_run: Callable[[dict[str, Any]], float]
@@ -49,7 +49,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of lines over settings' `x`, one for each value of the label `series`."""
+    """A line plot over the settings' `x`, with one line for each value of the label `series`."""
 
     x_label: str
     series: str | None = None
@@ -58,14 +58,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, what is measured on each, and the figure (points unless a line).
+    """Settings, measures, and a figure (points by default).
 
     Attributes:
-        reference: the value of the first label that the p values compare with.
-        by_evaluation: where every evaluation of a trained model has a row of its own, what the parts of their names
-            say (parted by commas).
-        curves_against: the figure also shows accuracy over training examples, and a table how much of the training is
-            saved at this encoding's final accuracy.
+        reference: value of the first label with which p values compare.
+        line: draws lines instead of points.
+        by_evaluation: if every evaluation of a model has its own row, the labels of the comma-separated parts of the
+            evaluations' names.
+        curves_against: an encoding. The figure also shows learning curves, and a table how much less training the
+            others need for its final accuracy.
     """
 
     title: str
@@ -79,7 +80,7 @@ class Experiment:
 
 
 def accuracy_of(evaluation: str) -> Callable[[dict[str, Any]], float]:
-    """Accuracy in per cent of one of a run's evaluations; `training` is the one at its end."""
+    """Accuracy in per cent of one of a run's evaluations. `training` is the one at the end of training."""
     return lambda result: 100 * result["metrics"][evaluation]["accuracy"]
 
 
@@ -88,7 +89,8 @@ LOSS = Measure("loss", lambda result: result["metrics"]["training"]["loss"], is_
 
 
 def read_scale(name: str) -> Scale:
-    """
+    """Read a scale from scales.yaml.
+
     Raises:
         KeyError: there is no such scale.
     """
@@ -123,7 +125,7 @@ def _accuracy(scale: Scale) -> list[Setting]:
 
 
 def _spatial(scale: Scale) -> list[Setting]:
-    """Trained at each size, and trained at the smallest, then tested on the larger canvases."""
+    """Training at each canvas size. Models of the smallest size are also tested on the larger ones."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
     others = [*(task.cells for task in tasks[1:]), *scale["larger_cells"]]
     larger = {f"{cells} x {cells}": _larger_canvas(tasks[0], cells) for cells in others}
@@ -164,7 +166,7 @@ def _sharing(scale: Scale) -> list[Setting]:
 
 
 def _with_two_heads(task: Task) -> Task:
-    """Sharing among heads means nothing where there is one."""
+    """The task with at least two heads, as sharing among heads needs."""
     return (
         task
         if "model_preset" in task.options or task.recipe == "cifar100"
@@ -180,12 +182,12 @@ def _shuffling(scale: Scale) -> list[Setting]:
 
 def _drop(result: dict[str, Any]) -> float:
     before, after = (result["metrics"][name]["accuracy"] for name in ("training", "shuffled"))
-    # What was never right has nothing to lose.
+    # A model without any correct answer cannot lose accuracy.
     return 100 * (before - after) / before if before else 0.0
 
 
 def _resolution(scale: Scale) -> list[Setting]:
-    """Each encoding tested at several sizes, by each way to count positions, and fine-tuned at one of them."""
+    """Each encoding tested at several sizes with each position mode, and fine-tuned at one of them."""
     task, (finetuned,) = scale.images, scale["finetuned"]["input_size"]
     (trained_size,) = task.options.get("image_size") or parse_recipe(task.recipe)[0].image_size
     settings = []
@@ -205,7 +207,7 @@ def _resolution(scale: Scale) -> list[Setting]:
 
 
 def _efficiency(scale: Scale) -> list[Setting]:
-    """Shares of the data; with all of it the accuracy is followed closely."""
+    """Shares of the training data. With all of it, the accuracy is evaluated more often."""
     return [
         Setting(
             scale.images,
@@ -219,7 +221,7 @@ def _efficiency(scale: Scale) -> list[Setting]:
 
 
 def _model_size(scale: Scale) -> list[Setting]:
-    """The paper's sizes, at the scale of a CPU stand-ins of one, two and four layers."""
+    """The paper's model sizes. At the CPU scale, models of one, two and four layers instead."""
     if scale.name == "cpu":
         sizes = {"1 layer": {"num_hidden_layers": 1}, "2 layers": {"num_hidden_layers": 2}, "4 layers": {}}
     else:
@@ -234,7 +236,7 @@ def _model_size(scale: Scale) -> list[Setting]:
 
 
 def _initialization(scale: Scale) -> list[Setting]:
-    # What is the default is not said, so that the run is that of other experiments.
+    # The default is not set explicitly, so that other experiments share the run.
     scales = {"2 pi": {}} | {label: {"generator_init_scale": float(label)} for label in ("1", "0.001")}
     return [
         Setting(

@@ -1,4 +1,4 @@
-"""Figures of experiments: points or lines with intervals, in colours that colour-blind people tell apart."""
+"""Figures of experiments: points or lines with intervals."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ MARKERS = "osD^vPX"
 
 
 def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) -> None:
-    """Write the figure of an experiment: one panel a task, and learning curves where it has them."""
-    # All but the last part of an evaluation's name has panels of its own, the last is the horizontal axis.
+    """Write the figure of an experiment: one panel per task, and learning curves if it has them."""
+    # The last part of an evaluation's name is the horizontal axis, the other parts are the panels.
     parts = experiment.by_evaluation[:-1]
     by_panel: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -61,7 +61,7 @@ def _errors(rows: list[Row], column: str) -> np.ndarray:
 
 
 def _points(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
-    """One place for each value of the first label; beside one another what the second one says, or the measures."""
+    """Points grouped by the first label. Within a group, one point for each second label or each measure."""
     first, *others = rows[0].labels
     places = list(dict.fromkeys(row.labels[first] for row in rows))
     measures = [measure.title for measure in experiment.measures if measure.is_proportion]
@@ -111,7 +111,7 @@ def _lines(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
 
 
 def _lines_by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> None:
-    """One line a model, over what it was tested at; what goes on from another has that one's colour."""
+    """One line per model, over its evaluations. A fine-tuned model has the colour of the one it started from."""
     column, last = next(iter(rows[0].estimates)), parts[-1]
     places = sorted({row.labels[last] for row in rows}, key=lambda name: int(name.split()[0]))
     by_model: dict[tuple[str, ...], list[Row]] = {}
@@ -135,7 +135,7 @@ def _lines_by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) ->
 
 
 def _curves(axes: Axes, results: Results) -> None:
-    """Accuracy over training examples with all data, mean of the seeds."""
+    """Learning curves with all data, averaged over seeds."""
     for index, (name, curves) in enumerate(full_curves(results).items()):
         examples = [point["examples"] for point in curves[0]]
         accuracy = np.mean([[100 * point["accuracy"] for point in curve] for curve in curves], axis=0)

@@ -1,4 +1,4 @@
-"""One experiment from its runs to its table and figure; what is finished is not made again."""
+"""An experiment, from its runs to its table and figure. Finished runs are not repeated."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from ..output_files import write_json
 from .analyses import ANALYSES
 from .experiments import EXPERIMENTS, Experiment, Scale, read_scale
 from .figures import draw
-from .runner import PATIENCE, ExperimentRunner
+from .runner import POLLING_SECONDS, ExperimentRunner
 from .summary import Results, summarize
 from .tables import write_tables
 
@@ -23,7 +23,7 @@ SCALES = ("paper", "gpu", "cpu")
 
 
 def list_experiments() -> None:
-    """Print every experiment with its place in the paper and its estimated minutes at each scale."""
+    """Print all experiments, with their place in the paper and their estimated minutes at each scale."""
     scales = [read_scale(name) for name in SCALES]
     name = Column("experiment", no_wrap=True)
     table = Table(name, "what", "in the paper", *(f"{scale.name}, minutes" for scale in scales))
@@ -44,19 +44,19 @@ def reproduce(
     data_dirs: dict[str, str] | None = None,
     flags: Sequence[str] = (),
 ) -> None:
-    """Run an experiment as far as it has not run, and write `results_dir`/NAME/SCALE.
+    """Run what is missing of an experiment, and write its results to `results_dir`/NAME/SCALE.
 
-    Several commands at once, of this or other experiments, share the work; an interrupted one is gone on with.
+    Several commands at a time, for this or other experiments, share the work. An interrupted one is continued.
 
     Args:
-        name: of `EXPERIMENTS` or `ANALYSES`.
+        name: name of one of `EXPERIMENTS` or `ANALYSES`.
         scale_name: `paper`, `gpu` or `cpu`.
-        work_dir: where models are kept; experiments share them.
-        data_dirs: directories of local files, by data set; the Hub where there is none.
-        flags: options `--name value ...` for every run, on top of all others.
+        work_dir: directory of the models, which experiments share.
+        data_dirs: directories of local files, by data set. Default: the Hub.
+        flags: options `--name value ...` for every run, which override all others.
 
     Raises:
-        InputError: an experiment or scale that there is not, or options or data that do not fit.
+        InputError: an unknown experiment or scale, or options or data that do not fit.
     """
     known = {**EXPERIMENTS, **ANALYSES}
     if name not in known:
@@ -79,7 +79,7 @@ def reproduce(
 def _results(
     experiment: Experiment, scale: Scale, runner: ExperimentRunner, directory: Path, console: Console
 ) -> tuple[Results, int]:
-    """The result of every setting and seed, and how many of them were made now."""
+    """The result of every setting and seed, and the number of new ones."""
     pending = [(setting, seed) for setting in experiment.settings(scale) for seed in scale.seeds_of(setting.task)]
     total, results, num_made = len(pending), {}, 0
     while pending:
@@ -98,14 +98,14 @@ def _results(
                     write_json(path, result)
             results[setting.name, seed] = result
         if len(postponed) == len(pending):
-            console.print(f"{len(postponed)} runs are being made by other commands: waiting")
-            time.sleep(PATIENCE)
+            console.print(f"Waiting for {len(postponed)} runs of other commands")
+            time.sleep(POLLING_SECONDS)
         pending = postponed
     return results, num_made
 
 
 def _finished(path: Path, keys: dict[str, str]) -> dict[str, Any] | None:
-    """The result in a file, if it was made with the settings of today."""
+    """The result in a file, if its settings are the current ones."""
     if not path.is_file():
         return None
     result = json.loads(path.read_text())
@@ -117,7 +117,7 @@ def _report(
 ) -> None:
     _remove_others(directory, results)
     if not is_new and (directory / "table.md").is_file():
-        console.print(f"All {len(results)} runs are finished: nothing to do. The table is {directory / 'table.md'}")
+        console.print(f"All {len(results)} runs are finished, see {directory / 'table.md'}")
         return
     rows = summarize(experiment, scale, results)
     console.print(write_tables(directory, experiment, scale, rows, results), markup=False)
@@ -126,7 +126,7 @@ def _report(
 
 
 def _remove_others(directory: Path, results: Results) -> None:
-    """Results of settings that the experiment has no more."""
+    """Delete results of settings that the experiment no longer has."""
     names = {f"{setting}-seed{seed}.json" for setting, seed in results}
     for path in (directory / "runs").glob("*.json"):
         if path.name not in names:

@@ -1,4 +1,4 @@
-"""Trainings and evaluations of an experiment, each made once, however often and by how many they are asked for."""
+"""Trainings and evaluations of experiments. Each runs once, even if several experiments or processes need it."""
 
 import fcntl
 import hashlib
@@ -26,16 +26,18 @@ from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning
 from ..training.run import train
 
 Options = dict[str, Any]
-# Seconds until another look at what another command is at.
-PATIENCE = 5
+# Seconds between checks whether another command has finished a run.
+POLLING_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class Task:
     """A data set with its recipe.
 
-    `compare` names the column of the paper's results beside ours, `cells` is the grid of a spatial task, `seeds` are
-    its own where they are not the scale's.
+    Attributes:
+        compare: name of the paper's results to compare with.
+        cells: cells per side, for a spatial task.
+        seeds: instead of those of the scale.
     """
 
     name: str
@@ -52,13 +54,13 @@ class Setting:
     """One setting of an experiment, trained with each seed.
 
     Attributes:
-        labels: what it is called, by column of the table.
-        options: on top of the task's recipe.
-        evaluated: what the evaluation at the training's end is called beside `evaluations`.
-        evaluations: further ones of the trained model, by name: options on top.
-        start: the setting whose model this one goes on from.
-        paper: the paper's figure in per cent, None if it has none.
-        x: where it stands on a figure's horizontal axis.
+        labels: its entries in the label columns of the table.
+        options: options that override the task's recipe.
+        evaluated: name of the evaluation at the end of training, among `evaluations`.
+        evaluations: options of further evaluations of the trained model, by name.
+        start: the setting whose trained model this one starts from.
+        paper: the paper's result in per cent, None if it reports none.
+        x: its coordinate on the horizontal axis of a figure.
     """
 
     task: Task
@@ -72,21 +74,21 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """For files."""
+        """Name for files."""
         parts = [self.task.name, *self.labels.values()]
         return "-".join(part.lower().replace(" ", "_").replace("/", "_") for part in parts)
 
 
 class ExperimentRunner:
-    """Trains and evaluates settings of experiments, each once, and keeps the results.
+    """Trains and evaluates the settings of experiments, each once, and stores the results.
 
     A run directory is named by a hash of all its options, so that a changed option never finds an old result. Several
-    processes, and several commands at once, can share one directory.
+    processes, and several commands at a time, can share one directory.
 
     Args:
-        directory: where the models are.
+        directory: directory of the models.
         data_dirs: directories of local files, by data set.
-        flags: options `--name value ...` for every run, on top of all others.
+        flags: options `--name value ...` for every run, which override all others.
     """
 
     def __init__(self, directory: Path, data_dirs: dict[str, str], flags: Sequence[str]):
@@ -96,7 +98,7 @@ class ExperimentRunner:
         self.state = PartialState()
 
     def key(self, setting: Setting, seed: int) -> str:
-        """What the training of a setting depends on, in sixteen characters."""
+        """Hash of everything that the training of a setting depends on, sixteen characters."""
         options = recipe_options(*self._parse(setting, seed, "start" if setting.start else None))
         options = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
         return _hash([options, self.key(setting.start, seed) if setting.start else None])
@@ -105,15 +107,15 @@ class ExperimentRunner:
         return _hash([self.key(setting, seed), setting.evaluations[name], self.flags])
 
     def keys(self, setting: Setting, seed: int) -> dict[str, str]:
-        """What a result of a setting depends on: the key of its training, and that of each evaluation."""
+        """The keys of a setting's training and of each of its evaluations."""
         evaluations = {name: self.evaluation_key(setting, seed, name) for name in setting.evaluations}
         return {"training": self.key(setting, seed), **evaluations}
 
     def make(self, setting: Setting, seed: int) -> dict[str, Any] | None:
-        """Train and evaluate a setting, where that is not done yet; None if another command is doing it.
+        """Train and evaluate a setting if necessary. None if another command is doing it.
 
         Returns:
-            `metrics` by evaluation ("training" is the one at its end), the `curve` of accuracies over examples, sizes,
+            `metrics` by evaluation ("training" is the one at its end), the `curve` of accuracy over examples, sizes,
             seconds and hardware.
         """
         with self._claimed(self.key(setting, seed)) as is_ours:
@@ -139,7 +141,7 @@ class ExperimentRunner:
         }
 
     def train(self, setting: Setting, seed: int) -> Path | None:
-        """Directory of the trained model; None if it starts from one that another command is at."""
+        """Directory of the trained model. None if it starts from a model that another command is training."""
         start = None
         if setting.start:
             with self._claimed(self.key(setting.start, seed)) as is_ours:
@@ -162,13 +164,13 @@ class ExperimentRunner:
         return directory
 
     def wait_for(self, setting: Setting, seed: int) -> Path:
-        """Directory of the trained model, as soon as no other command is at it."""
+        """Directory of the trained model, as soon as no other command is training it."""
         while True:
             with self._claimed(self.key(setting, seed)) as is_ours:
                 directory = self.train(setting, seed) if is_ours else None
             if directory is not None:
                 return directory
-            time.sleep(PATIENCE)
+            time.sleep(POLLING_SECONDS)
 
     def test_pictures(self, task: Task, count: int) -> list[torch.Tensor]:
         """The first test images of an image task, uint8 (3, height, width)."""
@@ -180,7 +182,7 @@ class ExperimentRunner:
         path = directory / f"evaluation_{self.evaluation_key(setting, seed, name)}.json"
         if path.is_file():
             return json.loads(path.read_text())
-        # Its architecture comes with the model, what is given here is on top of it.
+        # The model brings its architecture, which these options may override.
         flags = self._flags(setting, {"seed": seed, **setting.evaluations[name]}, with_training=False)
         flags += ["--model_name_or_path", str(directory), "--output_dir", str(directory / "evaluation")]
         metrics = evaluate(*parse_recipe(setting.task.recipe, flags))
@@ -197,7 +199,7 @@ class ExperimentRunner:
         return parse_recipe(setting.task.recipe, self._flags(setting, options, with_training=start is None))
 
     def _flags(self, setting: Setting, options: Options, with_training: bool) -> list[str]:
-        """Options as flags; those of the task that shape a model are left to a checkpoint that brings its own."""
+        """Options as flags. For a checkpoint, the task's options of the architecture are left out."""
         given = {**setting.task.options, **options}
         if not with_training:
             left_out = ARCHITECTURE_OPTIONS - options.keys()
@@ -213,9 +215,9 @@ class ExperimentRunner:
 
     @contextmanager
     def _claimed(self, key: str) -> Iterator[bool]:
-        """Whether this command has a training for itself; a lock ends with its process, however that ends."""
+        """Whether this command has locked a training. The lock ends with the process, even if that is killed."""
         if self.state.num_processes > 1:
-            # Commands over several processes are not mixed with others.
+            # Commands with several processes do not share work with other commands.
             yield True
             return
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from scipy import stats
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95% interval; the ends are None where a single value tells none."""
+    """A mean and the ends of its 95% interval, which are None for a single value."""
 
     mean: float
     low: float | None

@@ -1,4 +1,4 @@
-"""From the results of runs to rows: means over seeds with intervals, beside the paper's figures."""
+"""Table rows from the results of runs: means over seeds with intervals, and the paper's results."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from .runner import Setting
 from .statistics import Estimate, over_seeds, two_proportion_z_test
 
 Results = dict[tuple[str, int], dict[str, Any]]
-# Points of `examples` and `accuracy`, in the order of the training.
+# Points with `examples` and `accuracy`, in the order of training.
 Curve = list[dict[str, float]]
 
 
@@ -16,8 +16,11 @@ Curve = list[dict[str, float]]
 class Row:
     """A row of the table.
 
-    `values` are per seed by column, `estimates` their means; `p_value` compares the first column with the reference's
-    row, as shares of all test examples of all seeds.
+    Attributes:
+        values: one value per seed, by column.
+        estimates: their means, by column.
+        counts: correct test examples of all seeds, and all of them.
+        p_value: of the comparison of `counts` with those of the reference's row.
     """
 
     task: str
@@ -57,7 +60,7 @@ def _row(
     metrics = [run["metrics"][evaluation] for run in runs]
     first = next(iter(estimates))
     if len(runs) == 1:
-        # One seed tells nothing of others; what the test examples tell is given.
+        # With one seed, the interval is over the test examples, not over seeds.
         low, high = (100 * metrics[0][f"accuracy_{end}"] for end in ("low", "high"))
         estimates[first] = Estimate(estimates[first].mean, low, high)
     trials = [_num_examples(each) for each in metrics]
@@ -104,7 +107,10 @@ def full_curves(results: Results) -> dict[str, list[Curve]]:
 
 
 def training_saved(baseline: str, results: Results) -> dict[str, Estimate | None]:
-    """How many times sooner each encoding is at the baseline's final accuracy (figure 9); None if a seed never is."""
+    """How many times less training each encoding needs for the baseline's final accuracy (figure 9).
+
+    None if a seed never reaches it.
+    """
     curves = full_curves(results)
     saved: dict[str, Estimate | None] = {}
     for encoding in curves:
@@ -119,7 +125,7 @@ def training_saved(baseline: str, results: Results) -> dict[str, Estimate | None
 
 
 def examples_to_reach(curve: Curve, accuracy: float) -> float | None:
-    """Examples until an accuracy is reached, on straight lines between evaluations, no earlier than the first one."""
+    """Training examples needed for an accuracy, by linear interpolation between evaluations. None if not reached."""
     for before, after in zip([None, *curve], curve, strict=False):
         if after["accuracy"] < accuracy:
             continue

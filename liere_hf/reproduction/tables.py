@@ -1,4 +1,4 @@
-"""Tables and files of an experiment: Markdown, CSV, JSON."""
+"""The tables of an experiment, as Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ PAPER_SAVED = "3.5 to 3.9"
 
 
 def write_tables(directory: Path, experiment: Experiment, scale: Scale, rows: list[Row], results: Results) -> str:
-    """Write results.json, results.csv and table.md; returns the table."""
+    """Write results.json, results.csv and table.md, and return the table."""
     hardware = ", ".join(sorted({result["hardware"]["device"] for result in results.values()}))
     table, content = markdown(experiment, scale, rows, hardware), _as_json(experiment, scale, rows, hardware)
     if experiment.curves_against:
@@ -31,7 +31,7 @@ def write_tables(directory: Path, experiment: Experiment, scale: Scale, rows: li
 
 
 def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: str) -> str:
-    """The table with its heading and what the scale changes."""
+    """The table, with its heading and the differences of the scale from the paper."""
     labels = list(dict.fromkeys(label for row in rows for label in row.labels))
     columns = list(rows[0].estimates)
     has_paper, has_p = (any(getattr(row, name) is not None for row in rows) for name in ("paper", "p_value"))

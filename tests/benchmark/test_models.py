@@ -1,4 +1,4 @@
-"""The benchmark of models: contestants of equal sizes, its files, and its errors."""
+"""The model benchmark: contestants of equal size, output files, and errors."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ SMALL = {
 
 @pytest.mark.parametrize("sizes", SMALL.values(), ids=SMALL)
 def test_contestants_have_the_sizes_of_the_reference(sizes):
-    """Linear layers and normalizations have the same number of parameters, whatever the names."""
+    """Linear layers and normalizations have the same number of parameters, regardless of their names."""
 
     def inner_parameters(name):
         skipped = ("generators", "position_embeddings", "patch_embeddings")
@@ -56,7 +56,7 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     assert list(rows) == [REFERENCE, "absolute", "liere64", *PUBLISHED_WAYS]
     assert rows[REFERENCE]["training_ratio"] == rows[REFERENCE]["evaluation_ratio"] == 1
     assert all(row["peak_memory_mib"] > 1 and row["training_seconds"] > 0 for row in rows.values())
-    # Products of queries and keys with one 64 x 64 matrix a token, head and layer; CLS is a token too.
+    # Products of queries and keys with one 64 x 64 matrix per token (CLS included), head and layer.
     extra = 1e9 * (rows["liere64"]["gflops_per_sample"] - rows["absolute"]["gflops_per_sample"])
     assert extra == pytest.approx(2 * 12 * 5 * 6 * 2 * 64 * 64)
     with (tmp_path / "benchmark.csv").open() as file:
@@ -65,7 +65,7 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
 
 
 def test_contestants_may_be_left_out(tmp_path, monkeypatch):
-    """Without the published ways there is still a table and a chart."""
+    """Table and chart do not need the published ways."""
     monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
     flags = ["--preset", "base-video", "--rounds", "1", "--device", "cpu", "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
@@ -87,7 +87,7 @@ def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
 
 
 def test_memory_of_a_device_that_runs_out_is_one_sentence(monkeypatch, capsys):
-    """There is no such device where this runs: its error is raised by hand, what is made of it is not."""
+    """The error is raised by hand, since the device may not exist here. Its handling is real."""
 
     def run_out(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -111,7 +111,7 @@ def test_the_exponential_is_measured_on_its_own(tmp_path, monkeypatch):
 
 
 def test_median_ratio_is_of_the_same_rounds():
-    """The second round is slow for both; medians of times would not cancel that."""
+    """The second round is slow for both, which a ratio of median times would not cancel."""
     ratio = median_ratio("speed", [2.0, 20.0, 2.2], [1.0, 10.0, 1.1])
     assert ratio["speed"] == pytest.approx(2)
     assert ratio["speed_low"] <= 2 <= ratio["speed_high"]

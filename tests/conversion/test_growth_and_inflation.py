@@ -78,7 +78,7 @@ def test_new_entries_are_trained():
         ({"generator_block_size": 8}, 32, "block_size is 32, allowed are 8, 16"),
     ],
 )
-def test_widening_that_cannot_be(overrides, block_size, message):
+def test_widening_with_bad_arguments(overrides, block_size, message):
     with pytest.raises(InputError, match=message):
         widen_generators(image_model(**overrides), block_size)
 
@@ -107,7 +107,7 @@ def test_one_tubelet_of_a_still_clip_gives_the_images_logits(tubelet, encoding, 
 @pytest.mark.parametrize("num_frames", [4, 6])
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 def test_several_tubelets(num_frames, attn_implementation):
-    """Exact without prefix tokens, and with a balanced prefix; off by the smaller share of CLS otherwise."""
+    """Exact without prefix tokens and with a balanced prefix. Otherwise CLS has a smaller share of attention."""
     pixel_values = torch.randn(2, 3, 16, 24)
     clip = still_clip(pixel_values, num_frames)
     without_prefix = image_model(use_cls_token=False, pooling="mean", attn_implementation=attn_implementation)
@@ -122,7 +122,7 @@ def test_several_tubelets(num_frames, attn_implementation):
 
 
 def test_balanced_prefix_and_padding():
-    """Padding still influences nothing when the mask also carries the bias of the prefix."""
+    """Padding still has no influence when the mask also contains the bias of the prefix."""
     model = inflate(image_model(), 4, balance_prefix=True)
     clip = torch.randn(1, 4, 3, 16, 24)
     padded = torch.cat((clip, torch.randn(1, 4, 3, 8, 24)), dim=-2)
@@ -141,7 +141,7 @@ def test_masked_image_modeling_decodes_every_frame_as_the_image():
     torch.testing.assert_close(frames, still_clip(image, 2), atol=1e-5, rtol=0)
 
 
-def test_generators_of_time_are_trained():
+def test_time_generators_are_trained():
     video = inflate(image_model(generator_block_size=4), 4)
     train_ten_steps(video, torch.randn(4, 4, 3, 16, 24))
     time = video.liere_vit.rotations.generators[:, 0]
@@ -156,6 +156,6 @@ def test_generators_of_time_are_trained():
         ({"image_size": (2, 16, 24), "patch_size": (1, 8, 8)}, (4, 2), "has 3 axes"),
     ],
 )
-def test_inflation_that_cannot_be(model, arguments, message):
+def test_inflation_with_bad_arguments(model, arguments, message):
     with pytest.raises(InputError, match=message):
         inflate(image_model(**model), *arguments)

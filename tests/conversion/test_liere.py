@@ -1,4 +1,4 @@
-"""The authors' own models, converted, give their logits and gradients; and go back as they came."""
+"""The authors' models, converted, give their logits and gradients, and export to the same weights."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ needs_official_checkpoints = pytest.mark.skipif(
 
 
 def load(name):
-    """The recipe, the weights under the authors' names, and what the authors' code computed."""
+    """The recipe, the weights under the authors' names, and the outputs of the authors' code."""
     with safe_open(DIRECTORY / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         recipe = json.loads(file.metadata()["recipe"])
@@ -44,7 +44,7 @@ def load(name):
 
 
 def needed_flags(recipe):
-    """The flags that the shapes of a checkpoint leave open."""
+    """The flags for what the shapes of a checkpoint do not determine."""
     flags = [] if recipe["enc"] == "liere" else ["--position_encoding", recipe["enc"]]
     if recipe["nd"] == 3:
         flags += ["--image_size", *map(str, recipe["image"]), "--patch_size", *map(str, recipe["patch"])]
@@ -94,7 +94,7 @@ def test_export_gives_the_weights_back(name):
     again = from_liere(exported, options).state_dict()
     for key, tensor in model.state_dict().items():
         assert tensor.equal(again[key]), key
-    # What the authors' code computes with: all but unused tables, and generators of other layers than the first.
+    # The weights that the authors' code uses: all but unused tables and the generators of all layers but the first.
     for key, tensor in weights.items():
         if key not in ("model.pos_embedding", "model.cls_token", "model.position_encoder.generator_raw_params"):
             assert exported[key].equal(tensor), key
@@ -123,7 +123,7 @@ def test_every_kind_of_file(kind, tmp_path):
 
 
 def tiny_state_dict(**overrides):
-    """Weights in the authors' layout, of a model of one's own."""
+    """A small model of this package, and its weights in the authors' layout."""
     settings = {
         "hidden_size": 64,
         "num_hidden_layers": 2,
@@ -237,13 +237,13 @@ class Malicious:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (lambda path: Malicious(path / "owned"), "is refused"),
-        (lambda path: {"state_dict": {}, "callback": Malicious(path / "owned")}, "is refused"),
-        (lambda path: {"state_dict": {"a": 1}}, "'a' is a int"),
-        (lambda path: [1, 2], "holds no state dict"),
+        (lambda path: Malicious(path / "owned"), "is rejected"),
+        (lambda path: {"state_dict": {}, "callback": Malicious(path / "owned")}, "is rejected"),
+        (lambda path: {"state_dict": {"a": 1}}, "'a' has type int"),
+        (lambda path: [1, 2], "does not contain a state dict"),
     ],
 )
-def test_files_that_are_no_checkpoint(tmp_path, content, message):
+def test_files_that_are_not_checkpoints(tmp_path, content, message):
     path = tmp_path / "source.ckpt"
     torch.save(content(tmp_path), path)
     with pytest.raises(InputError, match=message):
@@ -261,12 +261,12 @@ def test_broken_files(tmp_path, suffix, damage):
     else:
         save_file(state_dict, path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=r"cannot be read|is refused"):
+    with pytest.raises(InputError, match=r"cannot be read|is rejected"):
         convert(str(path), tmp_path / "model", "liere", ConversionOptions())
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name]
 
 
-def test_a_plain_pickle_runs_nothing(tmp_path):
+def test_a_plain_pickle_executes_nothing(tmp_path):
     path = tmp_path / "source.ckpt"
     path.write_bytes(pickle.dumps(Malicious(tmp_path / "owned")))
     with pytest.raises(InputError):
@@ -285,7 +285,7 @@ def test_output_directory_that_exists(tmp_path, capsys):
     assert not any((tmp_path / "model").iterdir())
 
 
-def test_widening_on_the_way(tmp_path):
+def test_conversion_with_widening(tmp_path):
     model, state_dict = tiny_state_dict(position_encoding="rope_mixed")
     save_file(state_dict, tmp_path / "source.safetensors")
     options = ConversionOptions(generator_block_size=8)

@@ -54,7 +54,7 @@ def test_logits_are_those_of_the_source(tmp_path, config_class, model_class, pos
         pixel_values = torch.randn(2, 3, size, size)
         with torch.no_grad():
             expected = source(pixel_values, **interpolate).logits
-            # At another size the interpolation of the table adds its own rounding.
+            # At another size the interpolation of the table adds rounding.
             tolerance = 1e-6 if size == 32 else 5e-6
             torch.testing.assert_close(model(pixel_values).logits, expected, atol=tolerance, rtol=1e-6)
     assert tuple(ViTImageProcessor.from_pretrained(tmp_path / "model").image_mean) == (0.1, 0.2, 0.3)

@@ -46,13 +46,14 @@ def test_list_has_the_code_of_today():
     assert CONTENT["code"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in modeling.items()}
 
 
-def test_an_update_brings_modules_that_are_new(copy):
-    """As if today's code were the first to import them."""
+def test_an_update_brings_new_modules_and_removes_those_that_are_gone(copy):
+    """As if today's code were the first to import some modules, and the first not to import another."""
     directory = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8"
     modules = {path.name: path.read_text() for path in directory.glob("*.py")}
-    for name in ("positions.py", "squaring_ladder.py"):
+    for name in ("positions.py", "scaling_and_squaring.py"):
         (directory / name).unlink()
     (directory / "rotations.py").write_text("# of yesterday")
+    (directory / "yesterday.py").touch()
     update_releases(read_releases(copy))
     assert {path.name: path.read_text() for path in directory.glob("*.py")} == modules
 

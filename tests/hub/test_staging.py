@@ -27,7 +27,7 @@ def test_nothing_but_the_release(run_dir, target):
     (run_dir / "checkpoint-2").mkdir()
     stage(read_checkpoint(run_dir), target, REPO_ID)
     code = {"modeling_liere_vit.py", "configuration_liere_vit.py", "positions.py", "rotations.py"}
-    code |= {"point_exponential.py", "rotation_kernels.py", "skew_exponential.py", "squaring_ladder.py"}
+    code |= {"point_exponential.py", "rotation_kernels.py", "skew_exponential.py", "scaling_and_squaring.py"}
     code |= {"rotary_application.py"}
     results = {"README.md", "recipe.yaml", "train_results.json", "eval_results.json"}
     assert {path.name for path in target.iterdir()} == code | results | {

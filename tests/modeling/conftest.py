@@ -19,5 +19,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny models run faster without sharing their work among threads."""
+    """Tiny models run faster on a single thread."""
     torch.set_num_threads(1)

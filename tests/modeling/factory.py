@@ -1,4 +1,4 @@
-"""Tiny models and their inputs, with other sizes along every axis so that a confusion of axes shows."""
+"""Tiny models and their inputs. Every axis has a different size, so that swapped axes are noticed."""
 
 import av
 import numpy as np
@@ -32,7 +32,7 @@ def tiny_config(num_axes=2, **overrides):
 
 
 def random_model(model_class, config, seed=0, **kwargs):
-    """A model in eval mode whose every parameter is drawn wide: no zero bias, and attention far from uniform."""
+    """A model in eval mode whose parameters are all perturbed: no zero biases, and attention far from uniform."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = model_class(config, **kwargs).eval()
@@ -43,7 +43,7 @@ def random_model(model_class, config, seed=0, **kwargs):
 
 
 def random_input(config, batch_size=2, grid_size=None, seed=0):
-    """Pixels of a grid of patches, that of the training size when not given, in the layout of `pixel_values`."""
+    """Random `pixel_values` of a grid of patches, by default that of the training size."""
     grid_size = config.grid_size if grid_size is None else grid_size
     size = [steps * patch for steps, patch in zip(grid_size, config.spatial_patch_size, strict=True)]
     if len(size) >= 3:
@@ -54,7 +54,7 @@ def random_input(config, batch_size=2, grid_size=None, seed=0):
 
 
 def patch_window(config, window):
-    """The index of a window of patches, one slice an axis, in the layout of `pixel_values`."""
+    """Index into `pixel_values` of a window of patches, given as one slice per axis."""
     pixels = [
         slice(part.start * patch, part.stop * patch)
         for part, patch in zip(window, config.spatial_patch_size, strict=True)
@@ -71,7 +71,7 @@ def random_skew(*shape, scale=1.0, seed=0):
 
 
 def write_clip(path, num_frames=12, height=32, width=48, seed=0):
-    """An .mp4 of smooth moving colors, which survive its lossy compression well."""
+    """Write an .mp4 of smooth moving colors, which survive its lossy compression well."""
     phases = 2 * np.pi * np.random.default_rng(seed).random(3)
     y, x = np.mgrid[:height, :width] / width
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""The whole classifier a second time, in NumPy and float64, written from the paper and token by token."""
+"""A second implementation of the classifier, from the paper, in NumPy and float64, token by token."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import scipy.special
 
 
 def patch_vectors(pixels, patch_size):
-    """(channels, *size) -> (patches, prod(patch_size) * channels), both row by row and channels last."""
+    """(channels, *size) -> (patches, prod(patch_size) * channels), in row-major order, channels last."""
     grid_size = [extent // patch for extent, patch in zip(pixels.shape[1:], patch_size, strict=True)]
     vectors = []
     for index in np.ndindex(*grid_size):
@@ -23,7 +23,7 @@ def sequential_positions(grid_size, training_grid_size):
 
 
 def axial_angles(position, head_dim):
-    """VisionLLaMA: the angle of every pair of head dimensions, 0 for those left over."""
+    """VisionLLaMA: the angle of every pair of head dimensions, 0 for the remaining ones."""
     count = head_dim // (2 * len(position))
     angles = np.outer(position, np.exp(-4 * np.linspace(0, 1, count))).ravel()
     return np.pad(angles, (0, head_dim // 2 - len(angles)))

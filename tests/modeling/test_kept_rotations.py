@@ -1,4 +1,4 @@
-"""Rotations are computed once for as long as nothing changes, and never used when something has."""
+"""Rotations are computed once as long as nothing changes, and never reused after a change."""
 
 import copy
 import pickle
@@ -30,7 +30,7 @@ def logits(model, pixel_values):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """One entry for every layer whose rotations are computed."""
+    """A list with one entry per computation of a layer's rotations."""
     calls = []
     rotations_by_layer = modeling_liere_vit.rotations_by_layer
 
@@ -64,7 +64,7 @@ def test_layers_that_share_rotations_keep_one(sharing):
     assert len({rotation.data_ptr() for rotation in kept}) == 1
 
 
-def test_frozen_generators_are_computed_once_in_training_too(computed):
+def test_training_with_frozen_generators_computes_rotations_once(computed):
     model = classifier().train()
     generators(model).requires_grad_(False)
     for _ in range(3):
@@ -72,7 +72,7 @@ def test_frozen_generators_are_computed_once_in_training_too(computed):
     assert len(computed) == model.config.num_hidden_layers
 
 
-def test_training_computes_them_in_every_step_and_keeps_none(computed):
+def test_training_computes_rotations_in_every_step_and_keeps_none(computed):
     model = classifier()
     logits(model, random_input(model.config))
     for _ in range(2):
@@ -118,7 +118,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_change_is_seen(change):
-    """After it the model computes what a copy does that has computed nothing before."""
+    """After it the model computes the same as a new model with the same weights."""
     model = classifier()
     grid_size = LARGER_GRID if change is CHANGES["another mode of positions"] else model.config.grid_size
     pixel_values = random_input(model.config, grid_size=grid_size)
@@ -165,7 +165,7 @@ def test_gradients_of_generators_inside_autocast_are_those_outside():
     assert difference < 1e-2 * gradients[0].abs().max()
 
 
-def test_inference_mode_leaves_nothing_that_training_cannot_use():
+def test_rotations_kept_in_inference_mode_can_be_used_in_training():
     model = classifier()
     generators(model).requires_grad_(False)
     with torch.inference_mode():
@@ -202,7 +202,7 @@ def test_export_holds_the_rotations_as_constants(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("change", ["through .data", "another parameter", "loaded by assignment", "double"])
-def test_export_takes_the_weights_of_the_moment(change):
+def test_export_takes_the_current_weights(change):
     model = classifier()
     pixel_values = random_input(model.config)
     before = logits(model, pixel_values)
@@ -242,7 +242,7 @@ def test_export_of_a_size_that_may_vary_computes_them():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_models_that_vmap_runs_side_by_side():
+def test_models_stacked_by_vmap():
     models = [classifier(), classifier()]
     generators(models[1]).data.add_(0.3)
     pixel_values = random_input(models[0].config)
@@ -253,7 +253,7 @@ def test_models_that_vmap_runs_side_by_side():
         torch.testing.assert_close(actual, logits(model, pixel_values), rtol=0, atol=1e-5)
 
 
-def test_meta_models_run_again_and_again():
+def test_meta_models_run_repeatedly():
     model = classifier().to("meta")
     for _ in range(2):
         assert logits(model, random_input(model.config).to("meta")).shape == (2, 5)
@@ -261,7 +261,7 @@ def test_meta_models_run_again_and_again():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_generators_that_are_not_finite_give_logits_that_are_not(value):
-    """Training that has diverged shows in its loss, and does not end in an error of its own."""
+    """Diverged training shows in the loss, and does not end in an error of the exponential."""
     model = classifier()
     generators(model).data[0, 0, 0, 0, 0, 1] = value
     # With AVX-512, torch's own attention turns NaN into numbers where there are fewer than 16 keys.

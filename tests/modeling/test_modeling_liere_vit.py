@@ -61,7 +61,7 @@ def classifier(num_axes=2, **overrides):
 
 
 def default_positions(config, grid_size):
-    """What the model is to use when no positions are given: the table is stretched, rotations go on."""
+    """What the model uses when no positions are given: stretched ones for the table, sequential ones for rotations."""
     if config.position_encoding == "absolute":
         return stretched_positions(grid_size, config.grid_size)[None]
     return grid_positions(grid_size, config.grid_size, config.position_mode)[None]
@@ -137,7 +137,7 @@ def test_logits_at_other_sizes_equal_the_numpy_reference(num_axes, encoding, gri
 
 
 def vit_pair(encoding):
-    """ViTForImageClassification, and ours with its weights; rotary encodings with zero generators."""
+    """ViTForImageClassification, and our model with its weights. Rotary encodings get zero generators."""
     shared = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     vit_config = ViTConfig(
         **shared,
@@ -198,7 +198,7 @@ def test_without_rotation_its_gradients_and_hidden_states_are_vits():
 @pytest.mark.parametrize("grid_size", [(6, 6), (3, 7), (2, 2), (2, 8), (4, 4)])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_table_at_other_sizes_is_torchs_bicubic(grid_size, antialias):
-    """The patches' embeddings less those of a model whose table is zero."""
+    """The patch embeddings minus those of a model whose table is zero."""
     config = tiny_config(
         image_size=16, patch_size=4, position_encoding="absolute", position_embedding_antialias=antialias
     )
@@ -361,7 +361,7 @@ def test_compiled_model_equals_eager():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("encoding", ["liere", "absolute"])
 def test_one_graph_forward_and_backward(encoding):
-    """The graph that is compiled, run without the slow code generation, at another size too."""
+    """The traced graph, run without the slow code generation, and at another size too."""
     model = classifier(position_encoding=encoding, num_hidden_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for grid_size in (model.config.grid_size, LARGER_GRIDS[2]):
@@ -397,7 +397,7 @@ def test_export_with_a_dynamic_batch(num_axes, encoding):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_attention_implementations_agree(num_axes, encoding):
-    """Eager, sdpa and flex attention, the last without compiling it (on a CPU it has no gradients)."""
+    """Eager, sdpa and flex attention. The last is not compiled (on a CPU it has no gradients)."""
     model = classifier(num_axes, position_encoding=encoding)
     pixel_values = random_input(model.config)
     mask = torch.ones(2, math.prod(model.config.grid_size), dtype=torch.long)
@@ -427,7 +427,7 @@ def test_attentions_are_distributions_over_all_tokens():
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_prefix_attention_bias_is_the_weight_of_repeated_tokens(attention):
-    """With log n as bias, one register weighs as much as n equal ones, with and without padding."""
+    """With bias log n, one register has the weight of n equal ones, with and without padding."""
     single, repeated = (
         classifier(
             use_cls_token=False,
@@ -453,7 +453,7 @@ def test_prefix_attention_bias_is_the_weight_of_repeated_tokens(attention):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_prefix_attention_bias_in_half_precision(attention, masked):
-    """In bfloat16 and under autocast, where queries are of another dtype than the residual stream."""
+    """In bfloat16 and under autocast, where queries have another dtype than the residual stream."""
     model = classifier(prefix_attention_bias=1.0, attn_implementation=attention)
     pixel_values = random_input(model.config)
     arguments = {"attention_mask": torch.tensor([[1] * 8, [1] * 5 + [0] * 3])} if masked else {}
@@ -475,7 +475,7 @@ def test_prefix_attention_bias_with_an_attention_that_cannot_add_it():
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_samples_do_not_see_each_other(num_axes, encoding):
-    """Neither the order nor the size of the batch changes a sample's logits."""
+    """The logits of a sample depend neither on the order nor on the size of the batch."""
     model = classifier(num_axes, position_encoding=encoding)
     pixel_values = random_input(model.config, batch_size=5)
     expected = model(pixel_values).logits
@@ -505,7 +505,7 @@ def test_order_of_patches_matters_to_encodings_only(encoding):
 
 @pytest.mark.parametrize("encoding", LEARNED_ENCODINGS)
 def test_every_layer_head_axis_and_block_has_a_basis_of_its_own(encoding):
-    """Every strictly upper entry moves the logits, and no other entry does."""
+    """Every entry above the diagonal changes the logits, and no other entry does."""
     model = classifier(3, position_encoding=encoding)
     pixel_values = random_input(model.config)
     model(pixel_values).logits.square().sum().backward()
@@ -519,7 +519,7 @@ def test_every_layer_head_axis_and_block_has_a_basis_of_its_own(encoding):
 
 @pytest.mark.parametrize("share_layers", [False, True])
 def test_layers_read_their_own_generators(share_layers):
-    """Disturbing the last layer's leaves the first layer's output alone, unless they are shared."""
+    """Changing those of the last layer does not change the first layer's output, unless they are shared."""
     model = classifier(share_generators_across_layers=share_layers)
     pixel_values = random_input(model.config)
     before = model(pixel_values, output_hidden_states=True)
@@ -574,7 +574,7 @@ def test_frozen_generators_stay_while_the_rest_trains(encoding):
         assert torch.equal(parameter, before[name]) == frozen, name
 
 
-def test_a_few_steps_learn_a_batch_by_heart():
+def test_a_few_steps_overfit_a_batch():
     torch.manual_seed(0)
     model = LiereViTForImageClassification(
         tiny_config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -686,7 +686,7 @@ def test_positions_shared_by_the_batch_or_one_set_per_sample(num_axes, encoding)
 
 
 def crop_of_grid(num_axes):
-    """A larger grid, a window of it as slices of patches, and the indices of the window's tokens in the grid."""
+    """A larger grid, a window of it (slices of patches), and the indices of the window's tokens in the grid."""
     grid_size = LARGER_GRIDS[num_axes]
     window = tuple(slice(1, steps) for steps in grid_size)
     tokens = torch.arange(math.prod(grid_size)).reshape(grid_size)[window].flatten()
@@ -877,7 +877,7 @@ def test_masked_pixels_are_hidden_from_the_model(num_axes):
 
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 def test_reconstruction_puts_every_decoded_patch_at_its_place(num_axes):
-    """A decoder that ignores its input and names the pixel by its bias, and an encoder stride of its own."""
+    """A decoder that ignores its input and identifies each pixel by its bias, with a different encoder stride."""
     stride = tuple(range(2, 2 + num_axes))
     config = tiny_config(num_axes, encoder_stride=list(stride))
     model = random_model(LiereViTForMaskedImageModeling, config)

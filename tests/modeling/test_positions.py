@@ -1,4 +1,4 @@
-"""Coordinates against explicit formulas, and the position table against torch's own interpolation."""
+"""Coordinates against explicit formulas, and the position table against torch's interpolation."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def normal(*shape, seed=0):
 
 
 def read_table(table, grid_size):
-    """A table of shape (*training grid, hidden) stretched over another grid, as (tokens, hidden)."""
+    """A table of shape (*training grid, hidden) interpolated to another grid, as (tokens, hidden)."""
     training_grid_size = table.shape[:-1]
     positions = stretched_positions(grid_size, training_grid_size)[None]
     return interpolate_position_table(table.flatten(0, -2), training_grid_size, positions)[0]
@@ -114,7 +114,7 @@ def test_stretched_table_equals_torch_bicubic_in_1d(training, steps, seed):
 @settings(deadline=None, max_examples=20)
 @given(training=st.tuples(*[st.integers(1, 4)] * 3), grid_size=st.tuples(*[st.integers(1, 6)] * 3), seed=seeds)
 def test_stretched_table_equals_torch_bicubic_axis_by_axis_in_3d(training, grid_size, seed):
-    """The first axis by a bicubic with a singleton, then the two others: interpolation is a product of axes."""
+    """The interpolation is separable: torch interpolates the first axis with a singleton, then the two others."""
     table = normal(*training, 2, seed=seed)
     volume = table.permute(3, 0, 1, 2).double()
     frames = functional.interpolate(

@@ -1,4 +1,4 @@
-"""Saved models load from their own code: without this package, beside it, and beside another revision of it."""
+"""Saved models load from their own code: without this package, beside it, and beside another revision."""
 
 import ast
 import os
@@ -82,7 +82,7 @@ for name in sys.argv[2:]:
 
 
 def run_python(code, directory, tmp_path, *arguments):
-    """What a new process, with caches of its own, puts into `results`."""
+    """Run code in a new process with empty caches, and return its `results`."""
     environment = {
         **os.environ,
         "HF_HOME": str(tmp_path / "hf_home"),
@@ -118,7 +118,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def directory(models, tmp_path_factory):
-    """Saved models with processors beside them, inputs, and `first` and `second`, two revisions of the code."""
+    """Saved models with processors, inputs, and two revisions of the code, `first` and `second`."""
     root = tmp_path_factory.mktemp("saved")
     for name, model in models.items():
         model.save_pretrained(root / name)
@@ -143,7 +143,7 @@ def directory(models, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["without", "with"])
 def results(request, directory, tmp_path_factory):
-    """Everything loaded in one new process, without and with the package."""
+    """All models loaded in one new process, without and with the package."""
     head = WITH_PACKAGE if request.param == "with" else WITHOUT_PACKAGE
     saved_again = f"again_{request.param}"
     results = run_python(
@@ -166,7 +166,7 @@ def test_bare_and_masked_models_are_bit_equal(results, models, directory):
 
 
 def test_saved_again_and_loaded_again(results, directory):
-    """The second generation is complete: code, weights and configuration, for itself and for this package."""
+    """A loaded model that is saved again is complete (code, weights, configuration), with and without this package."""
     assert torch.equal(results["image_again"], results["image"])
     for file in MODELING.glob("*.py"):
         if file.name not in ("__init__.py", "video_processing_liere_vit.py"):
@@ -182,7 +182,7 @@ def test_backbone_from_the_remote_configuration(results):
 
 
 def test_image_classification_pipeline(results, models, directory):
-    """The processor's arithmetic written out: scaled to [-1, 1]."""
+    """The processor's arithmetic, written out, scales pixels to [-1, 1]."""
     picture = np.asarray(Image.open(directory / "picture.png"))
     pixel_values = torch.from_numpy(np.moveaxis(picture / 127.5 - 1, -1, 0)[None]).float()
     scores = models["image"](pixel_values).logits[0].softmax(-1).tolist()
@@ -218,7 +218,7 @@ def test_saving_sets_the_auto_map_to_files_that_are_there(directory):
 
 
 def imports_of(node, guarded=False):
-    """(node, whether it stands in the body of a `try`) of every import below a node."""
+    """Yields every import below a node, and whether it is in the body of a `try`."""
     for field, children in ast.iter_fields(node):
         inside = guarded or (isinstance(node, ast.Try) and field == "body")
         for child in children if isinstance(children, list) else [children]:
@@ -230,7 +230,7 @@ def imports_of(node, guarded=False):
 
 @pytest.mark.parametrize("file", sorted(MODELING.glob("*.py")), ids=lambda file: file.name)
 def test_modeling_imports_torch_transformers_and_its_neighbours_only(file):
-    """Triton may be imported where it exists, in a `try`."""
+    """Triton may be imported in a `try`."""
     allowed = {"torch", "transformers", *sys.stdlib_module_names}
     for node, guarded in imports_of(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:

@@ -1,4 +1,4 @@
-"""Queries and keys with rotations applied, against explicit block-diagonal matrices in float64."""
+"""Rotated queries and keys, against explicit block-diagonal matrices in float64."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from liere_hf.modeling import rotary_application
 from liere_hf.modeling.rotary_application import (
     apply_plane_rotations,
     apply_rotations,
-    readily_laid_out,
+    in_fast_layout,
     rotate_queries_and_keys,
 )
 from liere_hf.modeling.rotations import liere_rotations
@@ -83,7 +83,7 @@ def test_gradients_of_apply_rotations(size, batch, heads):
 def test_rotated_queries_and_keys_and_all_gradients(
     size, num_blocks, rotation_heads, batch_size, num_tokens, chunk_bytes, layout, seed
 ):
-    """By tiles of one or several blocks, in one chunk or many: as autograd through einsum, for any strides."""
+    """Against autograd through einsum: merged and single blocks, one chunk or many, any strides."""
     shape = {"tokens": num_tokens, "heads": rotation_heads, "blocks": num_blocks, "size": size}
     rotations = rotations_of(**shape, seed=seed).requires_grad_()
     head_dim = num_blocks * size
@@ -108,10 +108,10 @@ def test_rotated_queries_and_keys_and_all_gradients(
     torch.testing.assert_close(actual_grads, expected_grads, rtol=0, atol=1e-10)
 
 
-def test_rotations_of_all_layouts_rotate_alike():
+def test_the_memory_layout_of_rotations_does_not_matter():
     rotations = rotations_of(blocks=4)
     query, key = normal(2, 9, 3, 2, 32)
-    for laid_out in (rotations, readily_laid_out(rotations)):
+    for laid_out in (rotations, in_fast_layout(rotations)):
         actual = rotate_queries_and_keys(query, key, laid_out)
         expected = tuple(apply_rotations(each, rotations) for each in (query, key))
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
@@ -119,7 +119,7 @@ def test_rotations_of_all_layouts_rotate_alike():
 
 @pytest.mark.parametrize("size", [2, 8, 64])
 def test_frozen_rotations_and_an_unused_result(size):
-    """No gradient of rotations is asked for, and none comes for the keys."""
+    """No gradient of the rotations is needed, and none arrives for the keys."""
     rotations = rotations_of(size=size)
     query, key = (each.requires_grad_() for each in normal(2, 9, 3, 2, 2 * size).unbind())
     weights = normal(*query.shape, seed=2)
@@ -130,8 +130,8 @@ def test_frozen_rotations_and_an_unused_result(size):
 
 
 @pytest.mark.parametrize("size", [8, 64])
-def test_training_holds_the_results_only(size):
-    """Attention holds them too: of queries and keys before their rotation nothing is kept."""
+def test_training_keeps_the_results_only(size):
+    """Attention keeps them anyway. Queries and keys before their rotation are not saved."""
     rotations = rotations_of(blocks=64 // size, size=size).requires_grad_()
     query, key = (each.requires_grad_() for each in normal(2, 9, 3, 2, 64).unbind())
     stored = []
@@ -142,7 +142,7 @@ def test_training_holds_the_results_only(size):
 
 @pytest.mark.parametrize(("size", "heads"), [(2, 1), (4, 3), (8, 1)])
 def test_second_derivatives(size, heads):
-    """Along rotations: with respect to what they are the exponentials of."""
+    """Within the rotation group: with respect to the exponents of the rotations."""
     raw = normal(heads, 8 // size, size, size, seed=1).requires_grad_()
     query, key = (each.requires_grad_() for each in normal(2, 2, 1, 3, 8).unbind())
 
@@ -170,7 +170,7 @@ def test_plane_rotations_equal_matrix_products(dtype, batch, heads):
     expected = apply_rotations(states.detach().double(), rotations)
     torch.testing.assert_close(rotated.double(), expected, rtol=tolerance, atol=tolerance)
     rotated.backward(rotated.detach())
-    # A rotation takes a vector that it has rotated back.
+    # The transpose of a rotation is its inverse.
     torch.testing.assert_close(states.grad, states.detach(), rtol=2 * tolerance, atol=2 * tolerance)
 
 

@@ -1,6 +1,6 @@
-"""The Triton kernels, run by Triton's interpreter on the CPU and compiled where there is a GPU.
+"""The Triton kernels, run by Triton's interpreter on a CPU, and compiled where there is a GPU.
 
-Held against SciPy's exponential and its Frechet derivative, explicit block-diagonal matrices, and float64 autograd.
+Compared with SciPy's exponential and its Frechet derivative, explicit block-diagonal matrices, and float64 autograd.
 """
 
 import functools
@@ -16,20 +16,20 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from liere_hf.modeling import rotary_application, rotation_kernels
-from liere_hf.modeling.skew_exponential import FLOAT32_BY_FLOAT64, kernel_scaling
+from liere_hf.modeling.scaling_and_squaring import FLOAT32_VIA_FLOAT64, kernel_scaling
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-# Size, axes and width (M); the tiles of several matrices are not all filled.
+# Size, axes and matrices per position (M). Not all programs that take several matrices are full.
 EXPONENTIALS = [(4, 1, 9), (4, 3, 2), (8, 2, 3), (16, 3, 2), (32, 1, 2), (64, 2, 1), (128, 3, 1)]
-# Several blocks of each width, small ones that fill no whole number of tl.dot's tiles.
+# Block size and head dimension: several blocks, and not all groups of small blocks are full.
 HEADS = [(2, 10), (4, 24), (8, 24), (16, 32), (32, 64), (64, 128), (128, 128)]
 BATCH, TOKENS, NUM_HEADS = 70, 3, 2
 
 
 def start_interpreter() -> None:
-    """Once in the interpreter's process: mend two faults of it.
+    """Work around two bugs of Triton's interpreter, once in its process.
 
-    Its tl.dot takes the bits of a bfloat16 for an integer, and before Triton 3.8 NumPy 2.4 refuses its loop bounds.
+    Its tl.dot reads the bits of a bfloat16 as an integer, and before Triton 3.8 NumPy 2.4 rejects its loop bounds.
     """
     import triton
     import triton.language as tl
@@ -68,11 +68,11 @@ def unpacked(data: bytes):
 
 
 def call(name: str, *arguments):
-    """A function of rotation_kernels or one that uses them, with the scaling that its caller chooses."""
+    """Call a function of rotation_kernels, or one that uses them, with the scaling that the package chooses."""
     if name == "exponential":
         arguments += (kernel_scaling(arguments[1].shape[-1]),)
     elif name == "exponential_backward":
-        arguments += (FLOAT32_BY_FLOAT64,)
+        arguments += (FLOAT32_VIA_FLOAT64,)
     module = rotary_application if name.endswith("by_kernel") else rotation_kernels
     return getattr(module, name)(*arguments)
 
@@ -83,7 +83,7 @@ def run_packed(name: str, arguments: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def interpreter():
-    """A process of its own: Triton reads TRITON_INTERPRET when it is imported, as the rest of the suite has done."""
+    """A separate process: Triton reads TRITON_INTERPRET when it is imported, which other tests have done already."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_interpreter) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
@@ -96,7 +96,7 @@ def run_interpreted(pool, name, *arguments):
 
 
 def on_gpu(argument):
-    """A tensor moved with its strides."""
+    """The tensor on the GPU, with the same strides."""
     if isinstance(argument, tuple):
         return tuple(map(on_gpu, argument))
     if not isinstance(argument, torch.Tensor):
@@ -112,7 +112,7 @@ def run_on_gpu(name, *arguments):
 
 @pytest.fixture(params=DEVICES)
 def run(request):
-    """Calls a function of rotation_kernels by name, with tensors of the CPU."""
+    """Calls a function of rotation_kernels by name, with CPU tensors."""
     if request.param == "cuda":
         return run_on_gpu
     return functools.partial(run_interpreted, request.getfixturevalue("interpreter"))
@@ -122,9 +122,9 @@ def normal(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def exponents(size, num_axes, width):
+def exponents(size, num_axes, num_matrices):
     """Positions, skew-symmetric matrices, and their sums of products in float64, of norms 0, 1e-3, 1 and 250."""
-    raw = normal(num_axes, width, size, size).double().triu(1)
+    raw = normal(num_axes, num_matrices, size, size).double().triu(1)
     directions = normal(4, num_axes, seed=1).double()
     norms = torch.linalg.matrix_norm(torch.einsum("pi,imjk->pmjk", directions, raw - raw.mT), 2).amax(1)
     positions = (directions * (torch.tensor([0, 1e-3, 1, 250]) / norms)[:, None]).float()
@@ -133,7 +133,7 @@ def exponents(size, num_axes, width):
 
 
 def each_matrix(function, *matrices):
-    """A function of SciPy's on every matrix of (P, M, n, n)."""
+    """Apply a SciPy function to every matrix of (P, M, n, n)."""
     flat = (matrix.double().flatten(0, 1).numpy() for matrix in matrices)
     results = [function(*arguments) for arguments in zip(*flat, strict=True)]
     return torch.from_numpy(np.stack(results)).view(matrices[0].shape)
@@ -143,12 +143,12 @@ def largest(matrices):
     return matrices.abs().amax((-2, -1))
 
 
-@pytest.mark.parametrize(("size", "num_axes", "width"), EXPONENTIALS)
-def test_exponential_equals_scipy(run, size, num_axes, width):
-    positions, skew, exponent = exponents(size, num_axes, width)
+@pytest.mark.parametrize(("size", "num_axes", "num_matrices"), EXPONENTIALS)
+def test_exponential_equals_scipy(run, size, num_axes, num_matrices):
+    positions, skew, exponent = exponents(size, num_axes, num_matrices)
     rotations = run("exponential", positions, skew, torch.float32)
     assert rotations.dtype == torch.float32
-    assert torch.equal(rotations[0], torch.eye(size).expand(width, size, size))
+    assert torch.equal(rotations[0], torch.eye(size).expand(num_matrices, size, size))
     rotations = rotations.double()
     error = largest(rotations - each_matrix(scipy.linalg.expm, exponent)).amax(1)
     assert (error < torch.tensor([1e-7, 1e-7, 1e-6, 1e-5])).all()
@@ -166,19 +166,19 @@ def test_exponential_in_half_precision(run, dtype, size):
 
 
 @pytest.mark.parametrize(("size", "value"), [(4, float("inf")), (4, float("nan")), (32, float("inf"))])
-def test_exponents_that_are_not_finite_end_and_spoil_nothing_else(run, size, value):
+def test_exponents_that_are_not_finite_terminate_and_affect_no_others(run, size, value):
     positions, skew, _ = exponents(size, 1, 1)
-    spoilt = positions[:3].clone()
-    spoilt[1] = value
+    not_finite = positions[:3].clone()
+    not_finite[1] = value
     for name, argument in (("exponential", torch.float32), ("exponential_backward", normal(3, 1, size, size))):
-        actual, expected = (run(name, given, skew, argument) for given in (spoilt, positions[:3]))
+        actual, expected = (run(name, given, skew, argument) for given in (not_finite, positions[:3]))
         assert not actual[1].isfinite().all()
         assert torch.equal(actual[[0, 2]], expected[[0, 2]])
 
 
-@pytest.mark.parametrize(("size", "num_axes", "width"), EXPONENTIALS)
-def test_exponential_backward_equals_frechet_derivative(run, size, num_axes, width):
-    positions, skew, exponent = exponents(size, num_axes, width)
+@pytest.mark.parametrize(("size", "num_axes", "num_matrices"), EXPONENTIALS)
+def test_exponential_backward_equals_frechet_derivative(run, size, num_axes, num_matrices):
+    positions, skew, exponent = exponents(size, num_axes, num_matrices)
     grad = normal(*exponent.shape, seed=2)
     actual = run("exponential_backward", positions, skew, grad)
     assert actual.dtype == torch.float32
@@ -283,7 +283,7 @@ def test_rotations_backward_of_strided_states_and_gradients(run, states):
 @pytest.mark.parametrize("rotation_heads", [1, NUM_HEADS])
 @pytest.mark.parametrize(("block", "dim"), [(2, 10), (8, 24), (32, 64)])
 def test_gradients_from_results_equal_autograd(run, block, dim, rotation_heads):
-    """With respect to rotations, queries and keys, though only rotated ones are held."""
+    """With respect to rotations, queries and keys, though only rotated queries and keys are kept."""
     raw = normal(TOKENS, rotation_heads, dim // block, block, block, seed=1).double()
     rotations = torch.linalg.matrix_exp(raw - raw.mT).float().requires_grad_()
     states = [normal(BATCH, TOKENS, NUM_HEADS, dim, seed=seed).requires_grad_() for seed in (2, 3)]

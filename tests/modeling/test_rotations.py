@@ -101,7 +101,7 @@ def test_scores_along_a_straight_line_depend_on_the_distance_only(size, num_axes
 @settings(deadline=None, max_examples=20)
 @given(size=st.sampled_from(BLOCK_SIZES), num_axes=st.integers(2, 3), seed=seeds)
 def test_scores_of_commuting_generators_depend_on_the_offset_only(size, num_axes, seed):
-    """Generators of all axes are multiples of one another, by other factors in every block."""
+    """The generators of all axes are multiples of each other, with different factors in every block."""
     basis = uniform_generators(1, 1, 1, 64 // size, size, seed)
     generators = basis * uniform_positions(1, num_axes, 1, 64 // size, 1, 1, seed=seed + 1)
     queries, keys = normal(4, 64, seed=seed), normal(4, 64, seed=seed + 1)
@@ -113,8 +113,8 @@ def test_scores_of_commuting_generators_depend_on_the_offset_only(size, num_axes
 
 
 @pytest.mark.parametrize("size", [4, 8, 64])
-def test_scores_of_generators_that_do_not_commute_depend_on_the_place(size):
-    """The opposite of the property above: LieRE in 2D is not purely relative."""
+def test_scores_of_generators_that_do_not_commute_depend_on_absolute_positions(size):
+    """The opposite of the property above: LieRE in 2D is not a purely relative encoding."""
     generators = uniform_generators(1, 2, 1, 64 // size, size)
     queries, keys = normal(4, 64), normal(4, 64, seed=1)
     query_positions, key_positions = uniform_positions(4, 2, seed=2), uniform_positions(4, 2, seed=3)
@@ -205,7 +205,7 @@ def test_generators_have_one_basis_per_layer_and_head_unless_shared(encoding, sh
     seed=seeds,
 )
 def test_points_that_are_multiples_of_others_get_their_own_rotation(size, grid, origin, seed):
-    """On a grid most points are: every rotation and the gradient against torch's exponential of each alone."""
+    """On a grid most points are multiples: rotations and gradients against torch's exponential of each point."""
     axes = [torch.arange(steps, dtype=torch.float64) / 3 + (0 if origin else 0.1) for steps in grid]
     positions = torch.cartesian_prod(*axes).view(1, -1, len(grid))
     positions = torch.cat((positions, positions[:, -2:]), dim=1)  # some of them twice
@@ -230,7 +230,7 @@ def published_rotations(positions, generators):
 @pytest.mark.parametrize("size", [8, 16, 64])
 @pytest.mark.parametrize("grid_size", [(8, 8), (5, 14), (3, 4, 4)])
 def test_float32_rotations_of_a_grid_are_accurate(size, grid_size):
-    """Initial generators, so norms up to 250, where a third of a coordinate is not exact in float32."""
+    """Initial generators have norms up to 250, and coordinates such as 1/3 are rounded in float32."""
     positions = grid_positions(grid_size, grid_size)[None]
     generators = uniform_generators(1, len(grid_size), 1, 1, size)
     rotations = liere_rotations(positions, generators.float())
@@ -242,7 +242,7 @@ def test_float32_rotations_of_a_grid_are_accurate(size, grid_size):
 @pytest.mark.parametrize("size", [8, 16, 64])
 @pytest.mark.parametrize("grid_size", [(8, 8), (5, 14), (3, 4, 4)])
 def test_float32_gradients_of_a_grid_are_accurate(size, grid_size):
-    """The gradient makes ladders of its own, of fewer squarings: to 1e-4 of its largest entry at norms up to 250."""
+    """To 1e-4 of the largest entry at norms up to 250. Exponentials for gradients take fewer squarings."""
     positions = grid_positions(grid_size, grid_size)[None]
     generators = uniform_generators(1, len(grid_size), 1, 1, size).float()
     weights = normal(1, 1, positions.shape[1], 1, 1, size, size)
@@ -257,7 +257,7 @@ def test_float32_gradients_of_a_grid_are_accurate(size, grid_size):
 @pytest.mark.parametrize("size", [8, 64])
 @pytest.mark.parametrize("rest", [0.01, 0.001, 0])
 def test_large_generators_that_cancel_each_other(size, rest):
-    """On the diagonal of the grid a sum of large terms nearly vanishes, and its square with it."""
+    """On the diagonal of the grid the sum of large terms nearly vanishes, and so does its square."""
     positions = grid_positions((8, 8), (8, 8))[None]
     generators = uniform_generators(1, 2, 1, 1, size, seed=1).float()
     generators[:, 1] = rest * generators[:, 0] - generators[:, 0]
@@ -266,7 +266,7 @@ def test_large_generators_that_cancel_each_other(size, rest):
 
 
 def test_gradients_where_some_layers_are_not_used():
-    """As in a model that leaves early: the others' gradients do not change, theirs are 0."""
+    """As in a model with an early exit: the gradients of unused layers are 0, and the others do not change."""
     generators, positions = uniform_generators(3, 2, 1, 2, 8), grid_positions((3, 4), (3, 4)).double()[None]
     weights = normal(12, 1, 2, 8, 8)
     gradients = []
@@ -280,8 +280,8 @@ def test_gradients_where_some_layers_are_not_used():
     assert not gradients[1][[0, 2]].any()
 
 
-def test_training_holds_the_generators_only():
-    """Beside the rotations themselves: exponents and powers of them are not stored."""
+def test_training_keeps_the_generators_only():
+    """Besides the rotations themselves. Exponents and their powers are not saved for the backward pass."""
     positions = grid_positions((6, 6), (6, 6))[None]
     generators = uniform_generators(2, 2, 1, 1, 16).float().requires_grad_()
     stored = []

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from liere_hf import skew_matrix_exp
 from liere_hf.modeling import skew_exponential
-from liere_hf.modeling.skew_exponential import FLOAT32, FLOAT32_BY_FLOAT64, FLOAT64, choose_scaling, graph_exponential
+from liere_hf.modeling.scaling_and_squaring import FLOAT32, FLOAT32_VIA_FLOAT64, FLOAT64, choose_scaling
+from liere_hf.modeling.skew_exponential import traceable_exponential
 
 matrices = {"size": st.sampled_from(BLOCK_SIZES), "scale": st.floats(0, 30), "seed": st.integers(0, 2**31)}
 
@@ -107,7 +108,7 @@ def of_norm_250(structure, size, num_matrices=20):
 
 @pytest.mark.parametrize("size", [2, 4, 6, 8, 16, 32, 64])
 @pytest.mark.parametrize("structure", ["dense", "initial generators", "one plane", "planes"])
-@pytest.mark.parametrize("function", [skew_matrix_exp, graph_exponential])
+@pytest.mark.parametrize("function", [skew_matrix_exp, traceable_exponential])
 def test_float32_is_accurate_up_to_norm_250(function, structure, size):
     skew = of_norm_250(structure, size)
     rotation = function(skew).double().numpy()
@@ -117,7 +118,7 @@ def test_float32_is_accurate_up_to_norm_250(function, structure, size):
 
 
 @pytest.mark.parametrize("size", [2, 4, 6, 8, 16, 32, 64])
-@pytest.mark.parametrize("function", [skew_matrix_exp, graph_exponential])
+@pytest.mark.parametrize("function", [skew_matrix_exp, traceable_exponential])
 def test_float32_gradient_is_accurate_up_to_norm_250(function, size):
     skew = of_norm_250("initial generators", size, num_matrices=3).requires_grad_()
     weights = random_skew(3, size, size, seed=7) + torch.eye(size)
@@ -129,7 +130,7 @@ def test_float32_gradient_is_accurate_up_to_norm_250(function, size):
 
 
 @pytest.mark.parametrize("size", [6, 8])
-def test_second_derivatives_of_ladders(size):
+def test_second_derivatives_of_scaling_and_squaring(size):
     upper = random_skew(2, size, size, seed=1).triu(1).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda raw: skew_matrix_exp(raw.triu(1) - raw.triu(1).mT), upper)
 
@@ -177,11 +178,11 @@ def test_the_same_input_gives_the_same_bits(size):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-def test_ladders_that_are_not_kept_give_the_same_gradient(monkeypatch):
+def test_intermediate_results_that_are_not_kept_give_the_same_gradient(monkeypatch):
     skew, weights = random_skew(50, 16, 16, scale=5).float(), random_skew(50, 16, 16, seed=1).float()
     gradients = []
-    for kept_bytes in (skew_exponential.KEPT_BYTES, 1):
-        monkeypatch.setattr(skew_exponential, "KEPT_BYTES", kept_bytes)
+    for kept_bytes in (skew_exponential.MAX_KEPT_BYTES, 1):
+        monkeypatch.setattr(skew_exponential, "MAX_KEPT_BYTES", kept_bytes)
         leaf = skew.clone().requires_grad_()
         loss = (skew_matrix_exp(leaf) * weights).sum()
         gradients += [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in "ab"]
@@ -189,12 +190,12 @@ def test_ladders_that_are_not_kept_give_the_same_gradient(monkeypatch):
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
-@pytest.mark.parametrize("kept_bytes", [skew_exponential.KEPT_BYTES, 1])
-def test_chunks_that_share_memory_give_what_each_matrix_gives_alone(monkeypatch, kept_bytes):
+@pytest.mark.parametrize("kept_bytes", [skew_exponential.MAX_KEPT_BYTES, 1])
+def test_chunks_that_share_memory_equal_single_matrices(monkeypatch, kept_bytes):
     skew = torch.cat([random_skew(10, 16, 16, scale=scale) for scale in (0.01, 1, 5, 20, 1)]).float()
     weights = random_skew(50, 16, 16, seed=1).float()
     monkeypatch.setattr(skew_exponential, "CHUNK_BYTES", 7 * 16 * 16 * 4)
-    monkeypatch.setattr(skew_exponential, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(skew_exponential, "MAX_KEPT_BYTES", kept_bytes)
     leaf = skew.clone().requires_grad_()
     rotation = skew_matrix_exp(leaf)
     (rotation * weights).sum().backward()
@@ -216,18 +217,18 @@ def test_no_matrices_give_no_rotations():
     assert empty.grad.shape == (0, 8, 8)
 
 
-@pytest.mark.parametrize("scaling", [FLOAT32, FLOAT32_BY_FLOAT64, FLOAT64])
+@pytest.mark.parametrize("scaling", [FLOAT32, FLOAT32_VIA_FLOAT64, FLOAT64])
 def test_polynomial_is_the_exponential(scaling):
-    """On the imaginary axis, where the eigenvalues of skew-symmetric matrices are: relative to the angle."""
+    """On the imaginary axis, where the eigenvalues lie. Errors are relative to the angle."""
     r, x1, x3, x5, k, x4, y2 = scaling.coefficients
-    b = 1j * np.linspace(1e-3, 1, 1001) * scaling.norm
+    b = 1j * np.linspace(1e-3, 1, 1001) * scaling.theta
     q = x3 * b**2 + x1 * b**2 * (b + r * b**2)
     polynomial = b + y2 * b**2 + x4 * q + q * (q + k * b**2 + x5 * b)
-    error = {FLOAT32: 1e-7, FLOAT32_BY_FLOAT64: 3e-10, FLOAT64: 1e-13}[scaling]
+    error = {FLOAT32: 1e-7, FLOAT32_VIA_FLOAT64: 3e-10, FLOAT64: 1e-13}[scaling]
     assert (np.abs(polynomial - np.expm1(b)) < error * np.abs(b)).all()
 
 
-def test_reduced_precision_of_products_is_avoided():
+def test_products_of_reduced_precision_are_avoided():
     assert choose_scaling(torch.float32, 64, 1.0).dtype == torch.float32
     before = torch.get_float32_matmul_precision()
     try:

@@ -34,7 +34,7 @@ BackboneTesterMixin = transformers_test_module("test_backbone_common").BackboneT
 
 
 class LiereViTModelTester:
-    """A small model's configuration and inputs, and the numbers that the common tests expect of them."""
+    """Configuration and inputs of a small model, with the attributes that the common tests read."""
 
     is_training = True
 
@@ -85,7 +85,7 @@ class LiereViTTesterMixin(ModelTesterMixin):
 
     def setUp(self):
         self.model_tester = LiereViTModelTester(**self.config_options)
-        # The common tests choose labels, and what to train, by these tables of transformers' own models.
+        # The common tests look up labels, and which models to train, in these tables of transformers' own models.
         for table, model_class in (
             ("MODEL_MAPPING_NAMES", LiereViTModel),
             ("MODEL_FOR_BACKBONE_MAPPING_NAMES", LiereViTBackbone),
@@ -190,7 +190,7 @@ class LiereViTVideoBackboneTest(LiereViTBackboneTest):
 
 
 class LiereViTPipelineTest(unittest.TestCase):
-    """Pipelines on saved models. transformers' PipelineTesterMixin is of no use: it runs models of the Hub."""
+    """Pipelines on saved models. transformers' PipelineTesterMixin cannot be used: it runs models of the Hub."""
 
     def setUp(self):
         directory = tempfile.TemporaryDirectory()
@@ -204,7 +204,7 @@ class LiereViTPipelineTest(unittest.TestCase):
         processor: ViTImageProcessor | LiereViTVideoProcessor,
         **config_options: object,
     ) -> Pipeline:
-        """A pipeline on a new model and its processor, loaded from a directory as it would be from the Hub."""
+        """A pipeline for a new model and its processor, loaded from a directory as from the Hub."""
         model_class(LiereViTModelTester(**config_options).get_config()).save_pretrained(self.directory)
         processor.save_pretrained(self.directory)
         return pipeline(task, model=str(self.directory))
@@ -213,7 +213,7 @@ class LiereViTPipelineTest(unittest.TestCase):
         return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8))
 
     def check_scores(self, results: list[dict[str, object]], classifier: Pipeline, inputs: dict) -> None:
-        """Labels and scores are those of the model itself, the best first."""
+        """Labels and scores are those of the model, sorted by score."""
         with torch.no_grad():
             scores, labels = classifier.model(**inputs).logits[0].softmax(-1).sort(descending=True)
         self.assertEqual(

@@ -49,7 +49,7 @@ def test_a_list_of_files_is_decoded_file_by_file(clip, frames, tmp_path):
 
 
 def test_pixel_values_are_cropped_scaled_and_normalized_frames(frames):
-    """Without a change of size the processor is arithmetic, in the layout (batch, frames, channels, height, width)."""
+    """Without resizing, pixel values are arithmetic. Their layout is (batch, frames, channels, height, width)."""
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.1]
     processor = LiereViTVideoProcessor(
         do_resize=False, crop_size={"height": 16, "width": 32}, image_mean=mean, image_std=std
@@ -76,7 +76,7 @@ def test_frames_are_sampled_evenly(clip, frames):
     assert torch.equal(sampled, everything[:, [0, 3, 6, 9]])
 
 
-def test_survives_saving(clip, tmp_path):
+def test_saved_and_reloaded_processor_gives_the_same_pixels(clip, tmp_path):
     processor = LiereViTVideoProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     processor.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "video_preprocessor_config.json").read_text())

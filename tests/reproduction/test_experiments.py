@@ -1,4 +1,4 @@
-"""Every experiment can be planned at every scale, and runs from its command to its table."""
+"""Every experiment has valid settings at every scale, and runs from its command to its table."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ from liere_hf.reproduction.tables import write_tables
 from liere_hf_cli.main import main
 
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
-# The experiment `spatial` at the scale of a GPU, with a budget that takes seconds.
+# The experiment `spatial` at the GPU scale, cut down to seconds.
 BUDGET = {
     "hidden_size": 64,
     "num_hidden_layers": 1,
@@ -110,7 +110,7 @@ def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, 
 
 
 def test_experiments_share_their_runs(tmp_path):
-    """The models of the block sizes 2, 8 and 64 are those of the comparison of encodings, and so on."""
+    """For example, the models of block sizes 2, 8 and 64 are those of the comparison of encodings."""
     scale, runner = read_scale("cpu"), ExperimentRunner(tmp_path, {}, [])
     keys = {
         name: {runner.key(setting, 0) for setting in experiment.settings(scale) if setting.task is scale.images}
@@ -145,11 +145,11 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     assert run(*command(tmp_path)) == 0
-    assert "All 5 runs are finished: nothing to do" in capsys.readouterr().out
+    assert "All 5 runs are finished" in capsys.readouterr().out
     changed = {path for path, when in written.items() if path.stat().st_mtime_ns != when}
     assert not changed
 
-    # One run is lost: it alone is made again. A setting that changes leaves nothing of the old results.
+    # A lost run is repeated, and no other. A changed setting removes all old results.
     (lost,) = (directory / "runs").glob("*-liere64-*.json")
     key = json.loads(lost.read_text())["keys"]["training"]
     lost.unlink()
@@ -163,14 +163,14 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
 
 
 def test_two_processes_of_one_command(tmp_path):
-    """They share each run, and one of them reports; every example of an evaluation is counted once."""
+    """They share each run, and only one of them reports. Every example of an evaluation is counted once."""
     config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", port]
     words = [*launch, "-m", "liere_hf", *command(tmp_path, per_device_train_batch_size=8)]
-    for expected in ("Written to", "nothing to do"):
+    for expected in ("Written to", "runs are finished"):
         result = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count(expected) == 1
@@ -219,7 +219,7 @@ def test_list_has_all_of_them(capsys):
 
 
 def test_attention_of_trained_models(tmp_path, capsys):
-    """Against the uniform distribution: no map of 49 patches has more bits; and models are trained once."""
+    """A map of 49 patches has at most the entropy of the uniform distribution. Models are trained once."""
     data = write_fashion_mnist(tmp_path, num_train=64, num_test=20)
     directories = ["--results_dir", tmp_path / "results", "--work_dir", tmp_path / "work"]
     flags = ["--max_steps", 2, "--num_hidden_layers", 2]
@@ -239,7 +239,7 @@ def test_in_one_dimension_liere_is_rope(width):
 
 
 def test_flops_of_applying_agree_with_the_paper():
-    """Table 8: +0.04%, +0.18% and +1.4% of the base model; the absolute one is counted by torch."""
+    """Table 8: +0.04%, +0.18% and +1.4% of the base model. The absolute model is counted by torch."""
     base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64}
     base["intermediate_size"] = 3072
     absolute = count_flops(base | {"position_encoding": "absolute"})["training"]

@@ -1,4 +1,4 @@
-"""Against scipy's own intervals and tests."""
+"""Intervals and tests against those of SciPy."""
 
 import numpy as np
 import pytest

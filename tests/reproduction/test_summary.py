@@ -4,7 +4,7 @@ from liere_hf.reproduction.summary import training_saved
 
 
 def test_training_saved_in_closed_form():
-    """Accuracies that grow evenly, one three times as fast as the other."""
+    """Accuracies that grow linearly, one three times as fast as the other."""
 
     def results(encoding, rate, seed):
         curve = [{"examples": step, "accuracy": min(1.0, rate * step)} for step in range(100, 1001, 100)]
@@ -16,6 +16,6 @@ def test_training_saved_in_closed_form():
     saved = training_saved("absolute", runs)
     assert saved["fast"] == pytest.approx((3, 3, 3))
     assert saved["slow"] is None
-    # Before the first evaluation nothing is known, and nothing is claimed.
+    # Nothing is known before the first evaluation, so no earlier point is claimed.
     assert saved["at once"].mean == 10
     assert "absolute" not in saved

@@ -10,7 +10,7 @@
 #SBATCH --requeue
 set -euo pipefail
 
-# Everything that a run is resumed with is in its output directory: a requeued job goes on from its last checkpoint.
+# The output directory has everything to resume a run: a requeued job continues from its last checkpoint.
 output_dir=${OUTPUT_DIR:-runs/$1_$SLURM_JOB_ID}
 resume=false
 if compgen -G "$output_dir/checkpoint-*" >/dev/null; then resume=true; fi
@@ -20,7 +20,7 @@ main_port=$((10000 + SLURM_JOB_ID % 50000))
 config=$(liere-hf launch-config two_nodes)
 export OMP_NUM_THREADS=1
 
-# --signal=TERM@120 reaches the processes two minutes before the end: they save a checkpoint and stop.
+# --signal=TERM@120 is sent two minutes before the time limit: the processes save a checkpoint and stop.
 srun --kill-on-bad-exit=1 bash -c '
   exec accelerate launch --config_file "$0" --num_machines "$SLURM_NNODES" \
     --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" --machine_rank "$SLURM_NODEID" \
