@@ -32,7 +32,7 @@ def test_names_in_the_source_are_those_of_the_parser(names, dataclasses):
     [
         (["--help"], 0, "LieRE vision transformers"),
         (["--version"], 0, "0.1.0"),
-        (["train", "--help"], 0, "name of a recipe"),
+        (["train", "--help"], 0, "name of a built-in recipe"),
         (["--nope"], 2, "required: command"),
         (["nope"], 2, "invalid choice: 'nope'"),
         (
