@@ -30,7 +30,7 @@ def test_wheel_has_code_data_and_license(distributions):
         for path in (ROOT / "liere_hf").rglob(pattern)
     }
     assert package <= names
-    others = {name for name in names if not name.startswith("liere_hf/")}
+    others = {name for name in names if not name.startswith(("liere_hf/", "liere_hf_cli/"))}
     assert {Path(name).parts[0] for name in others} == {"liere_hf-0.1.0.dist-info"}
     assert "liere_hf-0.1.0.dist-info/licenses/LICENSE" in others
     entry_points = zipfile.ZipFile(wheel).read("liere_hf-0.1.0.dist-info/entry_points.txt").decode()
