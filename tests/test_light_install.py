@@ -6,6 +6,8 @@ A module that is None in sys.modules cannot be imported, as if it were not insta
 import subprocess
 import sys
 
+import nibabel
+import numpy as np
 import pytest
 
 from liere_hf_cli.main import EXTRAS
@@ -21,6 +23,7 @@ TINY = {
     "use_cpu": "true",
     "disable_tqdm": "true",
 }
+AUGMENTATION = ["--rand_augment_num_ops", "2", "--rand_augment_magnitude_std", "0.5", "--random_erasing", "0.5"]
 TINY_FLAGS = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
 
 
@@ -44,7 +47,8 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
     run_dir = tmp_path / "run"
     result = run_without(
         EXTRAS,
-        ["train", "arrows_demo", *TINY_FLAGS, "--output_dir", run_dir],
+        ["train", "arrows_demo", *TINY_FLAGS, *AUGMENTATION, "--output_dir", run_dir],
+        ["train", "clips", *TINY_FLAGS, "--output_dir", tmp_path / "clips"],
         ["evaluate", run_dir, "arrows_demo", "--eval_examples", "32", "--use_cpu", "true"],
         ["publish", run_dir, "org/name", "--dry-run"],
     )
@@ -56,7 +60,7 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
     ("module", "extra", "command"),
     [
         ("av", "video", ["train", "ucf101_smoke", "--data_dir", "."]),
-        ("nibabel", "volumes", ["train", "volumes_smoke", "--data_dir", "."]),
+        ("nibabel", "volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
         ("sklearn", "experiments", ["train", "digits"]),
         ("matplotlib", "plots", ["demo"]),
         ("scipy", "experiments", ["reproduce", "rope"]),
@@ -67,10 +71,15 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
 )
 def test_a_missing_extra_is_one_sentence(module, extra, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for label in "ab":
+        for number in range(5):
+            path = tmp_path / "scans" / label / f"{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)).to_filename(path)
     result = run_without([module], command)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         f'liere-hf {command[0]}: error: {module} is not installed: pip install "liere_hf[{extra}]"'
     )
     assert "Traceback" not in result.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["scans"]

@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration import parse_recipe
 from ..configuration.arguments import ARCHITECTURE_OPTIONS
 from ..data import load_splits
-from ..data.images import decode_image
+from ..data.decoding.images import decode_image
 from ..evaluation import evaluate
 from ..output_files import write_json
 from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning_curve, recipe_options
