@@ -1039,5 +1039,5 @@ def test_video_classifier_with_too_few_axes(num_axes):
 def test_a_configuration_spoiled_after_its_creation():
     config = tiny_config()
     config.position_encoding = "fourier"
-    with pytest.raises(ValueError, match="position_encoding is 'fourier', allowed are liere"):
+    with pytest.raises(ValueError, match="position_encoding is 'fourier', allowed are absolute"):
         LiereViTModel(config)
