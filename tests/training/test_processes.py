@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from free_port import free_port
+from preloaded import preloaded
 from safetensors.torch import load_file
 
 from liere_hf.configuration import parse_recipe
@@ -63,19 +65,11 @@ def directory(tmp_path_factory) -> Path:
 def launched(directory: Path, launcher: str) -> list[str]:
     """The words that start a run in two processes."""
     if launcher == "torchrun":
-        words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        words = [preloaded("torchrun"), "--nproc-per-node", "2"]
         return [*words, "--master-port", str(free_port())]
     file = directory / "fsdp.yaml" if launcher == "fsdp" else launch_config("two_cpu_processes")
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    words = [preloaded("accelerate"), "launch", "--config_file", str(file)]
     return [*words, "--main_process_port", str(free_port())]
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
@@ -88,7 +82,7 @@ def runs(directory) -> dict[str, Path]:
     outputs = {}
     for launcher in ("single", "accelerate", "torchrun", "fsdp"):
         outputs[launcher] = directory / launcher
-        words = [sys.executable] if launcher == "single" else launched(directory, launcher)
+        words = [preloaded("python")] if launcher == "single" else launched(directory, launcher)
         result = run([*words, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(outputs[launcher])])
         assert result.returncode == 0, result.stderr
     return outputs
@@ -109,7 +103,7 @@ def test_two_machines_meet(directory, runs):
     config = yaml.safe_load(launch_config("two_nodes").read_text())
     file = directory / "two_nodes.yaml"
     file.write_text(yaml.safe_dump(config | {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}))
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    words = [preloaded("accelerate"), "launch", "--config_file", str(file)]
     words += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     output_dir = directory / "machines"
     machines = [
@@ -268,7 +262,7 @@ def test_killed_while_saving(directory, tmp_path):
     arguments = [str(directory / "dropout.yaml"), str(tmp_path / "killed")]
     result = run([sys.executable, "-c", KILL_WHILE_SAVING, *arguments])
     assert "kills 20" in result.stdout, result.stderr
-    words = [sys.executable, *TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(tmp_path / "whole")]
+    words = [preloaded("python"), *TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(tmp_path / "whole")]
     assert run(words).returncode == 0
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == [
@@ -302,7 +296,7 @@ def test_disk_full(directory, tmp_path):
     assert "Traceback" not in result.stderr
     last = Path(message.partition("checkpoint is ")[2].partition(",")[0]).name
     assert sorted(path.name for path in (tmp_path / "kept").iterdir() if path.is_dir())[-1] == last
-    words = [sys.executable, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "kept")]
+    words = [preloaded("python"), *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "kept")]
     result = run([*words, "--resume_from_checkpoint", "true"])
     assert result.returncode == 0, result.stderr
 
@@ -335,7 +329,7 @@ def test_batches_that_do_not_come_out(capsys, directory, tmp_path):
     )
     error = fails(capsys, 2, *words, "--effective_batch_size", 4096)
     assert "a step takes 4096 examples, the training split has 1437" in error
-    three = [*launched(directory, "torchrun")[:3], "--nproc-per-node", "3", "--master-port", str(free_port())]
+    three = [preloaded("torchrun"), "--nproc-per-node", "3", "--master-port", str(free_port())]
     result = run([*three, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "run")])
     assert result.returncode != 0
     assert "effective_batch_size is 32, allowed are multiples of the number of devices, 3" in result.stderr
