@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOKEN
 from huggingface_hub import HfApi
 from test_publishing import files_of
+from tiny_run import TOKEN
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
 REPOS = {"trained": "org/trained", "converted": "org/converted"}

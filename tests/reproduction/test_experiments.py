@@ -41,7 +41,6 @@ BUDGET = {
     "per_device_train_batch_size": 16,
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": "false",
-    "data_num_proc": 1,
     "bf16": "false",
     "use_cpu": "true",
 }
