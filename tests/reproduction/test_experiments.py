@@ -39,6 +39,8 @@ BUDGET = {
     "max_steps": 2,
     "effective_batch_size": 16,
     "per_device_train_batch_size": 16,
+    # Several processes fill up their last batch.
+    "per_device_eval_batch_size": 8,
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": "false",
     "bf16": "false",
