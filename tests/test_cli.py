@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from preloaded import preloaded
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -42,11 +43,15 @@ TINY = {
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-c", "from liere_hf_cli.main import main; main()", *map(str, words)]
+    return [preloaded("liere-hf"), *map(str, words)]
 
 
 def run(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run(command(*words), capture_output=True, text=True)
+
+
+def run_without_preloading(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "liere_hf", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished_run(recipe, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("runs") / "finished"
-    result = run("train", recipe, "--output_dir", output_dir)
+    result = run_without_preloading("train", recipe, "--output_dir", output_dir)
     assert result.returncode == 0, result.stderr
     assert "top-1 accuracy" in result.stdout
     return output_dir

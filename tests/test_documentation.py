@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from markdown_blocks import code_blocks
+from preloaded import preloaded, programs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -18,15 +19,16 @@ def test_code_blocks_run(page, tmp_path):
     blocks = code_blocks(page)
     assert {language for language, _ in blocks} <= {"python", "bash", "make", "yaml", "text", "bibtex"}
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = os.pathsep.join(map(str, (programs().folder, Path(sys.executable).parent, os.environ["PATH"])))
     for language, text in blocks:
         # Blocks of language `make` are the two commands that set up an environment; .ci/run runs both.
         if language == "python":
-            command = [sys.executable, "-c", text]
+            command = [preloaded("python"), "-c", text]
         elif language == "bash":
             command = ["bash", "-euo", "pipefail", "-c", text]
         else:
             continue
+        environment = os.environ | {"PATH": path}
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{text}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
     if page.name == "README.md":

@@ -5,28 +5,12 @@ import pytest
 import torch
 from command_line import CommandLine
 from hub_server import HubServer
+from tiny_run import TINY_FLAGS, TOKEN
 
 from liere_hf import LiereViTConfig, LiereViTForVideoClassification
 from liere_hf.configuration import parse_recipe
 from liere_hf.conversion import ConversionOptions, convert, export_state_dict
 from liere_hf.training.run import train
-
-TOKEN = "hf_" + "annsTokenOfTests" * 2
-TINY_RUN = {
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 32,
-    "max_steps": 2,
-    "train_examples": 64,
-    "eval_examples": 64,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "disable_tqdm": "true",
-    "use_cpu": "true",
-}
-TINY_FLAGS = [text for name, value in TINY_RUN.items() for text in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="session")

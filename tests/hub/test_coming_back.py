@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TOKEN
 from huggingface_hub import HfApi
 from test_publishing import files_of
+from tiny_run import TOKEN
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
 REPOS = {"trained": "org/trained", "converted": "org/converted"}
@@ -42,6 +42,11 @@ CODE = {
 }
 
 
+def environment_of_a_user() -> dict[str, str]:
+    """Ours, but for a PYTHONPATH on which this package may be."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 @pytest.fixture(scope="module")
 def pythons(tmp_path_factory):
     """This interpreter, and one of an environment that has all that this one has but liere_hf."""
@@ -51,9 +56,8 @@ def pythons(tmp_path_factory):
     # What is installed in editable mode comes by .pth files, which count in no directory but the environment's own.
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = directory / "bin" / "python"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, "-c", "import liere_hf"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=environment_of_a_user())
     assert "No module named 'liere_hf'" in result.stderr
     return {"with": sys.executable, "without": python}
 

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from command_line import CommandLine
-from conftest import TOKEN
 from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi
 from test_publishing import assert_one_sentence, files_of, index_of, requests_since, staged
+from tiny_run import TOKEN
 
 TAG = "v1"
 RETRY_WORDS = (

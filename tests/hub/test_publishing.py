@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import TINY_FLAGS, TOKEN
 from huggingface_hub import HfApi, ModelCard, metadata_load
 from safetensors.torch import load_file, save_file
+from tiny_run import TINY_FLAGS, TOKEN
 
 from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint

@@ -1,10 +1,11 @@
 """transformers' own common tests, from the source distribution of the transformers that is installed.
 
-They belong to that version and are not part of this repository: pip fetches them once into
-`.cache/transformers-tests`, where they are the package `transformers_tests`.
+They belong to that version and are not part of this repository: run as a program (`make transformers-tests`), this
+module has pip fetch them once into `.cache/transformers-tests`, where they are the package `transformers_tests`.
 """
 
 import importlib
+import importlib.metadata
 import subprocess
 import sys
 import tarfile
@@ -12,11 +13,9 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import transformers
-from filelock import FileLock
-
 PACKAGE = "transformers_tests"
-CACHE = Path(__file__).parents[2] / ".cache" / "transformers-tests"
+VERSION = importlib.metadata.version("transformers")
+FOLDER = Path(__file__).parents[2] / ".cache" / "transformers-tests" / VERSION
 
 # What the common tests import from modules that the source distribution leaves out.
 STUBS: dict[str, dict[str, object]] = {
@@ -46,42 +45,39 @@ class TransformersTestsError(Exception):
 
 
 def transformers_test_module(name: str) -> ModuleType:
-    """Import a module of transformers' tests, for example `test_modeling_common`.
-
-    Raises:
-        TransformersTestsError: the tests are not in the cache, and pip could not fetch them.
-    """
-    root = str(_fetch(transformers.__version__))
-    if root not in sys.path:
-        sys.path.append(root)
+    """Import a module of transformers' tests, for example `test_modeling_common`; `fetch` must have run before."""
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
     for stub, names in STUBS.items():
         module = sys.modules.setdefault(f"{PACKAGE}.{stub}", ModuleType(f"{PACKAGE}.{stub}"))
         vars(module).update(names)
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
-def _fetch(version: str) -> Path:
-    """The directory that holds the package of tests, downloaded if it is not there yet."""
-    target = CACHE / version
-    CACHE.mkdir(parents=True, exist_ok=True)
-    # The lock spares parallel test processes a second download; the rename makes the result complete or absent.
-    with FileLock(CACHE / f"{version}.lock"):
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=CACHE) as directory:
-                archive = _download(version, Path(directory))
-                _extract(archive, Path(directory) / version / PACKAGE)
-                (Path(directory) / version).rename(target)
-    return target
+def fetch() -> None:
+    """Download the package of tests into `FOLDER`, if it is not there yet.
+
+    Raises:
+        TransformersTestsError: pip could not fetch the source distribution of the installed transformers.
+    """
+    if FOLDER.is_dir():
+        return
+    FOLDER.parent.mkdir(parents=True, exist_ok=True)
+    # The rename makes the result complete or absent.
+    with tempfile.TemporaryDirectory(dir=FOLDER.parent) as directory:
+        archive = _download(Path(directory))
+        _extract(archive, Path(directory) / VERSION / PACKAGE)
+        (Path(directory) / VERSION).rename(FOLDER)
 
 
-def _download(version: str, directory: Path) -> Path:
+def _download(directory: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers"]
-    command = [*pip, "--dest", str(directory), f"transformers=={version}"]
+    command = [*pip, "--dest", str(directory), f"transformers=={VERSION}"]
     result = subprocess.run(command, capture_output=True, text=True)
     archives = list(directory.glob("transformers-*.tar.gz"))
     if result.returncode or not archives:
         raise TransformersTestsError(
-            f"pip could not download the source distribution of transformers {version}: "
+            f"pip could not download the source distribution of transformers {VERSION}: "
             f"{(result.stderr.strip().splitlines() or ['no message'])[-1]}"
         )
     return archives[0]
@@ -96,3 +92,10 @@ def _extract(archive: Path, package: Path) -> None:
             path = Path(member.name)
             if member.isfile() and path.suffix == ".py" and len(path.parts) == 3 and path.parts[1] == "tests":
                 (package / path.name).write_bytes(source.extractfile(member).read())
+
+
+if __name__ == "__main__":
+    try:
+        fetch()
+    except TransformersTestsError as error:
+        sys.exit(str(error))

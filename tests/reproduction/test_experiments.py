@@ -5,17 +5,17 @@ import json
 import math
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from free_port import free_port
 from idx_files import write_fashion_mnist
 from PIL import Image
+from preloaded import preloaded
 
 import liere_hf
 from liere_hf.configuration import parse_recipe
@@ -39,6 +39,8 @@ BUDGET = {
     "max_steps": 2,
     "effective_batch_size": 16,
     "per_device_train_batch_size": 16,
+    # Several processes fill up their last batch.
+    "per_device_eval_batch_size": 8,
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": "false",
     "bf16": "false",
@@ -165,10 +167,7 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
 def test_two_processes_of_one_command(tmp_path):
     """They share each run, and only one of them reports. Every example of an evaluation is counted once."""
     config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", port]
+    launch = [preloaded("accelerate"), "launch", "--config_file", config, "--main_process_port", free_port()]
     words = [*launch, "-m", "liere_hf", *command(tmp_path, per_device_train_batch_size=8)]
     for expected in ("Written to", "runs are finished"):
         result = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
@@ -181,8 +180,11 @@ def test_two_processes_of_one_command(tmp_path):
 
 
 def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):
-    code = f"from liere_hf_cli.main import main; main({command(tmp_path)!r})"
-    arguments = [sys.executable, "-c", code]
+    code = (
+        "from liere_hf.reproduction import reproduce, runner; from liere_hf_cli.main import main; "
+        f"reproduce.PATIENCE = runner.PATIENCE = 0.2; main({command(tmp_path)!r})"
+    )
+    arguments = [preloaded("python"), "-c", code]
     first, second = (subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2))
     runs = tmp_path / "results" / "spatial" / "gpu" / "runs"
     end = time.monotonic() + 120

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from free_port import free_port
+from preloaded import preloaded
 from safetensors.torch import load_file
 
 from liere_hf.configuration import parse_recipe
@@ -60,19 +62,10 @@ def directory(tmp_path_factory) -> Path:
 def launched(launcher: str) -> list[str]:
     """The words that start a run in two processes."""
     if launcher == "torchrun":
-        words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        words = [preloaded("torchrun"), "--nproc-per-node", "2"]
         return [*words, "--master-port", str(free_port())]
-    words = [sys.executable, "-m", "accelerate.commands.launch"]
-    words += ["--config_file", str(launch_config("two_cpu_processes"))]
+    words = [preloaded("accelerate"), "launch", "--config_file", str(launch_config("two_cpu_processes"))]
     return [*words, "--main_process_port", str(free_port())]
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def run(words: list[str]) -> subprocess.CompletedProcess:
@@ -85,7 +78,7 @@ def runs(directory) -> dict[str, Path]:
     outputs = {}
     for launcher in ("single", "accelerate", "torchrun"):
         outputs[launcher] = directory / launcher
-        words = [sys.executable] if launcher == "single" else launched(launcher)
+        words = [preloaded("python")] if launcher == "single" else launched(launcher)
         result = run([*words, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(outputs[launcher])])
         assert result.returncode == 0, result.stderr
     return outputs
@@ -106,7 +99,7 @@ def test_two_machines_meet(directory, runs):
     config = yaml.safe_load(launch_config("two_nodes").read_text())
     file = directory / "two_nodes.yaml"
     file.write_text(yaml.safe_dump(config | {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}))
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    words = [preloaded("accelerate"), "launch", "--config_file", str(file)]
     words += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     output_dir = directory / "machines"
     machines = [
@@ -181,11 +174,11 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def workers(process: subprocess.Popen) -> list[psutil.Process]:
-    """The two training processes, in the order of their ranks."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    ranked = [(child.environ().get("RANK"), child) for child in children if "liere_hf" in child.cmdline()]
-    return [child for _, child in sorted(ranked, key=lambda pair: pair[0])]
+def process_of_rank(rank: int, output_dir: Path) -> psutil.Process:
+    """The training process of that rank."""
+    running = [one for one in psutil.process_iter(["cmdline"]) if str(output_dir) in (one.info["cmdline"] or ())]
+    (process,) = [process for process in running if process.environ().get("RANK") == str(rank)]
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +196,7 @@ def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_n
     start = [*launched("torchrun"), *words]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(output_dir / "checkpoint-10", process)
-    workers(process)[1].send_signal(signal_number)
+    process_of_rank(1, output_dir).send_signal(signal_number)
     _, error = process.communicate(timeout=200)
     assert process.returncode != 0
     if signal_number == signal.SIGKILL:
@@ -218,70 +211,77 @@ def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_n
     assert_same_weights(output_dir, uninterrupted)
 
 
-# Each child trains on from the last checkpoint, and is killed at a random moment while it writes the next one.
+# Audit events of the interpreter, with ends of paths, in the order in which a checkpoint is written and moved into its
+# place, and an older one removed.
+MOMENTS_OF_SAVING = [
+    ("os.mkdir", "/unfinished"),
+    ("open", "/unfinished/checkpoint-./modeling_liere_vit.py"),
+    ("open", "/unfinished/checkpoint-./config.json"),
+    ("open", "/unfinished/checkpoint-./trainer_state.json"),
+    ("os.rename", "/unfinished/checkpoint-."),
+    ("os.rmdir", "/unfinished"),
+    ("shutil.rmtree", "/checkpoint-."),
+    ("os.remove", "optimizer.pt"),
+    ("os.rmdir", "/checkpoint-."),
+]
+# Each child trains on from the last checkpoint, and is killed at the next one of these moments.
 KILL_WHILE_SAVING = """
-import os, random, signal, sys, time
+import json, os, re, shutil, signal, sys
 from pathlib import Path
-import torch
+from transformers import AutoModelForImageClassification, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from liere_hf.configuration import parse_recipe
 from liere_hf.training.run import train
-from transformers import AutoModelForImageClassification, TrainerState
 
-recipe, output_dir = sys.argv[1], Path(sys.argv[2])
-flags = ["--output_dir", str(output_dir), "--save_steps", "1", "--save_total_limit", "2"]
-random.seed(0)
-kills = 0
-while True:
+recipe, output_dir, moments, *flags = sys.argv[1:]
+
+
+def train_on(moment):
+    def hook(event, arguments):
+        if moment and event == moment[0] and re.search(moment[1] + "$", str(arguments[0])):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    resume = Path(output_dir).exists() and get_last_checkpoint(output_dir) is not None
+    train(*parse_recipe(recipe, [*flags, "--output_dir", output_dir, "--resume_from_checkpoint", str(resume).lower()]))
+
+
+def load(checkpoint):
+    AutoModelForImageClassification.from_pretrained(checkpoint)
+    assert checkpoint.endswith(f"-{TrainerState.load_from_json(f'{checkpoint}/trainer_state.json').global_step}")
+
+
+def in_a_child(work, argument):
+    # No model runs in this process: one with threads must not fork.
     child = os.fork()
-    resume = str(get_last_checkpoint(output_dir) is not None).lower() if output_dir.exists() else "false"
     if child == 0:
-        train(*parse_recipe(recipe, [*flags, "--resume_from_checkpoint", resume]))
+        work(argument)
         os._exit(0)
-    steps, delay = random.randrange(1, 4), random.uniform(0, 0.06)
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if kills < 20 and steps and (output_dir / "unfinished").exists():
-            steps -= 1
-            if steps == 0:
-                time.sleep(delay)
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                kills += 1
-                break
-            while (output_dir / "unfinished").exists():
-                time.sleep(0.0005)
-        time.sleep(0.0005)
-    else:
-        break
+    return os.waitpid(child, 0)[1]
+
+
+for moment in json.loads(moments):
+    assert in_a_child(train_on, moment) == signal.SIGKILL, moment
     last = get_last_checkpoint(output_dir)
-    if last is not None:
-        # In a child, as a process with threads must not fork.
-        child = os.fork()
-        if child == 0:
-            AutoModelForImageClassification.from_pretrained(last)
-            step = TrainerState.load_from_json(f"{last}/trainer_state.json").global_step
-            os._exit(0 if last.endswith(f"-{step}") else 1)
-        assert os.waitpid(child, 0)[1] == 0, last
-    elif (output_dir / "recipe.yaml").exists():
+    if last is None:
         # Killed before its first checkpoint, a run starts anew.
-        import shutil
         shutil.rmtree(output_dir)
-print("kills", kills)
+    else:
+        assert in_a_child(load, last) == 0, moment
+assert in_a_child(train_on, None) == 0
 """
 
 
 def test_killed_while_saving(directory, tmp_path):
-    arguments = [str(directory / "dropout.yaml"), str(tmp_path / "killed")]
-    result = run([sys.executable, "-c", KILL_WHILE_SAVING, *arguments])
-    assert "kills 20" in result.stdout, result.stderr
-    words = [sys.executable, *TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(tmp_path / "whole")]
+    recipe = str(directory / "dropout.yaml")
+    flags = ["--max_steps", "9", "--save_steps", "1", "--save_total_limit", "2"]
+    arguments = [recipe, str(tmp_path / "killed"), json.dumps(MOMENTS_OF_SAVING), *flags]
+    result = run([preloaded("python"), "-c", KILL_WHILE_SAVING, *arguments])
+    assert result.returncode == 0, result.stderr
+    words = [preloaded("python"), *TRAIN, recipe, "--output_dir", str(tmp_path / "whole"), *flags]
     assert run(words).returncode == 0
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-    assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == [
-        "checkpoint-49",
-        "checkpoint-50",
-    ]
-    assert not (tmp_path / "killed" / "unfinished").exists()
+    assert {path.name for path in (tmp_path / "killed").iterdir() if path.is_dir()} == {"checkpoint-8", "checkpoint-9"}
 
 
 def may_mount() -> bool:
@@ -289,9 +289,10 @@ def may_mount() -> bool:
     return subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not may_mount(), reason="mounting a small file system is not allowed here")
 def test_disk_full(directory, tmp_path):
     """A file system of its own has room for some checkpoints, not for all."""
+    if not may_mount():
+        pytest.skip("mounting a small file system is not allowed here")
     mount = tmp_path / "disk"
     mount.mkdir()
     script = (
@@ -307,7 +308,7 @@ def test_disk_full(directory, tmp_path):
     assert "Traceback" not in result.stderr
     last = Path(message.partition("checkpoint is ")[2].partition(",")[0]).name
     assert sorted(path.name for path in (tmp_path / "kept").iterdir() if path.is_dir())[-1] == last
-    words = [sys.executable, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "kept")]
+    words = [preloaded("python"), *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "kept")]
     result = run([*words, "--resume_from_checkpoint", "true"])
     assert result.returncode == 0, result.stderr
 
@@ -340,7 +341,7 @@ def test_batches_that_do_not_come_out(capsys, directory, tmp_path):
     )
     error = fails(capsys, 2, *words, "--effective_batch_size", 4096)
     assert "a step takes 4096 examples, the training split has 1437" in error
-    three = [*launched("torchrun")[:3], "--nproc-per-node", "3", "--master-port", str(free_port())]
+    three = [preloaded("torchrun"), "--nproc-per-node", "3", "--master-port", str(free_port())]
     result = run([*three, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(tmp_path / "run")])
     assert result.returncode != 0
     assert "effective_batch_size is 32, allowed are multiples of the number of devices, 3" in result.stderr

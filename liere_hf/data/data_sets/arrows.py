@@ -164,7 +164,11 @@ class ArrowsTask:
         return {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels}
 
     def dataset(self, start: int, stop: int, num_proc: int | None = None) -> datasets.Dataset:
-        """Examples `start` to `stop` - 1 with columns `image` (PNG) and `label`, drawn by `num_proc` processes."""
+        """Examples `start` to `stop` - 1 with columns `image` (PNG) and `label`.
+
+        Args:
+            num_proc: processes that draw them; few examples are drawn in this one.
+        """
         return datasets.Dataset.from_dict({"index": range(start, stop)}).map(
             self._draw,
             batched=True,
@@ -174,7 +178,8 @@ class ArrowsTask:
             features=datasets.Features(
                 {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(DIRECTIONS))}
             ),
-            num_proc=num_proc,
+            # Processes take longer to start than a block to draw.
+            num_proc=num_proc if stop - start > BLOCK_SIZE else None,
             desc="Drawing arrows",
         )
 
