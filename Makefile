@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS ?= constraints.txt
 FASHION_MNIST := .cache/fashion-mnist
 
-.PHONY: demo test lint docs fashion-mnist clean
+.PHONY: demo test test-slow transformers-tests lint docs fashion-mnist clean
 
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -17,11 +17,18 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/liere-hf demo --output_dir runs/demo
 
-# One thread a process, and more processes than cores, as some tests wait. The longest tests come first, so that none is
-# left alone at the end.
-test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder \
-		tests/training tests/test_documentation.py tests/hub tests
+# One thread a process, and more processes than cores, as some tests wait. pyproject.toml says what the markers are for.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
+test: .venv/installed transformers-tests
+	$(PYTEST) -m "not extensive and not end_to_end"
+
+test-slow: .venv/installed transformers-tests
+	$(PYTEST) -m "extensive or end_to_end"
+
+# The common tests of the transformers that is installed; ours inherit from them.
+transformers-tests: .venv/installed
+	$(BIN)/python tests/modeling/transformers_source.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
