@@ -1,9 +1,9 @@
-"""Real processes that start at once: forked off one that has imported everything.
+"""Real processes that start at once: forked off one that has imported what they need.
 
 Importing torch, transformers and datasets takes seconds, and many tests need processes of their own: for signals, exit
 codes, several ranks. A folder of programs, with the names that a shell knows, stands before the installed ones. Each
-hands its words, directory, environment and streams to the process that has imported everything, which forks; it passes
-signals on, and ends as the fork ends.
+hands its words, directory, environment and streams to the process that has imported the libraries, which forks; it
+passes signals on, and ends as the fork ends.
 
 What libraries read when they are imported is the same for all forks: the address of the Hub, the home of the caches.
 """
@@ -19,16 +19,17 @@ import os
 import random
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-MODULES = (
+EVERYTHING = (
     "accelerate.commands.launch",
     "liere_hf.conversion",
     "liere_hf.evaluation",
@@ -38,7 +39,9 @@ MODULES = (
     "sklearn.datasets",
     "torch.distributed.run",
 )
-NAMES = ("python", "liere-hf", "accelerate", "torchrun")
+# For processes that must import transformers and liere_hf themselves.
+ONLY_TORCH = ("torch", "torchvision")
+NAMES = ("python", "liere-hf", "hf", "accelerate", "torchrun")
 # What the programs pass on; nothing passes SIGKILL on, but with its program a fork ends too.
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -68,14 +71,18 @@ sys.exit(code)
 
 
 class PreloadedPrograms:
-    """Programs whose processes are forked, in an environment that is read once."""
+    """Programs whose processes are forked off a `python` that has imported `modules` in an environment."""
 
-    def __init__(self, environment: Mapping[str, str]):
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        modules: Sequence[str] = EVERYTHING,
+        python: str | Path = sys.executable,
+    ):
         self.folder = Path(tempfile.mkdtemp(prefix="preloaded-"))
-        address = self.folder / "socket"
+        address, signals = self.folder / "socket", tuple(map(int, SIGNALS))
         for name in NAMES:
             program = self.folder / name
-            signals = tuple(map(int, SIGNALS))
             program.write_text(PROGRAM.format(python=sys.executable, name=name, address=address, signals=signals))
             program.chmod(0o700)
         with socket.socket(socket.AF_UNIX) as listener:
@@ -83,7 +90,7 @@ class PreloadedPrograms:
             # Who comes before everything is imported waits.
             listener.listen(256)
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(listener.fileno()), str(self.folder)],
+                [python, __file__, str(listener.fileno()), str(self.folder), *modules],
                 env=dict(environment),
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
@@ -92,24 +99,25 @@ class PreloadedPrograms:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+        shutil.rmtree(self.folder)
 
 
 @functools.cache
-def programs() -> PreloadedPrograms:
+def programs(modules: Sequence[str] = EVERYTHING) -> PreloadedPrograms:
     """Those of the tests' own environment; the process starts when the first test needs it."""
-    programs = PreloadedPrograms(os.environ)
+    programs = PreloadedPrograms(os.environ, modules)
     atexit.register(programs.close)
     return programs
 
 
-def preloaded(name: str) -> str:
-    """Path of a program: python, liere-hf, accelerate or torchrun."""
-    return str(programs().folder / name)
+def preloaded(name: str, modules: Sequence[str] = EVERYTHING) -> str:
+    """Path of a program of NAMES."""
+    return str(programs(modules).folder / name)
 
 
-def serve(listener: socket.socket, folder: Path) -> Callable[[], None]:
+def serve(listener: socket.socket, folder: Path, modules: Sequence[str]) -> Callable[[], None]:
     """Fork for each order, until standard input ends; returns in the forks only, with what they are to do."""
-    for module in MODULES:
+    for module in modules:
         importlib.import_module(module)
     gc.freeze()
     wake, wakeup = os.pipe()
@@ -203,7 +211,7 @@ if __name__ == "__main__":
         sys.stderr.flush()
         os._exit(ended["code"])
 
-    work = serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))
+    work = serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3:])
     try:
         work()
     except SystemExit as exit_:

@@ -4,11 +4,11 @@ A module that is None in sys.modules cannot be imported, as if it were not insta
 """
 
 import subprocess
-import sys
 
 import nibabel
 import numpy as np
 import pytest
+from preloaded import ONLY_TORCH, preloaded
 
 from liere_hf_cli.main import EXTRAS
 
@@ -40,7 +40,7 @@ for command in {[list(map(str, command)) for command in commands]!r}:
         if end.code:
             raise
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return subprocess.run([preloaded("python", ONLY_TORCH), "-c", code], capture_output=True, text=True)
 
 
 def test_training_evaluation_and_publication_need_no_extra(tmp_path):

@@ -43,6 +43,7 @@ def test_the_published_ways_compute_the_same(name):
             torch.testing.assert_close(published(pixel_values).logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", SMALL["image"])
     flags = ["--rounds", "2", "--device", "cpu", "--output_dir", str(tmp_path)]

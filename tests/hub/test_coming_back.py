@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi
+from preloaded import ONLY_TORCH, PreloadedPrograms, preloaded
 from test_publishing import files_of
 from tiny_run import TOKEN
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
@@ -59,7 +60,9 @@ def pythons(tmp_path_factory):
     command = [python, "-c", "import liere_hf"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=environment_of_a_user())
     assert "No module named 'liere_hf'" in result.stderr
-    return {"with": sys.executable, "without": python}
+    without = PreloadedPrograms(environment_of_a_user(), ONLY_TORCH, python)
+    yield {"with": preloaded("python", ONLY_TORCH), "without": without.folder / "python"}
+    without.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,6 @@ def client(server, pythons, tmp_path):
 
     def run(package, code, *arguments, token=None, **variables):
         environment = server.environment(token, tmp_path / "home") | {"OMP_NUM_THREADS": "1"} | variables
-        environment.pop("PYTHONPATH", None)
         command = [pythons[package], "-c", code, *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
@@ -101,7 +103,7 @@ def expected_logits(directory, kind, tmp_path):
     return AUTO_CLASSES[kind].from_pretrained(directory)(torch.load(tmp_path / f"{kind}.pt")).logits
 
 
-@pytest.mark.parametrize("package", ["with", "without"])
+@pytest.mark.parametrize("package", [pytest.param("with", marks=pytest.mark.extensive), "without"])
 def test_round_trip_online_and_offline(package, published, client, server, tmp_path):
     jobs = [(kind, repo_id, None) for kind, repo_id in REPOS.items()]
     online = logits(client, package, tmp_path, *jobs)
@@ -115,6 +117,7 @@ def test_round_trip_online_and_offline(package, published, client, server, tmp_p
         assert torch.equal(other, expected)
 
 
+@pytest.mark.extensive
 @pytest.mark.parametrize("package", ["with", "without"])
 def test_two_revisions_side_by_side(package, published, server, client, trained, tmp_path):
     """A branch whose code doubles the logits, beside main and a tag."""
@@ -138,6 +141,7 @@ def test_two_revisions_side_by_side(package, published, server, client, trained,
     assert torch.equal(doubled, expected if package == "with" else 2 * expected)
 
 
+@pytest.mark.extensive
 def test_newer_code_beside_the_cached_older_one(published, server, client, run_dir, command_line, tmp_path):
     assert command_line.run("publish", run_dir, "org/changing", token=TOKEN).code == 0
     (first,) = logits(client, "without", tmp_path, ("trained", "org/changing", None))
@@ -158,6 +162,7 @@ print(snapshot_download(sys.argv[1]))
 """
 
 
+@pytest.mark.extensive
 def test_hf_download_and_snapshot_download(published, server, client, pythons, trained, tmp_path):
     files = server.snapshot(REPOS["trained"])
     result = client("without", DOWNLOAD, REPOS["trained"])
@@ -194,6 +199,7 @@ for snippet in sys.argv[1:]:
 """
 
 
+@pytest.mark.extensive
 def test_the_cards_snippets_run(published, server, client):
     cards = [files_of(server, repo_id)["README.md"].decode() for repo_id in REPOS.values()]
     snippets = [[block.split("```")[0] for block in card.split("```python\n")[1:]] for card in cards]
@@ -213,7 +219,7 @@ def test_the_cards_command_trains_the_same_model(published, server, trained, tmp
         for block in files_of(server, REPOS["trained"])["README.md"].decode().split("```bash\n")[1:]
     ]
     environment = server.environment(home=tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment["PATH"] = f"{Path(preloaded('liere-hf', ONLY_TORCH)).parent}{os.pathsep}{os.environ['PATH']}"
     shell = ["bash", "-euo", "pipefail", "-c", command]
     result = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

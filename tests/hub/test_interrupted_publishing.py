@@ -71,24 +71,30 @@ def publish_all(command_line, trained, tokens):
     return {repo_id: command_line.wait(number) for repo_id, number in started.items()}
 
 
-STAYING_FAULTS = (("drop", "before"), ("drop", "after"), (500, "after"), (429, "before"), (403, "before"))
-
-
-def test_faults_that_stay(server, command_line, requests, token_of, trained, tmp_path):
+@pytest.mark.parametrize(
+    "kind, when",
+    [
+        pytest.param("drop", "before", marks=pytest.mark.extensive),
+        ("drop", "after"),
+        pytest.param(500, "after", marks=pytest.mark.extensive),
+        pytest.param(429, "before", marks=pytest.mark.extensive),
+        pytest.param(403, "before", marks=pytest.mark.extensive),
+    ],
+)
+def test_faults_that_stay(kind, when, server, command_line, requests, token_of, trained, tmp_path):
     """From each request on, the Hub fails; then it is well again."""
     tokens, old, new, faults = {}, {}, {}, {}
-    for kind, when in STAYING_FAULTS:
-        for at in range(len(requests)):
-            repo_id, token = f"org/model-{kind}-{when}-{at}", token_of(len(tokens))
-            tokens[repo_id], faults[repo_id] = token, (when, at)
-            old[repo_id] = old_revision(server, repo_id, trained)
-            (tmp_path / repo_id).mkdir(parents=True)
-            new[repo_id] = staged(trained, repo_id, tmp_path / repo_id)
-            server.fail(token, at, kind, when, times=None)
+    for at in range(len(requests)):
+        repo_id, token = f"org/model-{kind}-{when}-{at}", token_of(at)
+        tokens[repo_id], faults[repo_id] = token, at
+        old[repo_id] = old_revision(server, repo_id, trained)
+        (tmp_path / repo_id).mkdir(parents=True)
+        new[repo_id] = staged(trained, repo_id, tmp_path / repo_id)
+        server.fail(token, at, kind, when, times=None)
     committed = index_of("/commit/", requests)
     for repo_id, result in publish_all(command_line, trained, tokens).items():
         assert_ends_in_one_sentence(result)
-        there, (when, at) = files_of(server, repo_id), faults[repo_id]
+        there, at = files_of(server, repo_id), faults[repo_id]
         assert there == (new if at > committed - (when == "after") else old)[repo_id], (repo_id, result)
         if "is unchanged" in result.stderr or "nothing was uploaded" in result.stderr:
             assert there == old[repo_id]
@@ -103,9 +109,9 @@ def test_faults_that_stay(server, command_line, requests, token_of, trained, tmp
         assert files_of(server, repo_id) == files_of(server, repo_id, TAG) == new[repo_id]
 
 
-@pytest.mark.parametrize("kind", [503, "drop"])
+@pytest.mark.parametrize("kind", [503, pytest.param("drop", marks=pytest.mark.extensive)])
 @pytest.mark.parametrize("part", ["/preupload/", "/objects/batch", "/_storage/", "/objects/verify", "/commit/"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.extensive), "after"])
 def test_faults_that_pass_are_retried(kind, part, when, server, command_line, requests, token_of, trained, tmp_path):
     repo_id = f"org/passing-{kind}-{part.strip('/_').replace('/', '-')}-{when}"
     old_revision(server, repo_id, trained)
@@ -168,6 +174,7 @@ def kill_for_good(requests, trained, directory):
         command_line.close()
 
 
+@pytest.mark.end_to_end
 def test_the_hub_is_killed(requests, trained, tmp_path):
     """At each request, and started again with what is on its disk; or for good. At once, as much of it is waiting."""
     for name in ("before", "after", "for good"):

@@ -348,6 +348,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_model_equals_eager():
     model = classifier(num_register_tokens=1, pooling="mean")
@@ -359,7 +360,7 @@ def test_compiled_model_equals_eager():
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("encoding", ["liere", "absolute"])
+@pytest.mark.parametrize("encoding", ["liere", pytest.param("absolute", marks=pytest.mark.extensive)])
 def test_one_graph_forward_and_backward(encoding):
     """The traced graph, run without the slow code generation, and at another size too."""
     model = classifier(position_encoding=encoding, num_hidden_layers=1)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from factory import random_input, random_model, tiny_config, write_clip
 from PIL import Image
+from preloaded import ONLY_TORCH, preloaded
 from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 import liere_hf
@@ -89,12 +90,11 @@ def run_python(code, directory, tmp_path, *arguments):
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(liere_hf.__file__).parents[1]),
         "TRANSFORMERS_VERBOSITY": "error",
     }
     output = tmp_path / "results.pt"
     process = subprocess.run(
-        [sys.executable, "-c", code, str(output), *arguments],
+        [preloaded("python", ONLY_TORCH), "-c", code, str(output), *arguments],
         cwd=directory,
         env=environment,
         capture_output=True,
@@ -141,7 +141,7 @@ def directory(models, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module", params=["without", "with"])
+@pytest.fixture(scope="module", params=["without", pytest.param("with", marks=pytest.mark.extensive)])
 def results(request, directory, tmp_path_factory):
     """All models loaded in one new process, without and with the package."""
     head = WITH_PACKAGE if request.param == "with" else WITHOUT_PACKAGE
@@ -200,7 +200,9 @@ def test_video_classification_pipeline(results, models, directory):
     )
 
 
-@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")])
+@pytest.mark.parametrize(
+    "order", [("first", "second"), pytest.param(("second", "first"), marks=pytest.mark.extensive)], ids="-".join
+)
 def test_two_revisions_live_side_by_side(order, models, directory, tmp_path):
     results = run_python(WITHOUT_PACKAGE + HEAD + TWO_REVISIONS + TAIL, directory, tmp_path, *order)
     expected = models["image"](torch.load(directory / "image.pt")).logits

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import av
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
@@ -131,6 +132,7 @@ class LiereViTModelTest(LiereViTTesterMixin, unittest.TestCase):
     )
 
 
+@pytest.mark.extensive
 class LiereViTVideoModelTest(LiereViTTesterMixin, unittest.TestCase):
     """Clips and volumes, LieRE."""
 
@@ -143,6 +145,7 @@ class LiereViTVideoModelTest(LiereViTTesterMixin, unittest.TestCase):
     config_options: ClassVar[dict[str, object]] = {"image_size": [4, 16, 16], "patch_size": [2, 4, 4]}
 
 
+@pytest.mark.extensive
 class LiereViTRopeMixedModelTest(LiereViTTesterMixin, unittest.TestCase):
     """RoPE-Mixed, with the options that change which parameters and tokens there are."""
 
@@ -161,6 +164,7 @@ class LiereViTRopeMixedModelTest(LiereViTTesterMixin, unittest.TestCase):
     }
 
 
+@pytest.mark.extensive
 class LiereViTAbsoluteModelTest(LiereViTTesterMixin, unittest.TestCase):
     """The learned position table, without rotations."""
 
@@ -183,6 +187,7 @@ class LiereViTBackboneTest(BackboneTesterMixin, unittest.TestCase):
         self.model_tester = LiereViTModelTester(**self.config_options)
 
 
+@pytest.mark.extensive
 class LiereViTVideoBackboneTest(LiereViTBackboneTest):
     """Feature maps of clips and volumes."""
 

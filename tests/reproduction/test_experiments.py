@@ -79,7 +79,9 @@ def test_every_run_has_options_that_fit_and_a_key_of_its_own(name, scale_name, t
         assert experiment.reference in {next(iter(setting.labels.values())) for setting in settings}
 
 
-@pytest.mark.parametrize("scale_name", ["paper", "gpu", "cpu"])
+@pytest.mark.parametrize(
+    "scale_name", [*(pytest.param(name, marks=pytest.mark.extensive) for name in ("paper", "gpu")), "cpu"]
+)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
@@ -164,6 +166,7 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
     assert len(list((directory / "runs").iterdir())) == 5
 
 
+@pytest.mark.end_to_end
 def test_two_processes_of_one_command(tmp_path):
     """They share each run, and only one of them reports. Every example of an evaluation is counted once."""
     config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"

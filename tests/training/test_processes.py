@@ -289,6 +289,7 @@ def may_mount() -> bool:
     return subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True).returncode == 0
 
 
+@pytest.mark.end_to_end
 def test_disk_full(directory, tmp_path):
     """A file system of its own has room for some checkpoints, not for all."""
     if not may_mount():

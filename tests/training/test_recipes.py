@@ -47,7 +47,12 @@ def patterns(count: int, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "dataset, kind",
-    [("cifar100", "parquet"), ("cifar100", "python"), ("cifar100", "binary"), ("cifar10", "parquet")],
+    [
+        ("cifar100", "parquet"),
+        pytest.param("cifar100", "python", marks=pytest.mark.extensive),
+        pytest.param("cifar100", "binary", marks=pytest.mark.extensive),
+        pytest.param("cifar10", "parquet", marks=pytest.mark.extensive),
+    ],
 )
 def test_cifar(tmp_path, monkeypatch, dataset, kind):
     monkeypatch.setattr(cifar_files, "SPLITS", {"train": 256, "test": 64})
@@ -129,6 +134,7 @@ def imagenet_run(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("write", [write_parquet, write_tars])
 def test_imagenet_streams(tmp_path, monkeypatch, write):
     # After each pass over parquet files, of which small ones need many, `datasets` waits for its threads.
@@ -191,7 +197,7 @@ def loss_of_averaged_views(run: Path, data: Path) -> float:
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("layout", ["official", "folders"])
+@pytest.mark.parametrize("layout", ["official", pytest.param("folders", marks=pytest.mark.extensive)])
 def test_ucf101(tmp_path, layout):
     data = tmp_path / "data"
     lists = {"trainlist01.txt": [], "testlist01.txt": []}
@@ -222,7 +228,7 @@ def test_ucf101(tmp_path, layout):
     assert facts["skipped_file_names"] == [str(broken)]
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".npy"])
+@pytest.mark.parametrize("suffix", [".nii.gz", pytest.param(".npy", marks=pytest.mark.extensive)])
 def test_volumes(tmp_path, suffix):
     for split, count in (("train", 24), ("test", 10)):
         for label, name in enumerate(("low", "middle", "high")):
@@ -242,6 +248,7 @@ def test_volumes(tmp_path, suffix):
     assert_learned(train("volumes_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 1 / 3)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("size", [108, 168, 276])
 def test_arrows(tmp_path, size):
     results = train(f"arrows_{size}_smoke", tmp_path / "run", "--data_num_proc", 1)
@@ -294,7 +301,7 @@ def test_more_workers_than_shards(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_tars, write_tree])
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.extensive), 4])
 def test_resumed_run_with_workers_ends_as_an_uninterrupted_one(monkeypatch, tmp_path, write, step):
     """From the end of the first epoch and from the middle of the second, with dropout, of a stream and of files."""
     write(tmp_path / "data")

@@ -3,7 +3,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hub_server import HubServer
 from PIL import Image
+from preloaded import ONLY_TORCH, preloaded
 from transformers import default_data_collator
 
 from liere_hf.configuration import DataArguments
@@ -323,7 +323,7 @@ def hub(parquet_shards, tmp_path_factory):
             if gated_files:
                 server.gate(f"org/{name}", "dataset", gated_files)
         num_uploads = len(server.requests())
-        command = [sys.executable, "-c", SCRIPT, *REPOSITORIES]
+        command = [preloaded("python", ONLY_TORCH), "-c", SCRIPT, *REPOSITORIES]
         environment = server.environment(home=root / "home")
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         requests = server.requests()[num_uploads:]
