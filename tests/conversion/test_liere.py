@@ -18,8 +18,10 @@ from liere_hf_cli.main import main
 DIRECTORY = Path(__file__).parents[2].parent / "shared" / "official_checkpoints"
 NAMES = (
     "absolute_2d",
+    "absolute_3d",
     "liere64_2d",
     "liere8_2d",
+    "liere8_2d_mean_pooling",
     "liere8_2d_shared_heads",
     "liere8_2d_shared_layers",
     "liere8_3d",
@@ -48,6 +50,8 @@ def needed_flags(recipe):
     flags = [] if recipe["enc"] == "liere" else ["--position_encoding", recipe["enc"]]
     if recipe["nd"] == 3:
         flags += ["--image_size", *map(str, recipe["image"]), "--patch_size", *map(str, recipe["patch"])]
+    if "pool" in recipe:
+        flags += ["--pooling", recipe["pool"]]
     return flags
 
 
@@ -173,6 +177,10 @@ def test_only_the_first_layers_generators_count():
     [
         ({"share_generators_across_layers": False}, "generators differ by layer"),
         ({"position_mode": "sequential"}, "position_mode is 'sequential'"),
+        (
+            {"position_encoding": "absolute", "image_size": (4, 8, 8), "patch_size": (2, 4, 4)},
+            "position_embedding_interpolation is 'cubic', in their code 'linear' with 3 axes",
+        ),
         ({"qkv_bias": True}, "have a bias"),
         ({"num_register_tokens": 1}, "register tokens"),
         ({"layer_scale_init_value": 0.1}, "LayerScale"),

@@ -3,8 +3,9 @@
 import av
 import numpy as np
 import torch
+from transformers import ViTConfig, ViTForImageClassification
 
-from liere_hf import LiereViTConfig
+from liere_hf import LiereViTConfig, LiereViTForImageClassification
 
 ENCODINGS = ("liere", "rope_mixed", "visionllama", "absolute", "none")
 ROTARY_ENCODINGS = ("liere", "rope_mixed", "visionllama")
@@ -40,6 +41,43 @@ def random_model(model_class, config, seed=0, **kwargs):
             if not name.endswith("generators"):
                 parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return model
+
+
+def vit_pair(encoding, zero_generators=True, seed=0, **overrides):
+    """ViTForImageClassification, and our model with its weights. Learned encodings get zero generators by default."""
+    shared = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "num_labels": 5,
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        **overrides,
+    }
+    vit_config = ViTConfig(**shared)
+    vit = random_model(ViTForImageClassification, vit_config, seed)
+    config = tiny_config(
+        **shared,
+        position_encoding=encoding,
+        use_absolute_position_embeddings=True,
+        qkv_bias=True,
+        layer_norm_eps=vit_config.layer_norm_eps,
+    )
+    model = LiereViTForImageClassification(config).eval()
+    weights = {name.replace("vit.", "liere_vit.", 1): value for name, value in vit.state_dict().items()}
+    table = weights["liere_vit.embeddings.position_embeddings"]
+    weights["liere_vit.embeddings.cls_token"] = weights["liere_vit.embeddings.cls_token"] + table[:, :1]
+    weights["liere_vit.embeddings.position_embeddings"] = table[:, 1:]
+    projection = "liere_vit.embeddings.patch_embeddings.projection.weight"
+    weights[projection] = weights[projection].permute(0, 2, 3, 1).flatten(1)
+    if encoding in LEARNED_ENCODINGS:
+        generators = model.liere_vit.rotations.generators
+        weights["liere_vit.rotations.generators"] = torch.zeros_like(generators) if zero_generators else generators
+    model.load_state_dict(weights)
+    return vit, model
 
 
 def random_input(config, batch_size=2, grid_size=None, seed=0):

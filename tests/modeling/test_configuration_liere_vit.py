@@ -76,11 +76,29 @@ def test_encoder_stride_and_pooler_size():
     assert tiny_config().pooler_output_size == 32
 
 
+@pytest.mark.parametrize(
+    "old, interpolation",
+    [
+        ({}, "cubic"),
+        ({"position_embedding_antialias": False}, "cubic"),
+        ({"position_embedding_antialias": True}, "antialiased_cubic"),
+    ],
+)
+def test_older_configurations_read_the_table_as_before(old, interpolation, tmp_path):
+    written = tiny_config().to_dict()
+    del written["position_embedding_interpolation"]
+    (tmp_path / "config.json").write_text(json.dumps(written | old))
+    config = LiereViTConfig.from_pretrained(tmp_path)
+    assert config.position_embedding_interpolation == interpolation
+    assert "position_embedding_antialias" not in config.to_dict()
+
+
 valid_settings = st.fixed_dictionaries(
     {
         "num_axes": st.integers(1, 3),
         "position_encoding": st.sampled_from(ENCODINGS),
         "position_mode": st.sampled_from(["sequential", "linspace", "rescaled"]),
+        "position_embedding_interpolation": st.sampled_from(["cubic", "antialiased_cubic", "linear"]),
         "generator_block_size": st.sampled_from([2, 4, 8, 16]),
         "share_generators_across_layers": st.booleans(),
         "share_generators_across_heads": st.booleans(),
@@ -142,6 +160,10 @@ def test_image_sizes_allowed_are_multiples_of_the_patch(size, data):
         ),
         ({"pooling": "max"}, "pooling is 'max', allowed are cls, mean"),
         ({"position_mode": "polar"}, "position_mode is 'polar', allowed are sequential, linspace, rescaled"),
+        (
+            {"position_embedding_interpolation": "nearest"},
+            "position_embedding_interpolation is 'nearest', allowed are cubic, antialiased_cubic, linear",
+        ),
         (
             {"generator_block_size": 6},
             r"generator_block_size is 6, it must be even and divide head_dim \(16\): allowed are 2, 4, 8, 16$",
