@@ -182,7 +182,7 @@ def test_bad_options(capsys, recipe, tmp_path, flags, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("learning_rats: 1", "unknown option 'learning_rats', did you mean '--learning_rate'?"),
+        ("learning_rats: 1", "unknown option 'learning_rats', did you mean 'learning_rate'?"),
         ("- a list", "must hold one mapping"),
         ("a: [", "cannot be read as YAML"),
     ],
@@ -277,7 +277,7 @@ def test_evaluate_other_classes(capsys, recipe, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     labels = {str(index): f"class {index}" for index in range(10)}
     (checkpoint / "config.json").write_text(json.dumps(config | {"id2label": labels}))
-    assert "has no processor" in fails(capsys, "evaluate", checkpoint, recipe)
+    assert "has no readable processor" in fails(capsys, "evaluate", checkpoint, recipe)
     ViTImageProcessor().save_pretrained(checkpoint)
     error = fails(capsys, "evaluate", checkpoint, recipe)
     assert "has the 10 classes class 0, class 1, class 2 ..., the data set the 10 classes 0, 1, 2 ..." in error

@@ -308,7 +308,7 @@ def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server,
     assert "Traceback" not in result.output
     assert files_of(server, "unlucky/model") == staged(tmp_path / "run", "unlucky/model", tmp_path)
     messages = [commit.title for commit in api(server).list_repo_commits("unlucky/model")]
-    assert messages[:-1] == ["LieRE8 on scikit-learn digits", "Training, step 2"]
+    assert messages[:-1] == ["ViT with LieRE8 position encoding on scikit-learn digits", "Training, step 2"]
 
 
 def test_an_evaluation_publishes_nothing(server, command_line, trained):

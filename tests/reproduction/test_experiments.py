@@ -208,7 +208,7 @@ def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):
         (["reproduce", "nothing"], "experiment is 'nothing', allowed are list, accuracy, spatial"),
         (["reproduce", "rope", "--scale", "huge"], "scale is 'huge', allowed are paper, gpu, cpu"),
         (["reproduce", "rope", "--data_dir", "cifar100"], "data_dir is 'cifar100', allowed is DATASET=DIRECTORY"),
-        (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean 'max_steps'?"),
+        (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean '--max_steps'?"),
     ],
 )
 def test_bad_input_is_one_sentence(argv, sentence, tmp_path, capsys):
