@@ -72,7 +72,7 @@ def channels_first(pixel_values: torch.Tensor, num_axes: int) -> torch.Tensor:
 class LiereViTPatchProjection(nn.Module):
     """A linear layer that is not an `nn.Linear`, so that quantization leaves it alone, as it does ViT's convolution.
 
-    Quantized pixels would add to the error of the logits.
+    Rounded weights here would add to the error of the logits.
     """
 
     def __init__(self, in_features: int, out_features: int):
