@@ -52,8 +52,11 @@ def test_names_in_the_source_are_those_of_the_parser(names, dataclasses):
             "unknown option '--patch', did you mean '--patch_size'?",
         ),
         (["reproduce", "rope", "--sead", "1"], 2, "unknown option '--sead', did you mean '--seed'?"),
+        (["train", "digits", "-x"], 2, "unknown option '-x'"),
+        (["train", "digits", "learning_rate", "--seed", "1"], 2, "unexpected argument 'learning_rate'"),
+        (["train", "digits", "--seed", "-1", "--no_foo"], 2, "unknown option '--no_foo'"),
         (["publish", "run", "org/name", "--nope"], 2, "unknown option '--nope'"),
-        (["demo", "extra"], 2, "unknown option 'extra'"),
+        (["demo", "extra"], 2, "unexpected argument 'extra'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

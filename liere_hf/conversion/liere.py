@@ -20,8 +20,6 @@ HEAD_DIM = 64
 GENERATORS = "position_encoder.generator_raw_params"
 # Their encodings that leave no generators in a checkpoint.
 WITHOUT_GENERATORS = ("visionllama", "absolute", "none")
-# Their normalization, on every data set.
-IMAGE_MEAN, IMAGE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def from_liere(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -131,3 +132,9 @@ def test_other_directories_are_refused(run_dir, tmp_path):
     (run_dir / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(InputError, match="has model_type 'vit', allowed is 'liere_vit'"):
         read_checkpoint(run_dir)
+
+
+def test_the_citation_is_that_of_the_readme(trained):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    citation = readme[readme.index("@inproceedings") :].partition("```")[0]
+    assert citation in (trained / "README.md").read_text()
