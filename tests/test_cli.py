@@ -71,7 +71,7 @@ def finished_run(recipe, tmp_path_factory) -> Path:
 
 
 def fails(capsys, *words: object) -> str:
-    """The one sentence of a command that must fail without a traceback."""
+    """The one-sentence error of a command that must fail without a traceback."""
     with pytest.raises(SystemExit) as exit_:
         main([str(word) for word in words])
     assert exit_.value.code == 2
@@ -150,7 +150,7 @@ def test_every_recipe_of_the_package_makes_a_model():
             assert batch == training_arguments.effective_batch_size
 
 
-def test_recipes_that_start_from_a_checkpoint_need_one(capsys):
+def test_fine_tuning_recipes_need_a_checkpoint(capsys):
     assert "model_name_or_path is not given" in fails(capsys, "train", "imagenet_384_finetune")
 
 

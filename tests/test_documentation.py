@@ -1,4 +1,4 @@
-"""Every code block of the README and of docs/ runs, in the order of the page, in an empty directory."""
+"""Every code block of the README and of docs/ runs, in page order, in an empty directory."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ def test_code_blocks_run(page, tmp_path):
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     path = os.pathsep.join(map(str, (programs().folder, Path(sys.executable).parent, os.environ["PATH"])))
     for language, text in blocks:
-        # Blocks of language `make` are the two commands that set up an environment; .ci/run runs both.
+        # Blocks with language `make` are the two commands that set up an environment; .ci/run runs both.
         if language == "python" and any(name in text.lower() for name in MISSING):
             continue
         if language == "python":
@@ -37,6 +37,6 @@ def test_code_blocks_run(page, tmp_path):
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{text}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
     if page.name == "README.md":
-        # The first training that a newcomer sees must end well.
+        # The first training run in the documentation must succeed.
         results = json.loads((tmp_path / "runs" / "digits" / "eval_results.json").read_text())
         assert results["eval_accuracy"] >= 0.95

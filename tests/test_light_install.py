@@ -1,4 +1,4 @@
-"""What runs without the optional dependencies, and what a command says that misses one.
+"""Commands without the optional dependencies, and the error of those that need one.
 
 A module that is None in sys.modules cannot be imported, as if it were not installed.
 """

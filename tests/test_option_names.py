@@ -1,4 +1,4 @@
-"""Help, and options that nobody knows: answered at once, since nothing heavy is imported for them."""
+"""Help and unknown options are answered immediately, since nothing heavy is imported for them."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ HEAVY = {"liere_hf", "torch", "transformers", "datasets", "numpy", "rich"}
         (conversion_option_names, (ConversionOptions,)),
     ],
 )
-def test_names_in_the_source_are_those_of_the_parser(names, dataclasses):
+def test_names_in_the_source_equal_those_of_the_parser(names, dataclasses):
     parser = HfArgumentParser(dataclasses)
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions} - {"h", "help"}
     assert known <= names()

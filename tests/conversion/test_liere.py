@@ -1,4 +1,4 @@
-"""The authors' models, converted, give their logits and gradients, and export to the same weights."""
+"""The authors' models, converted: the same logits and gradients, and exports with the same weights."""
 
 import json
 import pickle
@@ -46,7 +46,7 @@ def load(name):
 
 
 def needed_flags(recipe):
-    """The flags for what the shapes of a checkpoint do not determine."""
+    """Flags for the options that a checkpoint's shapes do not determine."""
     flags = [] if recipe["enc"] == "liere" else ["--position_encoding", recipe["enc"]]
     if recipe["nd"] == 3:
         flags += ["--image_size", *map(str, recipe["image"]), "--patch_size", *map(str, recipe["patch"])]
@@ -86,7 +86,7 @@ def test_logits_and_gradients_through_the_command_line(name, tmp_path):
 
 @needs_official_checkpoints
 @pytest.mark.parametrize("name", NAMES)
-def test_export_gives_the_weights_back(name):
+def test_export_restores_the_weights(name):
     recipe, weights, _ = load(name)
     flags = dict(zip(("image_size", "patch_size"), (recipe["image"], recipe["patch"]), strict=True))
     options = ConversionOptions(position_encoding=None if recipe["enc"] == "liere" else recipe["enc"])
@@ -98,7 +98,7 @@ def test_export_gives_the_weights_back(name):
     again = from_liere(exported, options).state_dict()
     for key, tensor in model.state_dict().items():
         assert tensor.equal(again[key]), key
-    # The weights that the authors' code uses: all but unused tables and the generators of all layers but the first.
+    # The weights that the authors' code uses: no unused tables, and only the first layer's generators.
     for key, tensor in weights.items():
         if key not in ("model.pos_embedding", "model.cls_token", "model.position_encoder.generator_raw_params"):
             assert exported[key].equal(tensor), key
@@ -147,7 +147,7 @@ def tiny_state_dict(**overrides):
 @pytest.mark.parametrize("block_size", [2, 4, 16, 32, 64])
 @pytest.mark.parametrize("share_heads", [False, True])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_block_sizes_sharing_and_pooling_are_read_back(block_size, share_heads, pooling):
+def test_block_sizes_sharing_and_pooling_are_restored(block_size, share_heads, pooling):
     encoding = "rope_mixed" if block_size == 2 else "liere"
     model, state_dict = tiny_state_dict(
         position_encoding=encoding,
@@ -163,7 +163,7 @@ def test_block_sizes_sharing_and_pooling_are_read_back(block_size, share_heads, 
     assert converted(pixel_values).logits.equal(model(pixel_values).logits)
 
 
-def test_only_the_first_layers_generators_count():
+def test_only_the_first_layers_generators_are_used():
     _, state_dict = tiny_state_dict()
     name = "model.position_encoder.generator_raw_params"
     per_layer = {**state_dict, name: torch.cat((state_dict[name], torch.randn_like(state_dict[name])), dim=1)}
@@ -220,7 +220,7 @@ def without(state_dict, name):
         (lambda weights: weights, {"num_channels": 1}, "give --patch_size"),
     ],
 )
-def test_weights_that_do_not_fit(change, options, message):
+def test_weights_that_do_not_match(change, options, message):
     _, state_dict = tiny_state_dict()
     with pytest.raises(InputError, match=message):
         from_liere(change(state_dict), ConversionOptions(**options))

@@ -44,7 +44,7 @@ def random_model(model_class, config, seed=0, **kwargs):
 
 
 def vit_pair(encoding, zero_generators=True, seed=0, **overrides):
-    """ViTForImageClassification, and our model with its weights. Learned encodings get zero generators by default."""
+    """ViTForImageClassification, and our model with its weights. Learned encodings have zero generators by default."""
     shared = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -81,7 +81,7 @@ def vit_pair(encoding, zero_generators=True, seed=0, **overrides):
 
 
 def random_input(config, batch_size=2, grid_size=None, seed=0):
-    """Random `pixel_values` of a grid of patches, by default that of the training size."""
+    """Random `pixel_values` for a grid of patches, by default the training grid."""
     grid_size = config.grid_size if grid_size is None else grid_size
     size = [steps * patch for steps, patch in zip(grid_size, config.spatial_patch_size, strict=True)]
     if len(size) >= 3:
@@ -109,7 +109,7 @@ def random_skew(*shape, scale=1.0, seed=0):
 
 
 def write_clip(path, num_frames=12, height=32, width=48, seed=0):
-    """Write an .mp4 of smooth moving colors, which survive its lossy compression well."""
+    """Write an .mp4 with smooth moving colors, which lossy compression hardly changes."""
     phases = 2 * np.pi * np.random.default_rng(seed).random(3)
     y, x = np.mgrid[:height, :width] / width
     with av.open(str(path), "w") as container:

@@ -169,7 +169,7 @@ def test_a_training_step(build, settings, output):
     assert result.isfinite().all()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     result.sum().backward()
-    # The last layer's queries matter to every framework, and through them its generators.
+    # The last layer's queries, and so its generators, affect the output of every framework.
     for parameter in (backbone.rotations.generators, backbone.embeddings.patch_embeddings.projection.weight):
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().max() > 0
@@ -177,8 +177,8 @@ def test_a_training_step(build, settings, output):
 
 
 @pytest.mark.parametrize("build", [dpt, depth_anything], ids=lambda build: build.__name__)
-def test_depth_is_where_the_picture_is(build):
-    """A change of one patch changes depth most at its place: tokens were put on the grid in the right order."""
+def test_depth_changes_where_the_image_does(build):
+    """Changing one patch changes depth most at its location: tokens are arranged on the grid in the right order."""
     torch.manual_seed(0)
     settings = backbone_config(**ALL_LAYERS, **TOKENS_WITH_CLS)
     model, _ = build(settings)

@@ -319,8 +319,8 @@ half_precisions = pytest.mark.parametrize("precision", ["autocast", "half", "bfl
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_given_positions_reach_the_rotations_as_they_are(precision, num_axes, encoding, dtype):
-    """Far from the grid, coordinates that were rounded to half precision would be those of other places."""
+def test_given_positions_reach_the_rotations_unchanged(precision, num_axes, encoding, dtype):
+    """Far from the grid, rounding coordinates to half precision would move them to other places."""
     model = classifier(num_axes, position_encoding=encoding)
     positions = grid_positions(model.config.grid_size, model.config.grid_size, dtype=dtype)[None] + 30.37
     with torch.no_grad():
@@ -340,7 +340,7 @@ def test_given_positions_reach_the_rotations_as_they_are(precision, num_axes, en
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("interpolation", ["cubic", "linear"])
 def test_the_table_is_read_in_float32(precision, num_axes, interpolation):
-    """The embeddings of a model without patches are the table, read between its points and rounded once at most."""
+    """The embeddings of a model without patches are the interpolated table, rounded at most once."""
     config = tiny_config(num_axes, position_encoding="absolute", position_embedding_interpolation=interpolation)
     embeddings = random_model(LiereViTModel, config).embeddings
     positions = 0.9 * grid_positions(config.grid_size, config.grid_size)[None] + 0.0371
@@ -724,7 +724,7 @@ def crop_of_grid(num_axes):
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_crop_with_its_true_coordinates_is_the_picture_with_the_rest_masked(num_axes, encoding, pooling):
+def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(num_axes, encoding, pooling):
     model = classifier(num_axes, position_encoding=encoding, pooling=pooling)
     config = model.config
     grid_size, window, tokens = crop_of_grid(num_axes)
@@ -795,7 +795,7 @@ def check_padded_batch(num_axes, **overrides):
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_sample_of_padding_alone_is_finite_and_the_others_do_not_see_it(attention, num_axes, encoding):
+def test_a_sample_of_only_padding_is_finite_and_does_not_affect_others(attention, num_axes, encoding):
     model = classifier(num_axes, position_encoding=encoding, pooling="mean", use_cls_token=False)
     model.set_attn_implementation(attention)
     pixel_values = random_input(model.config, batch_size=3).requires_grad_()
@@ -812,8 +812,8 @@ def test_a_sample_of_padding_alone_is_finite_and_the_others_do_not_see_it(attent
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_a_sample_of_padding_alone_in_half_precision(attention):
-    """Its scores are so negative that none, with the mask added, is finite in float16."""
+def test_a_sample_of_only_padding_in_half_precision(attention):
+    """Its scores are so negative that none is finite in float16 once the mask is added."""
     model = random_model(LiereViTModel, tiny_config(pooling="mean", use_cls_token=False, position_encoding="none"))
     with torch.no_grad():
         for layer in model.layers:
@@ -1034,7 +1034,7 @@ def meta_by_default():
 )
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_tensors_are_on_the_device_of_the_input(num_axes, encoding, attention, request):
-    """A tensor that is made without a device would be on `meta`, which no other tensor can be combined with."""
+    """A tensor created without a device would be on `meta`, and could not be combined with other tensors."""
     model = random_model(
         LiereViTForMaskedImageModeling,
         tiny_config(
@@ -1173,7 +1173,7 @@ def test_video_classifier_with_too_few_axes(num_axes):
         LiereViTForVideoClassification(tiny_config(num_axes))
 
 
-def test_a_configuration_spoiled_after_its_creation():
+def test_a_configuration_made_invalid_after_its_creation():
     config = tiny_config()
     config.position_encoding = "fourier"
     with pytest.raises(ValueError, match="position_encoding is 'fourier', allowed are absolute"):

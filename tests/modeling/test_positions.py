@@ -113,7 +113,7 @@ def test_stretched_table_equals_torch_bicubic_in_1d(training, steps, seed):
 
 @settings(deadline=None, max_examples=20)
 @given(training=st.tuples(*[st.integers(1, 4)] * 3), grid_size=st.tuples(*[st.integers(1, 6)] * 3), seed=seeds)
-def test_stretched_table_equals_torch_bicubic_axis_by_axis_in_3d(training, grid_size, seed):
+def test_stretched_table_equals_torch_bicubic_per_axis_in_3d(training, grid_size, seed):
     """The interpolation is separable: torch interpolates the first axis with a singleton, then the two others."""
     table = normal(*training, 2, seed=seed)
     volume = table.permute(3, 0, 1, 2).double()
@@ -169,7 +169,7 @@ def test_table_is_read_exactly_at_grid_points_in_any_order_and_batch(grid_size):
 
 
 @pytest.mark.parametrize("interpolation", ["cubic", "linear"])
-def test_the_border_goes_on_outside(interpolation):
+def test_the_border_is_extended_outside(interpolation):
     table = normal(3, 4, 5)
     outside = torch.tensor([[[-2.0, -3.0], [-2.0, 1 / 3], [4.0, 9.0], [0.5, 7.0]]])
     expected = torch.stack((table[0, 0], table[0, 1], table[2, 3], table[1, 3]))
@@ -181,14 +181,14 @@ def test_the_border_goes_on_outside(interpolation):
 @settings(deadline=None, max_examples=30)
 @given(coordinates=st.lists(st.floats(-3, 4), min_size=2, max_size=2))
 def test_a_constant_table_is_constant_everywhere(interpolation, coordinates):
-    """The weights of a reading add up to 1."""
+    """The interpolation weights add up to 1."""
     table = torch.full((12, 1), 3.0)
     values = interpolate_position_table(table, (3, 4), torch.tensor([[coordinates]]), interpolation)
     torch.testing.assert_close(values, torch.full((1, 1, 1), 3.0), rtol=1e-5, atol=0)
 
 
 def test_gradients_of_the_table_and_of_coordinates():
-    """The table in float64; readings between the grid points move with the coordinate (weights are float32)."""
+    """The table in float64; interpolated values change with the coordinate (weights are float32)."""
     table = normal(6, 2).double().requires_grad_()
     positions = torch.tensor([[[0.13, 0.71], [0.9, 0.31]]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda table: interpolate_position_table(table, (2, 3), positions), table)

@@ -65,7 +65,7 @@ schemes = pytest.mark.parametrize(
         pytest.param(with_bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"), id="bitsandbytes-4"),
     ],
 )
-# torch.ao calls itself deprecated; bitsandbytes tells of its casts.
+# torch.ao warns that it is deprecated, bitsandbytes about its casts.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 
@@ -92,7 +92,7 @@ def quantization_errors(encoding, quantize, directory, seed, **options):
 @schemes
 @pytest.mark.parametrize("encoding", ["liere", "absolute"])
 def test_without_rotation_the_error_is_no_larger_than_vits(encoding, quantize, tmp_path):
-    """It is the same, or smaller where a scheme has an effect on ViT's convolution."""
+    """It is equal, or smaller where a scheme also quantizes ViT's convolution."""
     vit_error, error = quantization_errors(encoding, quantize, tmp_path, seed=0)
     assert 1e-3 < error < 1.05 * vit_error
 
@@ -104,12 +104,12 @@ def test_with_rotations_the_error_is_no_larger_than_vits(encoding, quantize, tmp
         quantization_errors(encoding, quantize, tmp_path / str(seed), seed, zero_generators=False) for seed in range(4)
     ]
     vit_error, error = (sum(each) for each in zip(*errors, strict=True))
-    # Of four models, whose errors differ by about a fifth.
+    # The sum over four models, whose errors differ by about 20%.
     assert error < 1.2 * vit_error
 
 
 class Uint8Linear(nn.Module):
-    """A linear layer as 4-bit ones are: packed integers for a weight, products in the dtype of the input."""
+    """A linear layer like 4-bit ones: its weight is packed integers, its products have the dtype of the input."""
 
     def __init__(self, linear):
         super().__init__()

@@ -1,10 +1,10 @@
-"""What LiereTrainer's overrides of transformers' Trainer give a run, each seen in a real training.
+"""The effect of each of LiereTrainer's overrides of transformers' Trainer, in real training.
 
-Where larger tests prove an override, they are not repeated here:
+Overrides that larger tests cover are not tested again here:
 
 - `_save_checkpoint`: runs that are killed while they save, and a full disk, in test_processes.
-- `get_train_dataloader`: two processes make the steps of one in test_processes; a resumed run ends as an uninterrupted
-  one in test_recipes and test_cli.
+- `get_train_dataloader`: two processes take the same steps as one in test_processes; a resumed run ends like an
+  uninterrupted one in test_recipes and test_cli.
 - `get_eval_dataloader`: two processes evaluate each example once in test_processes.
 - `push_to_hub` by PublishingCallback: tests/hub/test_publishing.
 """
@@ -40,7 +40,7 @@ COMPLETE = {
 
 
 class Images(Dataset):
-    """Random images of two classes; `seen` has their indices in the order of use."""
+    """Random images of two classes; `seen` records their indices in the order of use."""
 
     def __init__(self, count: int = 16, seconds: float = 0.0):
         self.pixel_values = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,7 +98,7 @@ def files(directory: Path) -> set[str]:
 
 
 class DuringSaving(TrainerCallback, ExportableState):
-    """Trainer asks callbacks for their state in the middle of saving, between the weights and trainer_state.json."""
+    """Trainer reads the state of callbacks during saving, between the weights and trainer_state.json."""
 
     def __init__(self, directory: Path, full_at: str | None = None):
         self.directory, self.full_at = directory, full_at
@@ -112,12 +112,12 @@ class DuringSaving(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {}}
 
 
-def test_a_checkpoint_appears_when_it_is_complete(tmp_path):
+def test_a_checkpoint_appears_only_when_complete(tmp_path):
     during = DuringSaving(tmp_path)
     trainer = build_trainer(tmp_path, Images(), (during,))
     trainer.train()
     assert during.unfinished == [COMPLETE - {"trainer_state.json"}] * 3
-    # One beside the second checkpoint, two beside the third.
+    # One older checkpoint during the second save, two during the third.
     assert during.visible == [COMPLETE] * 3
     assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
     for name in checkpoints(tmp_path):
@@ -128,7 +128,7 @@ def test_a_checkpoint_appears_when_it_is_complete(tmp_path):
     assert trainer.args.output_dir == str(tmp_path)
 
 
-def test_saving_that_fails_leaves_the_checkpoints_before(tmp_path):
+def test_failed_saving_keeps_earlier_checkpoints(tmp_path):
     trainer = build_trainer(tmp_path, Images(), (DuringSaving(tmp_path, full_at="checkpoint-2"),))
     with pytest.raises(
         RunError, match=r"step 2 cannot be saved .*No space left.*the last checkpoint is .*checkpoint-1,"
@@ -186,7 +186,7 @@ class Spoil(TrainerCallback):
         ("on_optimizer_step", "weights are not finite after step 2; the last checkpoint is .*checkpoint-1,"),
     ],
 )
-def test_training_that_diverges_reaches_no_checkpoint(tmp_path, event, message):
+def test_diverged_training_saves_no_checkpoint(tmp_path, event, message):
     # No loss is logged before the checkpoint.
     trainer = build_trainer(tmp_path, Images(), (Spoil(2, event),), logging_steps=100)
     with pytest.raises(RunError, match=message):
@@ -194,15 +194,15 @@ def test_training_that_diverges_reaches_no_checkpoint(tmp_path, event, message):
     assert checkpoints(tmp_path) == {"checkpoint-1"}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_when_it_is_logged(tmp_path):
+def test_logging_a_nonfinite_loss_ends_the_run(tmp_path):
     trainer = build_trainer(tmp_path, Images(), (Spoil(2, "on_step_begin"),), save_strategy="no", max_steps=9)
     with pytest.raises(RunError, match="the loss of step 2 is not finite; no checkpoint was saved before"):
         trainer.train()
     assert trainer.state.global_step == 2
 
 
-def test_epochs_are_whole_steps(tmp_path):
-    """With 12 images a step, 7 of 103 are left out, other ones in each epoch."""
+def test_epochs_have_a_whole_number_of_steps(tmp_path):
+    """With 12 images per step, 7 of 103 are dropped, different ones in each epoch."""
     images = Images(103)
     options = {"gradient_accumulation_steps": 3, "num_train_epochs": 2, "max_steps": -1, "save_strategy": "no"}
     trainer = build_trainer(tmp_path, images, dataloader_drop_last=True, **options)
@@ -219,7 +219,7 @@ def test_epochs_are_whole_steps(tmp_path):
 
 
 class Recorder:
-    """A transform of a stream's rows that keeps which examples it was given in which epoch."""
+    """A transform of a stream's rows that records the examples it receives in each epoch."""
 
     column, seed, epoch = "image", 0, 0
 
@@ -232,7 +232,7 @@ class Recorder:
 
 
 def test_a_resumed_stream_decodes_nothing_twice(tmp_path):
-    """Of 12 batches of 4 images an epoch, two a step: step 8 ends with the fourth batch of the second epoch."""
+    """12 batches of 4 images per epoch, two per step: step 8 ends with the fourth batch of the second epoch."""
     images = [Image.fromarray(np.zeros((8, 8, 3), np.uint8))] * 48
     rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 24})
     rows = rows.cast_column("image", datasets.Image()).to_iterable_dataset(num_shards=2)
@@ -250,7 +250,7 @@ def test_a_resumed_stream_decodes_nothing_twice(tmp_path):
 
 
 def test_soft_labels(tmp_path):
-    """The loss of shares of classes is their cross-entropy, averaged over the batch."""
+    """The loss for class probabilities is the cross-entropy, averaged over the batch."""
 
     class Mixed(Images):
         def __getitem__(self, index: int) -> dict:
@@ -273,7 +273,7 @@ def test_waiting_for_data_is_measured(tmp_path):
 
 
 def test_trainer_itself_never_pushes(tmp_path):
-    """Its own push would ask the Hub for the repository, in an evaluation too, and save the token."""
+    """Its own push would request the repository from the Hub, even in an evaluation, and save the token."""
     token = "hf_" + "tokenOfThisTest" * 2
     options = {"push_to_hub": True, "hub_token": token, "hub_model_id": "nobody/nothing"}
     trainer = build_trainer(tmp_path, Images(), max_steps=1, **options)
