@@ -11,6 +11,11 @@ from pathlib import Path
 from .option_names import conversion_option_names, recipe_option_names
 
 INTERRUPTED = 130
+# How a command continues a training that was interrupted. Other commands start anew.
+HOW_TO_CONTINUE = {
+    "train": "; continue with --resume_from_checkpoint true",
+    "reproduce": "; the same command continues from it",
+}
 DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transformers."
 RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"
 CONFIG_HELP = "YAML file whose options override those of the recipe"
@@ -73,9 +78,11 @@ def _is_option(text: str) -> bool:
 
 
 def _explained(error: Exception, command: str) -> tuple[int, str]:
-    """Exit code and message of an error that the user can fix. Other errors are raised again."""
-    from liere_hf.errors import InputError, RunError, sentence
+    """Exit code and message of an interruption or an error that the user can fix. Others are raised again."""
+    from liere_hf.errors import InputError, RunError, TrainingInterruptedError, sentence
 
+    if isinstance(error, TrainingInterruptedError):
+        return INTERRUPTED, f"{error}{HOW_TO_CONTINUE.get(command, '') if error.has_checkpoint else ''}"
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:
@@ -222,13 +229,9 @@ def _launch_configs() -> dict[str, Path]:
 def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_recipe
     from liere_hf.metric_display import print_metrics
-    from liere_hf.training.run import TrainingInterruptedError, train
+    from liere_hf.training.run import train
 
-    try:
-        metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
-    except TrainingInterruptedError as interruption:
-        print(f"liere-hf train: {interruption}", file=sys.stderr)
-        return INTERRUPTED
+    metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
     print_metrics(metrics, prefix="eval_")
     return 0
 
