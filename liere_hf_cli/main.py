@@ -74,7 +74,11 @@ def _unknown_option(flags: list[str], option_names: Callable[[], set[str]] | Non
 
 def _is_option(text: str) -> bool:
     """Whether an argument is an option rather than a value, which may be a negative number."""
-    return text.startswith("-") and not text[1:2].isdigit() and text not in ("-", "-inf")
+    try:
+        float(text)
+    except ValueError:
+        return text.startswith("-") and text != "-"
+    return False
 
 
 def _explained(error: Exception, command: str) -> tuple[int, str]:
@@ -86,10 +90,8 @@ def _explained(error: Exception, command: str) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:
-            # These commands need all of it.
-            extra = (
-                "experiments" if command in ("reproduce", "benchmark") and module == "matplotlib" else EXTRAS[module]
-            )
+            is_experiment = command in ("reproduce", "benchmark") and module == "matplotlib"
+            extra = "experiments" if is_experiment else EXTRAS[module]
             return 2, f'error: {module} is not installed: pip install "liere_hf[{extra}]"'
     if isinstance(error, InputError | RunError):
         return 2 if isinstance(error, InputError) else 1, f"error: {sentence(error)}"
