@@ -60,12 +60,17 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
     ("module", "extra", "command"),
     [
         ("av", "video", ["train", "ucf101_smoke", "--data_dir", "."]),
-        ("nibabel", "volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
-        ("sklearn", "experiments", ["train", "digits"]),
-        ("matplotlib", "plots", ["demo"]),
-        ("scipy", "experiments", ["reproduce", "rope"]),
-        ("scipy", "experiments", ["benchmark", "exponential"]),
         ("matplotlib", "plots", ["benchmark"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.extensive)
+            for case in (
+                ("nibabel", "volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
+                ("sklearn", "experiments", ["train", "digits"]),
+                ("matplotlib", "plots", ["demo"]),
+                ("scipy", "experiments", ["reproduce", "rope"]),
+                ("scipy", "experiments", ["benchmark", "exponential"]),
+            )
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else value,
 )

@@ -65,6 +65,7 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
 
 
+@pytest.mark.end_to_end
 def test_contestants_may_be_left_out(tmp_path, monkeypatch):
     """Table and chart do not need the published ways."""
     monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
