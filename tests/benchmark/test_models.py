@@ -79,6 +79,7 @@ def test_contestants_may_be_left_out(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
 
 
+@pytest.mark.end_to_end
 def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=1 << 40))
     with pytest.raises(SystemExit) as exit_info:
