@@ -9,6 +9,18 @@ class RunError(RuntimeError):
     """A run that cannot continue although its input is valid: the message says what it leaves and what to do."""
 
 
+class TrainingInterruptedError(Exception):
+    """A run that a signal has stopped early.
+
+    Attributes:
+        has_checkpoint: of the last step, so that the run can continue.
+    """
+
+    def __init__(self, message: str, has_checkpoint: bool):
+        super().__init__(message)
+        self.has_checkpoint = has_checkpoint
+
+
 def sentence(error: InputError | RunError) -> str:
     """The message of an error, without the traceback that one from a worker process carries."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")

@@ -9,6 +9,7 @@ from .data import load_splits, prepare
 from .errors import InputError
 from .hardware import hardware
 from .model_loading import load_checkpoint
+from .run_directory import METRICS
 from .training.run import build_trainer
 
 
@@ -41,6 +42,5 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
         processor = None
     data = prepare(splits, model.config, data_arguments, training_arguments, name, processor)
     metrics = build_trainer(model, data, training_arguments).evaluate()
-    measured = [f"{metric}{end}" for metric in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high")]
     facts = {"examples": len(splits.test), "input_size": list(data.input_size)}
-    return facts | {metric: metrics[f"eval_{metric}"] for metric in measured} | {"hardware": hardware()}
+    return facts | {name: metrics[f"eval_{name}"] for name in METRICS} | {"hardware": hardware()}

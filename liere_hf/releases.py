@@ -107,9 +107,7 @@ def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
     """The fields of an entry that come from the checkpoint: encoding, size, seed, metrics, SHA-256 of the files."""
     if isinstance(checkpoint, Run):
         seed, num_parameters = checkpoint.recipe["seed"], checkpoint.training["num_parameters"]
-        metrics = {
-            f"{name}{end}": checkpoint.metrics[f"{name}{end}"] for name in METRICS for end in ("", "_low", "_high")
-        }
+        metrics = {name: checkpoint.metrics[name] for name in METRICS}
     else:
         seed, num_parameters = None, checkpoint.record["num_parameters"]
         metrics = {"largest_logit_difference": checkpoint.record["largest_logit_difference"]}

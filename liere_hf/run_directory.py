@@ -37,7 +37,8 @@ LOCAL_OPTIONS = {
     "run_name",
     "local_rank",
 }
-METRICS = ("accuracy", "top5_accuracy", "loss")
+# What an evaluation measures, each with the ends of its 95% interval.
+METRICS = tuple(f"{name}{end}" for name in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high"))
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _require_same_options(recipe_file: Path, options: dict[str, Any]) -> None:
 
 
 def _require_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
-    for name in (f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")):
+    for name in METRICS:
         value = metrics.get(name)
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{path} has {name} {value!r}, a card needs a finite number there")

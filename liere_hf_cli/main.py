@@ -11,6 +11,11 @@ from pathlib import Path
 from .option_names import conversion_option_names, recipe_option_names
 
 INTERRUPTED = 130
+# How a command continues a training that was interrupted. Other commands start anew.
+HOW_TO_CONTINUE = {
+    "train": "; continue with --resume_from_checkpoint true",
+    "reproduce": "; the same command continues from it",
+}
 DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transformers."
 RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"
 CONFIG_HELP = "YAML file whose options override those of the recipe"
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted"
     except Exception as error:
-        code, message = _explained(error)
+        code, message = _explained(error, arguments.command)
     else:
         message = None
     if message:
@@ -55,24 +60,37 @@ def _unknown_option(flags: list[str], option_names: Callable[[], set[str]] | Non
         option_names: gives the names of further options that the command takes; None if it takes none.
     """
     known = option_names() if option_names and flags else set()
-    for flag in flags:
-        if option_names and not flag.startswith("--"):
+    for position, flag in enumerate(flags):
+        if option_names and position > 0 and not _is_option(flag):
             continue  # the value of an option
         name = flag.partition("=")[0]
-        if name.lstrip("-").replace("-", "_") not in known:
+        if not _is_option(flag):
+            return f"unexpected argument {flag!r}"
+        if not name.startswith("--") or name.lstrip("-").replace("-", "_") not in known:
             close = difflib.get_close_matches(name.lstrip("-"), known, n=1)
             return f"unknown option {name!r}" + (f", did you mean '--{close[0]}'?" if close else "")
     return None
 
 
-def _explained(error: Exception) -> tuple[int, str]:
-    """Exit code and message of an error that the user can fix. Other errors are raised again."""
-    from liere_hf.errors import InputError, RunError, sentence
+def _is_option(text: str) -> bool:
+    """Whether an argument is an option rather than a value, which may be a negative number."""
+    return text.startswith("-") and not text[1:2].isdigit() and text not in ("-", "-inf")
 
+
+def _explained(error: Exception, command: str) -> tuple[int, str]:
+    """Exit code and message of an interruption or an error that the user can fix. Others are raised again."""
+    from liere_hf.errors import InputError, RunError, TrainingInterruptedError, sentence
+
+    if isinstance(error, TrainingInterruptedError):
+        return INTERRUPTED, f"{error}{HOW_TO_CONTINUE.get(command, '') if error.has_checkpoint else ''}"
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:
-            return 2, f'error: {module} is not installed: pip install "liere_hf[{EXTRAS[module]}]"'
+            # These commands need all of it.
+            extra = (
+                "experiments" if command in ("reproduce", "benchmark") and module == "matplotlib" else EXTRAS[module]
+            )
+            return 2, f'error: {module} is not installed: pip install "liere_hf[{extra}]"'
     if isinstance(error, InputError | RunError):
         return 2 if isinstance(error, InputError) else 1, f"error: {sentence(error)}"
     raise error
@@ -211,13 +229,9 @@ def _launch_configs() -> dict[str, Path]:
 def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_recipe
     from liere_hf.metric_display import print_metrics
-    from liere_hf.training.run import TrainingInterruptedError, train
+    from liere_hf.training.run import train
 
-    try:
-        metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
-    except TrainingInterruptedError as interruption:
-        print(f"liere-hf train: {interruption}", file=sys.stderr)
-        return INTERRUPTED
+    metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
     print_metrics(metrics, prefix="eval_")
     return 0
 
@@ -302,21 +316,25 @@ def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
-    if arguments.subject != "models":
-        from liere_hf.benchmark.data import benchmark_data
-        from liere_hf.benchmark.exponential import benchmark_exponential
-        from liere_hf.output_files import write_json
+    from liere_hf.output_files import write_json
 
-        is_data = arguments.subject == "data"
-        results = benchmark_data() if is_data else benchmark_exponential(arguments.device, arguments.rounds)
-        if arguments.results_file:
-            write_json(arguments.results_file, results)
+    if arguments.subject == "models":
+        from liere_hf.benchmark.models import benchmark_models
+        from liere_hf.benchmark.table import report_benchmark
+
+        results = benchmark_models(
+            arguments.preset, arguments.device, arguments.batch_size, arguments.rounds, arguments.contestants
+        )
+        report_benchmark(results, arguments.output_dir)
         return 0
-    from liere_hf.benchmark.models import benchmark_models
-    from liere_hf.benchmark.table import report_benchmark
+    if arguments.subject == "data":
+        from liere_hf.benchmark.data import benchmark_data
 
-    results = benchmark_models(
-        arguments.preset, arguments.device, arguments.batch_size, arguments.rounds, arguments.contestants
-    )
-    report_benchmark(results, arguments.output_dir)
+        results = benchmark_data()
+    else:
+        from liere_hf.benchmark.exponential import benchmark_exponential
+
+        results = benchmark_exponential(arguments.device, arguments.rounds)
+    if arguments.results_file:
+        write_json(arguments.results_file, results)
     return 0

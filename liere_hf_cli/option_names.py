@@ -26,12 +26,12 @@ def _package(name: str) -> Path:
 
 
 def _fields(path: Path, classes: Iterable[str]) -> set[str]:
-    """Public fields of classes in a file, and `no_NAME` for each, which HfArgumentParser adds to booleans."""
-    names = {
-        statement.target.id
+    """Public fields of classes in a file, and `no_NAME` for booleans, some of which get one from HfArgumentParser."""
+    fields = {
+        statement.target.id: ast.unparse(statement.annotation)
         for node in ast.parse(path.read_bytes()).body
         if isinstance(node, ast.ClassDef) and node.name in classes
         for statement in node.body
         if isinstance(statement, ast.AnnAssign) and not statement.target.id.startswith("_")
     }
-    return names | {f"no_{name}" for name in names}
+    return {*fields, *(f"no_{name}" for name, annotation in fields.items() if "bool" in annotation)}

@@ -4,6 +4,6 @@ import pytest
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Every training collects garbage; there is none in what the imports have made, which is much."""
+    """Freeze the many objects created by imports, since every training run collects garbage."""
     gc.collect()
     gc.freeze()

@@ -1,11 +1,11 @@
-"""Real processes that start at once: forked off one that has imported what they need.
+"""Real processes that start immediately: forks of a process that has imported what they need.
 
 Importing torch, transformers and datasets takes seconds, and many tests need processes of their own: for signals, exit
-codes, several ranks. A folder of programs, with the names that a shell knows, stands before the installed ones. Each
-hands its words, directory, environment and streams to the process that has imported the libraries, which forks; it
-passes signals on, and ends as the fork ends.
+codes, several ranks. A folder of programs with the same names comes first on PATH. Each program passes its arguments,
+directory, environment and streams to the process that has imported the libraries, which forks. It forwards signals
+and exits as the fork does.
 
-What libraries read when they are imported is the same for all forks: the address of the Hub, the home of the caches.
+Settings that libraries read on import are the same for all forks: the Hub's URL, the cache directories.
 """
 
 import array
@@ -42,7 +42,7 @@ EVERYTHING = (
 # For processes that must import transformers and liere_hf themselves.
 ONLY_TORCH = ("torch", "torchvision")
 NAMES = ("python", "liere-hf", "hf", "accelerate", "torchrun")
-# What the programs pass on; nothing passes SIGKILL on, but with its program a fork ends too.
+# Signals that the programs forward. SIGKILL cannot be forwarded, but a fork ends with its program.
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 PROGRAM = """#!{python} -SE
@@ -71,7 +71,7 @@ sys.exit(code)
 
 
 class PreloadedPrograms:
-    """Programs whose processes are forked off a `python` that has imported `modules` in an environment."""
+    """Programs whose processes are forks of a `python` that has imported `modules` in an environment."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class PreloadedPrograms:
             program.chmod(0o700)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(address))
-            # Who comes before everything is imported waits.
+            # Clients that connect before all imports are done wait.
             listener.listen(256)
             self._process = subprocess.Popen(
                 [python, __file__, str(listener.fileno()), str(self.folder), *modules],
@@ -104,19 +104,19 @@ class PreloadedPrograms:
 
 @functools.cache
 def programs(modules: Sequence[str] = EVERYTHING) -> PreloadedPrograms:
-    """Those of the tests' own environment; the process starts when the first test needs it."""
+    """Programs in the environment of the tests. The process starts when the first test needs it."""
     programs = PreloadedPrograms(os.environ, modules)
     atexit.register(programs.close)
     return programs
 
 
 def preloaded(name: str, modules: Sequence[str] = EVERYTHING) -> str:
-    """Path of a program of NAMES."""
+    """Path of a program from NAMES."""
     return str(programs(modules).folder / name)
 
 
 def serve(listener: socket.socket, folder: Path, modules: Sequence[str]) -> Callable[[], None]:
-    """Fork for each order, until standard input ends; returns in the forks only, with what they are to do."""
+    """Fork for each request until standard input ends. Returns only in the forks, with their request."""
     for module in modules:
         importlib.import_module(module)
     gc.freeze()
@@ -140,7 +140,7 @@ def serve(listener: socket.socket, folder: Path, modules: Sequence[str]) -> Call
                 os.close(stream)
             client.sendall(clients[client].to_bytes(4, "big"))
         for client in clients.keys() & readable:
-            # Clients say nothing after their order: this one has ended.
+            # Clients send nothing after their request, so this one has ended.
             os.kill(clients[client], signal.SIGKILL)
             os.waitpid(clients.pop(client), 0)
         if wake in readable:
@@ -156,7 +156,7 @@ def serve(listener: socket.socket, folder: Path, modules: Sequence[str]) -> Call
 
 
 def _receive(client: socket.socket) -> tuple[dict, list[int]]:
-    """The client's order, and the file descriptors of its streams."""
+    """The client's request and the file descriptors of its streams."""
     streams = array.array("i")
     message, ancillary, _, _ = client.recvmsg(4, socket.CMSG_LEN(3 * streams.itemsize))
     for _, _, data in ancillary:
@@ -166,7 +166,7 @@ def _receive(client: socket.socket) -> tuple[dict, list[int]]:
 
 
 def _work(order: dict, streams: list[int], folder: Path) -> Callable[[], None]:
-    """Become the process that was asked for."""
+    """Become the requested process."""
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
@@ -174,7 +174,7 @@ def _work(order: dict, streams: list[int], folder: Path) -> Callable[[], None]:
     os.chdir(order["directory"])
     os.environ.clear()
     os.environ.update(order["environment"])
-    # Its own processes start at once, too; and no two are alike by chance.
+    # Its subprocesses also start immediately, and no two processes share random state.
     sys.executable = str(folder / "python")
     random.seed()
     sys.modules["numpy"].random.seed()
@@ -206,7 +206,7 @@ if __name__ == "__main__":
 
     @atexit.register
     def end() -> None:
-        """After all else that is done at exit; taking down so many modules one by one would take longer."""
+        """Exit after all other exit handlers, without tearing down the modules one by one, which takes longer."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(ended["code"])

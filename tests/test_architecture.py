@@ -1,4 +1,4 @@
-"""docs/architecture.md: attention layers are those of its reference implementation; its table has every module."""
+"""docs/architecture.md: attention layers match its reference implementation; its table has every module."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def reference() -> dict:
 
 
 def visionllama_generators(head_dim: int, num_axes: int) -> torch.Tensor:
-    """(axes, 1, blocks, 2, 2): head_dim // (2 axes) frequencies exp(-4 linspace(0, 1)) an axis, one after another."""
+    """(axes, 1, blocks, 2, 2): head_dim // (2 axes) frequencies exp(-4 linspace(0, 1)) per axis, axis after axis."""
     count = head_dim // (2 * num_axes)
     raw = torch.zeros(num_axes, 1, head_dim // 2, 2, 2, dtype=torch.float64)
     for axis in range(num_axes):
@@ -43,7 +43,7 @@ def visionllama_generators(head_dim: int, num_axes: int) -> torch.Tensor:
 @pytest.mark.parametrize("beyond", [0, 1], ids=["training size", "larger"])
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_attention_layers_are_those_of_the_reference(reference, encoding, num_axes, beyond):
+def test_attention_layers_equal_the_reference(reference, encoding, num_axes, beyond):
     training_grid = TRAINING_GRIDS[num_axes]
     grid = [steps + beyond for steps in training_grid]
     config = LiereViTConfig(

@@ -71,7 +71,7 @@ def finished_run(recipe, tmp_path_factory) -> Path:
 
 
 def fails(capsys, *words: object) -> str:
-    """The one sentence of a command that must fail without a traceback."""
+    """The one-sentence error of a command that must fail without a traceback."""
     with pytest.raises(SystemExit) as exit_:
         main([str(word) for word in words])
     assert exit_.value.code == 2
@@ -150,7 +150,7 @@ def test_every_recipe_of_the_package_makes_a_model():
             assert batch == training_arguments.effective_batch_size
 
 
-def test_recipes_that_start_from_a_checkpoint_need_one(capsys):
+def test_fine_tuning_recipes_need_a_checkpoint(capsys):
     assert "model_name_or_path is not given" in fails(capsys, "train", "imagenet_384_finetune")
 
 
@@ -182,7 +182,7 @@ def test_bad_options(capsys, recipe, tmp_path, flags, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("learning_rats: 1", "unknown option 'learning_rats', did you mean '--learning_rate'?"),
+        ("learning_rats: 1", "unknown option 'learning_rats', did you mean 'learning_rate'?"),
         ("- a list", "must hold one mapping"),
         ("a: [", "cannot be read as YAML"),
     ],
@@ -277,7 +277,7 @@ def test_evaluate_other_classes(capsys, recipe, checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     labels = {str(index): f"class {index}" for index in range(10)}
     (checkpoint / "config.json").write_text(json.dumps(config | {"id2label": labels}))
-    assert "has no processor" in fails(capsys, "evaluate", checkpoint, recipe)
+    assert "has no readable processor" in fails(capsys, "evaluate", checkpoint, recipe)
     ViTImageProcessor().save_pretrained(checkpoint)
     error = fails(capsys, "evaluate", checkpoint, recipe)
     assert "has the 10 classes class 0, class 1, class 2 ..., the data set the 10 classes 0, 1, 2 ..." in error

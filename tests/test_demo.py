@@ -27,7 +27,7 @@ def test_cls_attention_is_a_share_of_every_patch():
 
 
 def test_cls_attention_of_one_layer_is_its_attention():
-    """With one layer the rollout is CLS' own row of attention weights, up to the share of itself."""
+    """With one layer the rollout is the CLS row of the attention weights, except for its weight on itself."""
     model, pixel_values = small_model(1), torch.randn(2, 3, 8, 12)
     with torch.no_grad():
         weights = model(pixel_values, output_attentions=True).attentions[0].mean(1)

@@ -1,4 +1,4 @@
-"""Help, and options that nobody knows: answered at once, since nothing heavy is imported for them."""
+"""Help and unknown options are answered immediately, since nothing heavy is imported for them."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ HEAVY = {"liere_hf", "torch", "transformers", "datasets", "numpy", "rich"}
         (conversion_option_names, (ConversionOptions,)),
     ],
 )
-def test_names_in_the_source_are_those_of_the_parser(names, dataclasses):
+def test_names_in_the_source_equal_those_of_the_parser(names, dataclasses):
     parser = HfArgumentParser(dataclasses)
     known = {option.lstrip("-").replace("-", "_") for option in parser._option_string_actions} - {"h", "help"}
     assert known <= names()
@@ -52,8 +52,11 @@ def test_names_in_the_source_are_those_of_the_parser(names, dataclasses):
             "unknown option '--patch', did you mean '--patch_size'?",
         ),
         (["reproduce", "rope", "--sead", "1"], 2, "unknown option '--sead', did you mean '--seed'?"),
+        (["train", "digits", "-x"], 2, "unknown option '-x'"),
+        (["train", "digits", "learning_rate", "--seed", "1"], 2, "unexpected argument 'learning_rate'"),
+        (["train", "digits", "--seed", "-1", "--no_foo"], 2, "unknown option '--no_foo'"),
         (["publish", "run", "org/name", "--nope"], 2, "unknown option '--nope'"),
-        (["demo", "extra"], 2, "unknown option 'extra'"),
+        (["demo", "extra"], 2, "unexpected argument 'extra'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -39,7 +39,7 @@ def test_wheel_has_code_data_and_license(distributions):
     assert "liere-hf = liere_hf_cli.main:main" in entry_points
 
 
-def test_sdist_has_what_the_wheel_is_built_from(distributions):
+def test_sdist_has_the_sources_of_the_wheel(distributions):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {Path(name).relative_to("liere_hf-0.1.0").as_posix() for name in archive.getnames()}

@@ -45,7 +45,7 @@ def config():
     )
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     assert sorted(liere_hf.__all__) == liere_hf.__all__
     for name in liere_hf.__all__:
         assert hasattr(liere_hf, name), name
@@ -78,7 +78,7 @@ def test_auto_config(config, tmp_path):
 
 
 def test_auto_processors(config, tmp_path):
-    """From what they saved, and from a directory that names only the model type."""
+    """From saved processors, and from a directory that only names the model type."""
     for processor_class, auto_class in (
         (ViTImageProcessor, AutoImageProcessor),
         (liere_hf.LiereViTVideoProcessor, AutoVideoProcessor),
@@ -106,8 +106,8 @@ def modules_after(code):
     return set(json.loads(process.stdout.splitlines()[-1]))
 
 
-def test_importing_it_imports_nothing_but_itself_and_transformers():
-    """Data sets, metrics, plots and video decoders wait until they are used."""
+def test_import_loads_only_liere_hf_and_transformers():
+    """Datasets, metrics, plots and video decoders are imported only when used."""
     added = modules_after("import liere_hf") - modules_after(IMPORT_OF_TRANSFORMERS)
     packages = {name.partition(".")[0] for name in added} - set(sys.stdlib_module_names)
     assert packages <= {"liere_hf", "transformers", "torch"}

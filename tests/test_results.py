@@ -1,4 +1,4 @@
-"""Committed results, checkpoints and the pages that quote them agree."""
+"""Committed results and checkpoints agree with the pages that quote them."""
 
 import json
 import math
@@ -24,7 +24,7 @@ CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 
 
-def test_demo_shows_what_it_promises():
+def test_demo_gives_the_promised_results():
     results = json.loads((ROOT / "results" / "demo" / "results.json").read_text())["encodings"]
     assert results["liere"]["accuracy"] >= 0.99
     assert results["absolute"]["accuracy"] <= 0.65
@@ -88,7 +88,7 @@ def test_speed_page_quotes_the_benchmarks_of_models(name):
     [("benchmark_base_imagenet_one_image", 196, 1), ("benchmark_base_video", 1568, 4)],
 )
 def test_liere64_trains_in_little_more_memory(name, num_tokens, gibibytes):
-    """Than the absolute model of the same size: as measured, and as the page has it."""
+    """Compared with the absolute model of the same size: as measured, and as the page says."""
     results = json.loads((ROOT / "results" / name / "benchmark.json").read_text())
     sizes = results["sizes"]
     steps = [size // patch for size, patch in zip(sizes["image_size"], sizes["patch_size"], strict=True)]
@@ -108,7 +108,7 @@ def test_speed_page_quotes_the_benchmark_of_the_exponential():
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, *ANALYSES])
 def test_reproduction_page_quotes_the_experiment(name):
-    """Every row of a table is one of the committed table; figure and table are linked."""
+    """Every row of the page's tables is in the committed table; figure and table are linked."""
     directory = ROOT / "results" / name / "cpu"
     table = (directory / "table.md").read_text()
     sections = (ROOT / "docs" / "reproduction.md").read_text().split("\n## ")
@@ -121,7 +121,7 @@ def test_reproduction_page_quotes_the_experiment(name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_tables_are_those_of_the_runs(name, tmp_path):
+def test_tables_match_the_runs(name, tmp_path):
     experiment, scale, directory = EXPERIMENTS[name], read_scale("cpu"), ROOT / "results" / name / "cpu"
     results = {
         (setting.name, seed): json.loads((directory / "runs" / f"{setting.name}-seed{seed}.json").read_text())
@@ -166,11 +166,11 @@ def test_checkpoint_works_in_a_pipeline():
 
 @pytest.mark.end_to_end
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="the real test set is not there: make fashion-mnist")
-def test_checkpoint_has_the_accuracy_that_its_results_say(tmp_path):
+def test_checkpoint_has_the_accuracy_in_its_results(tmp_path):
     flags = ["--data_dir", str(FASHION_MNIST), "--output_dir", str(tmp_path), "--model_name_or_path", str(CHECKPOINT)]
     measured = evaluate(*parse_recipe("fashion_mnist", [*flags, "--disable_tqdm", "true"]))
     stated = json.loads((CHECKPOINT / "eval_results.json").read_text())
     assert measured["examples"] == 10_000
-    # Another machine may round a handful of close calls differently.
+    # Rounding on another machine may change a few close predictions.
     assert measured["accuracy"] == pytest.approx(stated["eval_accuracy"], abs=5e-4)
     assert measured["loss"] == pytest.approx(stated["eval_loss"], abs=1e-3)

@@ -69,6 +69,22 @@ def channels_first(pixel_values: torch.Tensor, num_axes: int) -> torch.Tensor:
     return pixel_values.transpose(1, 2) if num_axes >= 3 else pixel_values
 
 
+class LiereViTPatchProjection(nn.Module):
+    """A linear layer that is not an `nn.Linear`, so that quantization leaves it alone, as it does ViT's convolution.
+
+    Rounded weights here would add to the error of the logits.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        nn.Linear.reset_parameters(self)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(patches, self.weight, self.bias)
+
+
 class LiereViTPatchEmbeddings(nn.Module):
     """Linear projection of patches, which are flattened with the channels last.
 
@@ -81,7 +97,7 @@ class LiereViTPatchEmbeddings(nn.Module):
         self.num_axes = config.num_axes
         self.num_channels = config.num_channels
         self.patch_size = config.spatial_patch_size
-        self.projection = nn.Linear(math.prod(self.patch_size) * config.num_channels, config.hidden_size)
+        self.projection = LiereViTPatchProjection(math.prod(self.patch_size) * config.num_channels, config.hidden_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         shape = tuple(pixel_values.shape)
@@ -117,7 +133,7 @@ class LiereViTEmbeddings(nn.Module):
     def __init__(self, config: LiereViTConfig, use_mask_token: bool = False):
         super().__init__()
         self.training_grid_size = config.grid_size
-        self.antialias = config.position_embedding_antialias
+        self.interpolation = config.position_embedding_interpolation
         self.patch_embeddings = LiereViTPatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_cls_token else None
         self.register_tokens = (
@@ -180,14 +196,15 @@ class LiereViTEmbeddings(nn.Module):
     def _absolute_positions(self, grid_size: tuple[int, ...], positions: torch.Tensor | None) -> torch.Tensor:
         """The table itself at the training size, else read at the coordinates: stretched over any other grid."""
         table, training_grid_size = self.position_embeddings, self.training_grid_size
-        spacing = (1.0,) * len(grid_size)
+        spacing = None
         if positions is None:
             if grid_size == training_grid_size:
                 return table
             positions = stretched_positions(grid_size, training_grid_size, device=table.device)[None]
             spacing = tuple(before / now for before, now in zip(training_grid_size, grid_size, strict=True))
-        antialias = spacing if self.antialias else None
-        return interpolate_position_table(table[0], training_grid_size, positions.to(table.device), antialias)
+        return interpolate_position_table(
+            table[0], training_grid_size, positions.to(table.device), self.interpolation, spacing
+        )
 
 
 class LiereViTRotations(nn.Module):
@@ -478,7 +495,10 @@ class LiereViTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, LiereViTEmbeddings):
+        if isinstance(module, LiereViTPatchProjection):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, LiereViTEmbeddings):
             for table in (module.position_embeddings, module.cls_token, module.register_tokens):
                 if table is not None:
                     init.trunc_normal_(table, std=self.config.initializer_range)
@@ -522,11 +542,11 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         """The last layer's output before the final normalization, the mask over all tokens, and the grid size."""
         if pixel_values is None:
             raise ValueError("pixel_values is None, the model needs an input")
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        pixel_values = pixel_values.to(self._computing_dtype())
         hidden_states, grid_size = self.embeddings(pixel_values, bool_masked_pos, positions)
         token_mask = self._token_mask(attention_mask, hidden_states)
         attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=token_mask
+            config=self.config, inputs_embeds=hidden_states, attention_mask=self._attended(token_mask)
         )
         if self.config.prefix_attention_bias:
             attention_mask = self._with_prefix_bias(attention_mask, hidden_states)
@@ -534,6 +554,12 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         for layer, rotation in zip(self.layers, rotations, strict=True):
             hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
         return hidden_states, token_mask, grid_size
+
+    def _computing_dtype(self) -> torch.dtype:
+        """That of the patch projection or, where a module with quantized weights replaces it, of the normalization."""
+        weight = getattr(self.embeddings.patch_embeddings.projection, "weight", None)
+        is_float = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.element_size() > 1
+        return weight.dtype if is_float else self.layernorm.weight.dtype
 
     def _token_mask(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Extend a mask over patches to prefix and patches. A mask over both is returned as it is."""
@@ -549,6 +575,13 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
             f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, patches) = "
             f"{(batch_size, num_patches)} or (batch, prefix + patches) = {(batch_size, num_tokens)}"
         )
+
+    def _attended(self, token_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The mask, but all tokens where a sample has nothing but padding: a softmax over no score is not a number."""
+        if token_mask is None:
+            return None
+        kept = token_mask.bool()
+        return kept | ~kept.any(1, keepdim=True)
 
     def _with_prefix_bias(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
         """The mask, boolean in sdpa, as an additive one, plus the bias of the prefix tokens as keys."""
@@ -647,7 +680,8 @@ class LiereViTModel(LiereViTEncoder):
             mask = token_mask.to(hidden_states.dtype).unsqueeze(-1)
             masks = (mask[:, :num_cls], mask[:, num_prefix_tokens:])
             parts = [part * part_mask for part, part_mask in zip(parts, masks, strict=True)]
-            count = sum(part_mask.sum(1) for part_mask in masks)
+            # Of nothing but padding the mean is 0.
+            count = sum(part_mask.sum(1) for part_mask in masks).clamp(min=1)
         return sum(part.sum(1) for part in parts) / count
 
 
@@ -791,7 +825,8 @@ class LiereViTBackbone(BackboneMixin, LiereViTEncoder):
             attention_mask: as for `LiereViTModel`.
 
         Returns:
-            `feature_maps`, one per entry of `config.out_features`, each (batch, hidden_size, *grid).
+            `feature_maps`, one per entry of `config.out_features`, each (batch, hidden_size, *grid), or
+            (batch, tokens, hidden_size) without `config.reshape_hidden_states`.
         """
         output = self._layer_outputs(pixel_values, positions, attention_mask, **kwargs)
         size = channels_first(pixel_values, self.config.num_axes).shape[2:]
@@ -805,6 +840,8 @@ class LiereViTBackbone(BackboneMixin, LiereViTEncoder):
             feature_map = hidden_states[:, self.config.num_prefix_tokens :]
             if self.config.reshape_hidden_states:
                 feature_map = feature_map.unflatten(1, grid_size).movedim(-1, 1).contiguous()
+            elif self.config.use_cls_token and self.config.keep_cls_token:
+                feature_map = torch.cat((hidden_states[:, :1], feature_map), dim=1)
             feature_maps.append(feature_map)
         return BackboneOutput(
             feature_maps=tuple(feature_maps), hidden_states=output.hidden_states, attentions=output.attentions

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from ..configuration import build_model_config, parse_recipe
+from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD
 from ..data import Splits, prepare
 from ..data.batching import TrainingExamples
 from ..data.data_sets.arrows import ArrowsTask
@@ -164,7 +165,7 @@ class _ImageByImage(torch.utils.data.Dataset):
                 v2.RandomHorizontalFlip(),
                 v2.RandAugment(2, 14),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+                v2.Normalize(AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD),
             ]
         )
 

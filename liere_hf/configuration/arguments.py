@@ -18,6 +18,9 @@ from .data_sets import DATASETS
 
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text())
 
+# The authors of LieRE normalize every data set by these values, which are CIFAR-10's.
+AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
 
 @dataclass
 class _ModelSource:
@@ -147,11 +150,11 @@ class DataArguments:
         default=10_000, metadata={"help": "Number of streamed examples in the shuffle buffer of each process."}
     )
     image_mean: list[float] = field(
-        default_factory=lambda: [0.4914, 0.4822, 0.4465],
+        default_factory=lambda: [*AUTHORS_IMAGE_MEAN],
         metadata={"help": "Mean of each channel, pixels scaled to 0 to 1 (default: the authors')."},
     )
     image_std: list[float] = field(
-        default_factory=lambda: [0.2023, 0.1994, 0.2010],
+        default_factory=lambda: [*AUTHORS_IMAGE_STD],
         metadata={"help": "Standard deviation of each channel (default: the authors')."},
     )
     shuffle_patches: bool = field(

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
 from ..cards import build_model_card
+from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD
 from ..errors import InputError
 from ..modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from ..output_files import sha256, write_json
@@ -50,7 +51,7 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
         tensors = read_tensors(Path(source))
         model = liere.from_liere(tensors, options, source)
         differences = liere.stored_differences(model, tensors)
-        processor = _processor(model, liere.IMAGE_MEAN, liere.IMAGE_STD, PILImageResampling.BILINEAR)
+        processor = _processor(model, AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD, PILImageResampling.BILINEAR)
     elif kind == "timm":
         model = timm.from_timm(read_tensors(_timm_file(source)), options, source)
         processor = _processor(model, timm.IMAGE_MEAN, timm.IMAGE_STD, PILImageResampling.BICUBIC)

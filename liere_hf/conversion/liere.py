@@ -1,7 +1,8 @@
 """Import and export of checkpoints of the authors' code (StanfordMIMI/LieRE).
 
 A converted model computes the same as their code, which uses layer 0's generators for all layers, positions
-`linspace(0, steps / expected steps, steps)`, and mean pooling over CLS and patches.
+`linspace(0, steps / expected steps, steps)`, mean pooling over CLS and patches, and trilinear interpolation of the
+absolute table with three axes.
 """
 
 import math
@@ -19,8 +20,6 @@ HEAD_DIM = 64
 GENERATORS = "position_encoder.generator_raw_params"
 # Their encodings that leave no generators in a checkpoint.
 WITHOUT_GENERATORS = ("visionllama", "absolute", "none")
-# Their normalization, on every data set.
-IMAGE_MEAN, IMAGE_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def from_liere(
@@ -115,8 +114,14 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
         num_labels=weights.shape("mlp_head.1.weight")[0],
         pooling=options.pooling or "cls",
         position_mode="linspace",
+        position_embedding_interpolation=_interpolation(len(patch_size)),
         **encoding,
     )
+
+
+def _interpolation(num_axes: int) -> str:
+    """How their code reads the absolute table at other sizes: bicubic, but trilinear with three axes."""
+    return "linear" if num_axes == 3 else "cubic"
 
 
 def _five(shape: tuple[int, ...], source: str) -> tuple[int, ...]:
@@ -244,6 +249,9 @@ def _require_representable(config: LiereViTConfig) -> None:
         and not config.share_generators_across_layers,
         f"position_mode is {config.position_mode!r}, their code has 'linspace' alone": encoding.is_rotary
         and config.position_mode != "linspace",
+        f"position_embedding_interpolation is {config.position_embedding_interpolation!r}, in their code "
+        f"{_interpolation(config.num_axes)!r} with {config.num_axes} axes": encoding.has_table
+        and config.position_embedding_interpolation != _interpolation(config.num_axes),
         "queries, keys and values have a bias": config.qkv_bias,
         "it has no CLS token": not config.use_cls_token,
         "it has register tokens": config.num_register_tokens > 0,

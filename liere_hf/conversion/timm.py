@@ -56,7 +56,7 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
         num_labels=weights.shape("head.weight")[0],
         position_encoding="rope_mixed",
         use_absolute_position_embeddings="pos_embed" in weights,
-        position_embedding_antialias=True,
+        position_embedding_interpolation="antialiased_cubic",
         pooling=options.pooling or "cls",
         qkv_bias=True,
         layer_norm_eps=1e-6,

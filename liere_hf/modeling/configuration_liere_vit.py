@@ -6,7 +6,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .position_encodings import POSITION_ENCODINGS
-from .positions import POSITION_MODES
+from .positions import INTERPOLATIONS, POSITION_MODES
 
 POOLINGS = ("cls", "mean")
 
@@ -43,8 +43,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             `POSITION_ENCODINGS`.
         use_absolute_position_embeddings: learned table added to the patches; always there for `absolute`, an
             addition beside the other encodings.
-        position_embedding_antialias: how the table is read at other sizes: bicubic as in ViT, or, as in timm, bicubic
-            with antialiasing.
+        position_embedding_interpolation: how the table is read at other sizes, the same along every axis: `cubic` as
+            in ViT, `antialiased_cubic` as in timm, or `linear` as in the authors' models with three axes.
         position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
             `linspace` (as the authors' code) or `rescaled` (always [0, 1]).
         prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
@@ -60,6 +60,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         apply_layernorm: backbone: whether the feature maps are normalized.
         reshape_hidden_states: backbone: whether feature maps are (batch, hidden_size, *grid), or else
             (batch, tokens, hidden_size).
+        keep_cls_token: backbone: whether feature maps that are not reshaped begin with the CLS token, as those of
+            transformers' DINOv2 do and DPT, Depth Anything and ZoeDepth expect; ViTPose expects patches alone.
 
     Raises:
         ValueError: a value that is not allowed, in one sentence that names the field, the value and what is allowed.
@@ -98,7 +100,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     pooling: str = "cls"
     position_encoding: str = "liere"
     use_absolute_position_embeddings: bool = False
-    position_embedding_antialias: bool = False
+    position_embedding_interpolation: str = "cubic"
     position_mode: str = "sequential"
     prefix_attention_bias: float = 0.0
     generator_block_size: int = 8
@@ -110,6 +112,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     pooler_act: str = "tanh"
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    keep_cls_token: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -125,6 +128,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         encoding = POSITION_ENCODINGS.get(str(self.position_encoding))
         if encoding is not None and encoding.block_size is not None:
             self.generator_block_size = encoding.block_size
+        # The name of older configurations.
+        if kwargs.pop("position_embedding_antialias", False):
+            self.position_embedding_interpolation = "antialiased_cubic"
         if self.pooler_output_size is None:
             self.pooler_output_size = self.hidden_size
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
@@ -187,6 +193,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for field, allowed in (
             ("position_encoding", tuple(POSITION_ENCODINGS)),
             ("position_mode", POSITION_MODES),
+            ("position_embedding_interpolation", INTERPOLATIONS),
             ("pooling", POOLINGS),
         ):
             if getattr(self, field) not in allowed:

@@ -1,10 +1,12 @@
 """Coordinates of patches, and interpolation of the absolute position table at coordinates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from transformers.utils.generic import maybe_autocast
 
 POSITION_MODES = ("sequential", "linspace", "rescaled")
+INTERPOLATIONS = ("cubic", "antialiased_cubic", "linear")
 
 
 def grid_positions(
@@ -52,8 +54,8 @@ def stretched_positions(
 ) -> torch.Tensor:
     """Coordinates of a grid that covers the same area as the training grid: the outer edges of the patches coincide.
 
-    With `interpolate_position_table` this gives bicubic interpolation with `align_corners=False`, as ViT and the
-    authors of LieRE resize their position tables.
+    With `interpolate_position_table` this gives interpolation with `align_corners=False`, as ViT and the authors of
+    LieRE resize their position tables.
 
     Returns:
         Tensor of shape (prod(grid_size), len(grid_size)).
@@ -66,51 +68,78 @@ def stretched_positions(
 
 
 def interpolate_position_table(
-    table: torch.Tensor, grid_size: Sequence[int], positions: torch.Tensor, antialias: Sequence[float] | None = None
+    table: torch.Tensor,
+    grid_size: Sequence[int],
+    positions: torch.Tensor,
+    interpolation: str = "cubic",
+    spacing: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """Interpolate a table of position embeddings, given on a regular grid over [0, 1] per axis, at any coordinates.
 
-    Cubic convolution (Keys 1981) along every axis, as in torch's bicubic interpolation: with a = -0.75, and the border
-    replicated outside the grid. With antialiasing a = -0.5, the kernel is stretched by the spacing, and its weights
-    are cut off at the border and normalized.
+    The same along every axis:
+
+    - `cubic`: cubic convolution (Keys 1981) with a = -0.75, the border replicated outside the grid, as in torch's
+      bicubic interpolation;
+    - `antialiased_cubic`: a = -0.5, the kernel stretched by the spacing, its weights cut off at the border and
+      normalized, as in Pillow;
+    - `linear`: the border replicated, as in torch's trilinear interpolation.
+
+    Weights and sums are float32 (float64 for a table in float64), also under autocast.
 
     Args:
         table: shape (prod(grid_size), hidden_size).
         grid_size: patches of the table along each axis.
         positions: coordinates, shape (batch, tokens, axes).
-        antialias: per axis, the spacing of the positions in units of the table's spacing. None: no antialiasing.
+        spacing: for `antialiased_cubic`, per axis, that of the positions in units of the table's spacing; 1 if None.
 
     Returns:
-        Tensor of shape (batch, tokens, hidden_size).
+        Tensor of shape (batch, tokens, hidden_size), with the dtype of the table.
+
+    Raises:
+        ValueError: an unknown interpolation.
     """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"position_embedding_interpolation is {interpolation!r}, allowed are {', '.join(INTERPOLATIONS)}"
+        )
     weights = torch.ones((*positions.shape[:2], 1), dtype=torch.float32, device=positions.device)
     for axis, steps in enumerate(grid_size):
         coordinates = positions[..., axis].float() * (steps - 1)
-        if antialias is None:
-            axis_weights = _cubic_weights(coordinates, steps)
+        if interpolation == "cubic":
+            axis_weights = _replicated_weights(coordinates, steps, taps=4, kernel=_cubic_kernel)
+        elif interpolation == "linear":
+            axis_weights = _replicated_weights(coordinates, steps, taps=2, kernel=_linear_kernel)
         else:
-            axis_weights = _antialiased_weights(coordinates, steps, max(antialias[axis], 1.0))
+            axis_weights = _antialiased_weights(coordinates, steps, max(spacing[axis], 1.0) if spacing else 1.0)
         weights = (weights.unsqueeze(-1) * axis_weights.unsqueeze(-2)).flatten(-2)
-    return weights.to(table.dtype) @ table
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    with maybe_autocast(table.device.type, enabled=False):
+        return (weights.to(dtype) @ table.to(dtype)).to(table.dtype)
 
 
-def _cubic_weights(coordinates: torch.Tensor, steps: int) -> torch.Tensor:
-    """Weights of the grid points 0 ... steps - 1 in a cubic convolution at `coordinates`: (..., steps)."""
+def _replicated_weights(
+    coordinates: torch.Tensor, steps: int, taps: int, kernel: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Weights of the grid points 0 ... steps - 1 at `coordinates`, from the nearest `taps` points: (..., steps)."""
+    offsets = torch.arange(1 - taps // 2, 1 + taps // 2, device=coordinates.device)
     floor = coordinates.floor()
-    offsets = torch.arange(-1, 3, device=coordinates.device)
-    taps = _cubic_kernel(coordinates.unsqueeze(-1) - (floor.unsqueeze(-1) + offsets), a=-0.75)
+    weights = kernel(coordinates.unsqueeze(-1) - (floor.unsqueeze(-1) + offsets))
     index = (floor.long().unsqueeze(-1) + offsets).clamp(0, steps - 1)
-    return torch.zeros((*coordinates.shape, steps), dtype=taps.dtype, device=taps.device).scatter_add(-1, index, taps)
+    return weights.new_zeros((*coordinates.shape, steps)).scatter_add(-1, index, weights)
 
 
 def _antialiased_weights(coordinates: torch.Tensor, steps: int, spacing: float) -> torch.Tensor:
-    """As `_cubic_weights`, with a kernel stretched by `spacing` (1 or more) and normalized within the grid."""
+    """Weights as above, of a cubic kernel stretched by `spacing` (1 or more) and normalized within the grid."""
     points = torch.arange(steps, dtype=coordinates.dtype, device=coordinates.device)
     weights = _cubic_kernel((coordinates.clamp(-0.5, steps - 0.5).unsqueeze(-1) - points) / spacing, a=-0.5)
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _cubic_kernel(distance: torch.Tensor, a: float) -> torch.Tensor:
+def _linear_kernel(distance: torch.Tensor) -> torch.Tensor:
+    return 1 - distance.abs()
+
+
+def _cubic_kernel(distance: torch.Tensor, a: float = -0.75) -> torch.Tensor:
     """The cubic convolution kernel of Keys (1981)."""
     distance = distance.abs()
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1

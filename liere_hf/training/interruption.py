@@ -1,6 +1,9 @@
 """Ctrl-C and SIGTERM end a training run after its current step, with a checkpoint."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,29 +14,48 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class InterruptionCallback(TrainerCallback):
     """Saves a checkpoint and stops at the end of the step in which a signal arrives; a second Ctrl-C stops at once.
 
-    With several processes, a signal to one of them stops all after the same step.
+    With several processes, a signal to one of them stops all after the same step. Signals are heard within
+    `handling_signals`.
     """
 
     def __init__(self):
         self.interrupted = False
+        self._stops = False
+        self._saved_step = -1
         self._group: distributed.ProcessGroup | None = None
-        self._previous_handlers: dict[int, Any] = {}
+
+    @contextmanager
+    def handling_signals(self) -> Iterator[None]:
+        """Only the main thread can handle signals: in another one, this does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous_handlers[number] = signal.signal(number, self._on_signal)
         if args.world_size > 1:
             # With gloo, the processes agree without waiting for their devices.
             self._group = distributed.new_group(backend="gloo")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self._any_interrupted():
+            self._stops = True
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._saved_step = state.global_step
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        # Trainer comes here when training stops, too. With save_strategy "best", an evaluation at the end of the step
+        # has prevented its checkpoint if it was no new best.
+        if self._stops and self._saved_step != state.global_step:
+            control.should_save = True
 
     def _any_interrupted(self) -> bool:
         if self._group is None:

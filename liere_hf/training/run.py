@@ -9,12 +9,12 @@ import yaml
 from torch import distributed
 from torch.utils.data import default_collate
 from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..cards import build_model_card
 from ..configuration import DataArguments, RunArguments
 from ..data import PreparedData, Splits, load_splits, prepare
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, TrainingInterruptedError
 from ..hardware import hardware
 from ..model_loading import build_model
 from ..output_files import write_bytes
@@ -26,10 +26,6 @@ from .metrics import ClassificationMetric
 from .publication import PublishingCallback
 from .saving import atomic_save
 from .trainer import LiereTrainer
-
-
-class TrainingInterruptedError(Exception):
-    """The run was stopped early, after saving a checkpoint."""
 
 
 def train(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, float]:
@@ -45,7 +41,7 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     Raises:
         InputError: options, data or a directory that do not fit together.
         RunError: the loss is not finite, the disk is full, another process has ended, or the Hub cannot be reached.
-        TrainingInterruptedError: stopped by a signal, after a checkpoint was saved.
+        TrainingInterruptedError: stopped by a signal, after the current step.
     """
     output_dir = Path(training_arguments.output_dir)
     options = recipe_options(model_arguments, data_arguments, training_arguments)
@@ -61,6 +57,8 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     publishing = PublishingCallback(training_arguments)
     publishing.prepare(model)
     trainer = build_trainer(model, data, training_arguments)
+    interruption = InterruptionCallback()
+    trainer.add_callback(interruption)
     trainer.add_callback(publishing)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
@@ -68,7 +66,9 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     if trainer.is_world_process_zero():
         write_bytes(output_dir / RECIPE_FILE, yaml.safe_dump(options, sort_keys=False).encode())
     with _other_processes_expected(output_dir):
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        with interruption.handling_signals():
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.require_finite()
         trainer.save_state()
         _require_all_steps(trainer)
         metrics = trainer.evaluate()
@@ -83,7 +83,7 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
 
 
 def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments: TrainingArguments) -> LiereTrainer:
-    """A Trainer that evaluates with confidence intervals and saves when interrupted."""
+    """A Trainer that evaluates with confidence intervals."""
     metric = ClassificationMetric(keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -101,7 +101,7 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             # Unlike transformers' default, it collates into shared memory of the workers.
             data_collator=default_collate,
             compute_metrics=compute_metrics,
-            callbacks=[InterruptionCallback(), EpochCallback(data.train.transform)],
+            callbacks=[EpochCallback(data.train.transform)],
         )
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
@@ -117,9 +117,10 @@ def _require_all_steps(trainer: LiereTrainer) -> None:
     """
     state = trainer.state
     if state.global_step < state.max_steps:
+        checkpoint = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        saved = f"checkpoint saved in {checkpoint}" if checkpoint.is_dir() else "no checkpoint of this step was saved"
         raise TrainingInterruptedError(
-            f"interrupted after step {state.global_step} of {state.max_steps}, checkpoint saved in "
-            f"{trainer.args.output_dir}; continue with --resume_from_checkpoint true"
+            f"interrupted after step {state.global_step} of {state.max_steps}, {saved}", checkpoint.is_dir()
         )
 
 

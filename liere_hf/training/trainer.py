@@ -93,6 +93,14 @@ class LiereTrainer(Trainer):
             self._divergence.require_finite_losses(self)
         super().log(logs, *args, **kwargs)
 
+    def require_finite(self) -> None:
+        """
+        Raises:
+            RunError: a loss of the training, or a weight, is not finite, in any process.
+        """
+        self._divergence.require_finite_losses(self)
+        self._divergence.require_finite_weights(self, self.model)
+
     # ---- Private methods of Trainer ----
     # These are all that this package overrides. tests/training/test_trainer.py fails where a version of transformers
     # no longer calls one of them, or calls it for something else.
@@ -102,8 +110,7 @@ class LiereTrainer(Trainer):
 
         There is no public method around the saving of a checkpoint: callbacks hear of it when it is done.
         """
-        self._divergence.require_finite_losses(self)
-        self._divergence.require_finite_weights(self, self.model)
+        self.require_finite()
         output_dir, checkpoint = self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with atomic_save(self) as unfinished:
             self.args.output_dir = str(unfinished)

@@ -1,4 +1,4 @@
-"""The model benchmark: contestants of equal size, output files, and errors."""
+"""The model benchmark: models of equal size, output files, and errors."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def test_contestants_have_the_sizes_of_the_reference(sizes):
 
 
 @pytest.mark.parametrize("name", PUBLISHED_WAYS)
-def test_the_published_ways_compute_the_same(name):
+def test_published_implementations_are_equivalent(name):
     torch.manual_seed(0)
     published = build_contestant(name, SMALL["image"]).eval()
     ours = build_contestant("liere64", SMALL["image"]).eval()
@@ -66,8 +66,8 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.end_to_end
-def test_contestants_may_be_left_out(tmp_path, monkeypatch):
-    """Table and chart do not need the published ways."""
+def test_contestants_are_optional(tmp_path, monkeypatch):
+    """Table and chart do not need the published implementations."""
     monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
     flags = ["--preset", "base-video", "--rounds", "1", "--device", "cpu", "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit) as exit_info:
@@ -80,7 +80,7 @@ def test_contestants_may_be_left_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.end_to_end
-def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
+def test_a_terminated_process_is_reported_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=1 << 40))
     with pytest.raises(SystemExit) as exit_info:
         main(["benchmark", "--rounds", "1", "--device", "cpu"])
@@ -89,8 +89,8 @@ def test_a_process_that_ends_is_one_sentence(monkeypatch, capsys):
     assert error.startswith("liere-hf benchmark: error: the process of ViT (transformers) ended with exit code 1; if")
 
 
-def test_memory_of_a_device_that_runs_out_is_one_sentence(monkeypatch, capsys):
-    """The error is raised by hand, since the device may not exist here. Its handling is real."""
+def test_out_of_memory_is_reported_in_one_sentence(monkeypatch, capsys):
+    """The test raises the error itself, since the device may not exist here. Its handling is real."""
 
     def run_out(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -103,7 +103,7 @@ def test_memory_of_a_device_that_runs_out_is_one_sentence(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_the_exponential_is_measured_on_its_own(tmp_path, monkeypatch):
+def test_the_exponential_is_measured_separately(tmp_path, monkeypatch):
     monkeypatch.setattr("liere_hf.benchmark.exponential.NUM_ELEMENTS", 1 << 13)
     with pytest.raises(SystemExit) as exit_info:
         main(["benchmark", "exponential", "--rounds", "2", "--results_file", str(tmp_path / "results.json")])
@@ -113,8 +113,8 @@ def test_the_exponential_is_measured_on_its_own(tmp_path, monkeypatch):
     assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in rows)
 
 
-def test_median_ratio_is_of_the_same_rounds():
-    """The second round is slow for both, which a ratio of median times would not cancel."""
+def test_median_ratio_pairs_rounds():
+    """The second round is slow for both; a ratio of median times would not cancel this."""
     ratio = median_ratio("speed", [2.0, 20.0, 2.2], [1.0, 10.0, 1.1])
     assert ratio["speed"] == pytest.approx(2)
     assert ratio["speed_low"] <= 2 <= ratio["speed_high"]

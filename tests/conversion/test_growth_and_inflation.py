@@ -45,7 +45,7 @@ def train_ten_steps(model, pixel_values):
     share_heads=st.booleans(),
     rows=st.integers(1, 4),
 )
-def test_widening_computes_the_same(before, factor, share_layers, share_heads, rows):
+def test_widening_preserves_outputs(before, factor, share_layers, share_heads, rows):
     after = min(before * factor, 16)
     model = image_model(
         position_encoding="rope_mixed" if before == 2 else "liere",
@@ -122,7 +122,7 @@ def test_several_tubelets(num_frames, attn_implementation):
 
 
 def test_balanced_prefix_and_padding():
-    """Padding still has no influence when the mask also contains the bias of the prefix."""
+    """Padding still has no effect when the mask also contains the prefix bias."""
     model = inflate(image_model(), 4, balance_prefix=True)
     clip = torch.randn(1, 4, 3, 16, 24)
     padded = torch.cat((clip, torch.randn(1, 4, 3, 8, 24)), dim=-2)
@@ -133,7 +133,7 @@ def test_balanced_prefix_and_padding():
     )
 
 
-def test_masked_image_modeling_decodes_every_frame_as_the_image():
+def test_masked_image_modeling_decodes_every_frame_like_the_image():
     model = image_model(LiereViTForMaskedImageModeling)
     pixel_values = torch.randn(1, 3, 16, 24)
     frames = inflate(model, 2, 2)(still_clip(pixel_values, 2)).reconstruction

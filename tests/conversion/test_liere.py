@@ -1,4 +1,4 @@
-"""The authors' models, converted, give their logits and gradients, and export to the same weights."""
+"""The authors' models, converted: the same logits and gradients, and exports with the same weights."""
 
 import json
 import pickle
@@ -18,8 +18,10 @@ from liere_hf_cli.main import main
 DIRECTORY = Path(__file__).parents[2].parent / "shared" / "official_checkpoints"
 NAMES = (
     "absolute_2d",
+    "absolute_3d",
     "liere64_2d",
     "liere8_2d",
+    "liere8_2d_mean_pooling",
     "liere8_2d_shared_heads",
     "liere8_2d_shared_layers",
     "liere8_3d",
@@ -44,10 +46,12 @@ def load(name):
 
 
 def needed_flags(recipe):
-    """The flags for what the shapes of a checkpoint do not determine."""
+    """Flags for the options that a checkpoint's shapes do not determine."""
     flags = [] if recipe["enc"] == "liere" else ["--position_encoding", recipe["enc"]]
     if recipe["nd"] == 3:
         flags += ["--image_size", *map(str, recipe["image"]), "--patch_size", *map(str, recipe["patch"])]
+    if "pool" in recipe:
+        flags += ["--pooling", recipe["pool"]]
     return flags
 
 
@@ -82,7 +86,7 @@ def test_logits_and_gradients_through_the_command_line(name, tmp_path):
 
 @needs_official_checkpoints
 @pytest.mark.parametrize("name", NAMES)
-def test_export_gives_the_weights_back(name):
+def test_export_restores_the_weights(name):
     recipe, weights, _ = load(name)
     flags = dict(zip(("image_size", "patch_size"), (recipe["image"], recipe["patch"]), strict=True))
     options = ConversionOptions(position_encoding=None if recipe["enc"] == "liere" else recipe["enc"])
@@ -94,7 +98,7 @@ def test_export_gives_the_weights_back(name):
     again = from_liere(exported, options).state_dict()
     for key, tensor in model.state_dict().items():
         assert tensor.equal(again[key]), key
-    # The weights that the authors' code uses: all but unused tables and the generators of all layers but the first.
+    # The weights that the authors' code uses: no unused tables, and only the first layer's generators.
     for key, tensor in weights.items():
         if key not in ("model.pos_embedding", "model.cls_token", "model.position_encoder.generator_raw_params"):
             assert exported[key].equal(tensor), key
@@ -143,7 +147,7 @@ def tiny_state_dict(**overrides):
 @pytest.mark.parametrize("block_size", [2, 4, 16, 32, 64])
 @pytest.mark.parametrize("share_heads", [False, True])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_block_sizes_sharing_and_pooling_are_read_back(block_size, share_heads, pooling):
+def test_block_sizes_sharing_and_pooling_are_restored(block_size, share_heads, pooling):
     encoding = "rope_mixed" if block_size == 2 else "liere"
     model, state_dict = tiny_state_dict(
         position_encoding=encoding,
@@ -159,7 +163,7 @@ def test_block_sizes_sharing_and_pooling_are_read_back(block_size, share_heads, 
     assert converted(pixel_values).logits.equal(model(pixel_values).logits)
 
 
-def test_only_the_first_layers_generators_count():
+def test_only_the_first_layers_generators_are_used():
     _, state_dict = tiny_state_dict()
     name = "model.position_encoder.generator_raw_params"
     per_layer = {**state_dict, name: torch.cat((state_dict[name], torch.randn_like(state_dict[name])), dim=1)}
@@ -173,6 +177,10 @@ def test_only_the_first_layers_generators_count():
     [
         ({"share_generators_across_layers": False}, "generators differ by layer"),
         ({"position_mode": "sequential"}, "position_mode is 'sequential'"),
+        (
+            {"position_encoding": "absolute", "image_size": (4, 8, 8), "patch_size": (2, 4, 4)},
+            "position_embedding_interpolation is 'cubic', in their code 'linear' with 3 axes",
+        ),
         ({"qkv_bias": True}, "have a bias"),
         ({"num_register_tokens": 1}, "register tokens"),
         ({"layer_scale_init_value": 0.1}, "LayerScale"),
@@ -212,7 +220,7 @@ def without(state_dict, name):
         (lambda weights: weights, {"num_channels": 1}, "give --patch_size"),
     ],
 )
-def test_weights_that_do_not_fit(change, options, message):
+def test_weights_that_do_not_match(change, options, message):
     _, state_dict = tiny_state_dict()
     with pytest.raises(InputError, match=message):
         from_liere(change(state_dict), ConversionOptions(**options))

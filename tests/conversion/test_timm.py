@@ -11,7 +11,7 @@ SMALL = {"depth": 2, "embed_dim": 128, "num_heads": 2, "num_classes": 7}
 
 
 def timm_model(name, **settings):
-    """timm's model with every weight perturbed, so that none has an initial value such as 0."""
+    """timm's model with all weights perturbed, so that none keeps an initial value such as 0."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, dynamic_img_size=True, **{**SMALL, **settings}).eval()
     with torch.no_grad():
@@ -53,14 +53,14 @@ def test_another_training_size():
         (lambda weights: None, {"patch_size": [8]}, r"has patches of \[16, 16\]"),
     ],
 )
-def test_weights_that_do_not_fit(change, options, message):
+def test_weights_that_do_not_match(change, options, message):
     weights = timm_model("vit_small_patch16_rope_mixed_224").state_dict()
     change(weights)
     with pytest.raises(InputError, match=message):
         from_timm(weights, ConversionOptions(**options))
 
 
-def test_a_name_that_does_not_exist(tmp_path, monkeypatch):
+def test_unknown_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="timm/vit_nothing could not be loaded from the Hub"):
         convert("vit_nothing", tmp_path / "model", "timm", ConversionOptions())

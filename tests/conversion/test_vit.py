@@ -43,7 +43,7 @@ def saved_model(directory, config_class, model_class, **settings):
     (DeiTConfig, DeiTForImageClassification),
 ])  # fmt: skip
 @pytest.mark.parametrize("position_encoding", ["liere", "rope_mixed", "absolute"])
-def test_logits_are_those_of_the_source(tmp_path, config_class, model_class, position_encoding):
+def test_logits_equal_the_source(tmp_path, config_class, model_class, position_encoding):
     source = saved_model(tmp_path / "source", config_class, model_class)
     ViTImageProcessor(image_mean=(0.1, 0.2, 0.3)).save_pretrained(tmp_path / "source")
     options = ConversionOptions(position_encoding=position_encoding)
@@ -54,7 +54,7 @@ def test_logits_are_those_of_the_source(tmp_path, config_class, model_class, pos
         pixel_values = torch.randn(2, 3, size, size)
         with torch.no_grad():
             expected = source(pixel_values, **interpolate).logits
-            # At another size the interpolation of the table adds rounding.
+            # At other sizes, interpolating the table adds rounding errors.
             tolerance = 1e-6 if size == 32 else 5e-6
             torch.testing.assert_close(model(pixel_values).logits, expected, atol=tolerance, rtol=1e-6)
     assert tuple(ViTImageProcessor.from_pretrained(tmp_path / "model").image_mean) == (0.1, 0.2, 0.3)
@@ -91,7 +91,7 @@ def test_the_table_can_be_dropped(tmp_path):
         torch.testing.assert_close(model(pixel_values).logits, source(pixel_values).logits, atol=1e-6, rtol=1e-6)
 
 
-def test_sources_that_do_not_fit(tmp_path):
+def test_unsupported_sources(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         from_vit(str(tmp_path / "missing"), ConversionOptions())
     BertModel(

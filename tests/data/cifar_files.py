@@ -9,12 +9,12 @@ import numpy as np
 
 NAMES = {"cifar10": [f"class {label}" for label in range(10)], "cifar100": [f"class{label}" for label in range(100)]}
 SPLITS = {"train": 60, "test": 23}
-# So many classes have examples.
+# The number of classes that have examples.
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 def examples(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pixels (examples, 3, 32, 32), whose class shows as a coarse pattern under noise, and labels."""
+    """uint8 pixels (examples, 3, 32, 32), with a coarse pattern for each class under noise, and labels."""
     count = SPLITS[split]
     random = np.random.default_rng([len(split), len(dataset)])
     labels = np.arange(count) % NUM_CLASSES[dataset]
@@ -24,7 +24,7 @@ def examples(dataset: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _batches(dataset: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """What is in each file of the archives."""
+    """The contents of each file in the archives."""
     if dataset == "cifar100":
         return {split: examples(dataset, split) for split in SPLITS}
     images, labels = examples(dataset, "train")

@@ -14,7 +14,7 @@ def video_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def video(video_folder):
-    """Writes a video of `VIDEOS` or `PACKED` once; its path and all its frames."""
+    """Writes a video of `VIDEOS` or `PACKED` once, and returns its path and all its frames."""
     written = {}
 
     def get(name: str) -> tuple[Path, torch.Tensor]:
@@ -31,7 +31,7 @@ def video(video_folder):
 
 @pytest.fixture
 def volume_directory(tmp_path):
-    """Class folders with ten volumes each, of three formats, several types and sizes."""
+    """Class folders with ten volumes each, in three formats and several dtypes and sizes."""
     for label_index, label in enumerate(("ct", "mr")):
         folder = tmp_path / "volumes" / label
         folder.mkdir(parents=True)

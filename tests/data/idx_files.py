@@ -1,4 +1,4 @@
-"""Files of Fashion-MNIST's format with random images."""
+"""Files in Fashion-MNIST's format with random images."""
 
 import gzip
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def write_fashion_mnist(directory: Path, num_train: int, num_test: int) -> Path:
-    """Four idx files, of which two are compressed."""
+    """Write four idx files, two of them compressed."""
     random = np.random.default_rng(0)
     for prefix, count in (("train", num_train), ("t10k", num_test)):
         images = random.integers(256, size=(count, 28, 28), dtype=np.uint8)

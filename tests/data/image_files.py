@@ -1,4 +1,4 @@
-"""Images of noise, as pixels and encoded."""
+"""Noise images, as pixels and as encoded files."""
 
 import io
 

@@ -32,7 +32,7 @@ def pixels(examples: TrainingExamples, indices: list[int]) -> torch.Tensor:
     return torch.stack([example["pixel_values"] for example in examples.__getitems__(indices)])
 
 
-def test_without_augmentation_both_are_the_processor(digits):
+def test_without_augmentation_both_equal_the_processor(digits):
     processor = ViTImageProcessor(
         size={"height": 8, "width": 12}, image_mean=(0.4914, 0.4822, 0.4465), image_std=(0.2023, 0.1994, 0.2010)
     )
@@ -42,12 +42,12 @@ def test_without_augmentation_both_are_the_processor(digits):
         for index in (0, 7):
             example, row = examples[index], rows[index]
             expected = processor(row["image"].convert("RGB"), return_tensors="pt")["pixel_values"][0]
-            # Training rounds resized pixels to a byte, a 51st of the deviation.
+            # Training rounds resized pixels to bytes, in steps of 1/51 of the standard deviation.
             assert torch.allclose(example["pixel_values"], expected, atol=0.02)
             assert example["labels"] == row["label"]
 
 
-def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
+def test_augmentation_depends_only_on_seed_epoch_and_index(digits):
     options = {"random_crop_padding": 2, "horizontal_flip": True, "rand_augment_num_ops": 2, "random_erasing": 0.5}
     examples = training(digits, **options)
     state = torch.random.get_rng_state()
@@ -64,7 +64,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(digits):
         assert (different != first).flatten(1).any(1).float().mean() > 0.9
 
 
-def test_workers_that_outlive_an_epoch_see_the_next_one(digits):
+def test_persistent_workers_see_the_next_epoch(digits):
     examples = training(digits, random_crop_padding=2)
     loader = torch.utils.data.DataLoader(examples, batch_size=8, num_workers=1, persistent_workers=True)
     for epoch in (0, 1):
@@ -73,7 +73,7 @@ def test_workers_that_outlive_an_epoch_see_the_next_one(digits):
         assert first["pixel_values"].equal(pixels(examples, list(range(8))))
 
 
-def test_mixed_labels_are_shares(digits):
+def test_mixed_labels_are_probabilities(digits):
     examples = training(digits, mixup_alpha=0.8, cutmix_alpha=1.0)
     batch = default_data_collator(examples.__getitems__(EVERYTHING[:16]))
     again = default_data_collator(examples.__getitems__(EVERYTHING[:16]))
@@ -98,7 +98,7 @@ def training_on_volumes(splits, seed=0):
     return TrainingExamples(splits.train, transform)
 
 
-def test_volumes_depend_on_seed_and_epoch_alone(volume_directory):
+def test_volumes_depend_only_on_seed_and_epoch(volume_directory):
     data = load_volume_folders(volume_directory)
     examples = training_on_volumes(data)
     together = pixels(examples, list(range(16)))
@@ -114,7 +114,7 @@ def test_volumes_depend_on_seed_and_epoch_alone(volume_directory):
 
 
 def test_augmentation_moves_all_slices_alike(volume_directory):
-    """Each example is a window of the padded volume, or of its mirror image, the same one in every slice."""
+    """Each example is a window of the padded volume or of its mirror image, the same in every slice."""
     data = load_volume_folders(volume_directory)
     resized = TrainingVolumes((4, 10, 6), (-1000, 1000))(data.train["volume"][:], Draws(0, 0, range(16)))
     padded = torch.nn.functional.pad(resized, (2,) * 4)

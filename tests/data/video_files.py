@@ -1,4 +1,4 @@
-"""Videos whose frames tell their numbers, in many containers and codecs."""
+"""Videos whose frames encode their frame numbers, in many containers and codecs."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ NUM_FRAMES = 60
 X264 = "libx264" in av.codecs_available
 needs_x264 = pytest.mark.skipif(not X264, reason="this PyAV cannot encode H.264")
 H264 = {"b_frames": 3, "codec": "libx264", "size": (120, 160)}
-# By file name: how it is encoded.
+# Encoding by file name.
 VIDEOS = {
     "plain.avi": {},
     "b_frames.avi": {"b_frames": 2},
@@ -26,13 +26,13 @@ VIDEOS = {
         "h264.mp4": H264,
         "h264.mov": H264,
         "h264.mkv": H264 | {"rate": Fraction(30000, 1001)},
-        # Pyramids of B-frames, the first of which refer to the key frame and to the frames before it.
+        # B-frame pyramids; the first B-frames refer to the key frame and to the frames before it.
         "open_gop.mp4": H264 | {"options": {"x264-params": "open-gop=1:b-adapt=0:b-pyramid=2:scenecut=0"}},
-        # No times of presentation, those of decoding with an offset of two frames.
+        # No presentation timestamps; decoding timestamps have an offset of two frames.
         "h264.avi": H264,
         # Starts at 1.4 seconds, and has no index.
         "h264.ts": H264,
-        # No times at all.
+        # No timestamps at all.
         "h264.h264": H264,
     }
     if X264
@@ -43,7 +43,7 @@ NO_HEADER_COUNT = ("b_frames.mkv", "vp8.webm")
 
 
 def picture(number: int, size: tuple[int, int]) -> np.ndarray:
-    """A moving pattern below the eight bits of the number, bright for one, dark for zero."""
+    """A moving pattern below the eight bits of the frame number (1 is bright, 0 is dark)."""
     height, width = size
     rows, columns = np.indices(size)
     pixels = 30 * np.sin((columns + 2 * number) / 9) + 20 * np.cos((rows - number) / 7) + 110
@@ -53,7 +53,7 @@ def picture(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def numbers_of(frames: torch.Tensor) -> list[int]:
-    """The numbers that are drawn on frames, (frames, 3, height, width), or the upper left part of frames."""
+    """The numbers drawn on frames (frames, 3, height, width), which may be only their upper left part."""
     height, width = frames.shape[-2:]
     row = frames[:, 0, height // 8].double()
     bits = torch.stack([row[:, (2 * bit + 1) * width // 16] > 120 for bit in range(8)], dim=1)
@@ -74,7 +74,7 @@ def write_video(
 ) -> Path:
     """
     Args:
-        times: of the frames, in units of 1 / rate.
+        times: frame times, in units of 1 / rate.
     """
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -95,9 +95,9 @@ VOP = b"\0\0\1\xb6"
 
 
 def write_packed(path: Path, b_frames: int, count: int = NUM_FRAMES, size: tuple[int, int] = (240, 320)) -> Path:
-    """MPEG-4 as DivX and Xvid write it into AVI: a frame shares its packet with the B-frame that follows it.
+    """Write MPEG-4 in AVI as DivX and Xvid do: a frame shares its packet with the following B-frame.
 
-    An empty frame fills the gap that this leaves behind the B-frames, so that there is one packet a frame.
+    An empty frame fills the resulting gap after the B-frames, so that there is one packet per frame.
     """
     encoder = av.CodecContext.create("mpeg4", "w")
     encoder.height, encoder.width = size
@@ -139,7 +139,7 @@ def with_divx_mark(frame: bytes) -> bytes:
 
 
 def empty_frame(frame: bytes) -> bytes:
-    """A frame that is not coded, at the time of another: type P, no whole seconds, the time, no content, padding."""
+    """An empty P-frame with the time of another: type P, no whole seconds, the time, not coded, padding."""
     start = frame.index(VOP) + 4
     bits = "".join(f"{byte:08b}" for byte in frame[start : start + 4])
     time = bits.index("0", 2) + 2
@@ -149,7 +149,7 @@ def empty_frame(frame: bytes) -> bytes:
 
 
 def full_decode(path: Path) -> torch.Tensor:
-    """All frames, from front to end, by PyAV alone."""
+    """All frames from start to end, decoded only with PyAV."""
     frames = []
     with av.open(str(path)) as container:
         for packet in container.demux(container.streams.video[0]):

@@ -1,4 +1,4 @@
-"""Volumes as files: NIfTI and .npy, good ones and bad ones."""
+"""Valid and invalid volume files: NIfTI and .npy."""
 
 import gzip
 
@@ -24,7 +24,7 @@ def random_volume(shape, dtype=np.int16, seed=0):
 
 
 def save_nifti(path, volume, affine=None, kind=nibabel.Nifti1Image):
-    """A volume (depth, height, width) as a file whose axes are right, anterior and superior."""
+    """Write a volume (depth, height, width) to a file with axes right, anterior and superior."""
     nibabel.save(kind(volume.T, np.eye(4) if affine is None else affine), path)
     return path
 
@@ -43,7 +43,7 @@ def npy_bytes(path, volume):
 
 
 def bad_files(tmp_path):
-    """Files that are no volumes by name, each with what is said about it."""
+    """Invalid files by name, each with its error message."""
     good, short = nifti_bytes(), nifti_bytes()[:-1]
     huge = bytearray(good)
     huge[42:48] = np.array([30000, 30000, 30000], np.int16).tobytes()
@@ -90,7 +90,7 @@ def bad_files(tmp_path):
 
 
 class Unpicklable:
-    """Says so if it is unpickled."""
+    """Reports when it is unpickled."""
 
     def __reduce__(self):
         return pytest.fail, ("an .npy file was unpickled",)

@@ -1,4 +1,4 @@
-"""Commands of liere-hf in the environment of a client of a Hub, in processes that start at once."""
+"""liere-hf commands in the environment of a Hub client, in processes that start immediately."""
 
 import subprocess
 import tempfile
@@ -19,7 +19,7 @@ class Result(NamedTuple):
 
 
 class CommandLine:
-    """Runs commands, several at once if wanted, in the environment of a client."""
+    """Runs commands in the environment of a client, several at a time if needed."""
 
     def __init__(self, environment: dict[str, str]):
         self.directory = Path(tempfile.mkdtemp(prefix="command_line-"))
@@ -29,7 +29,7 @@ class CommandLine:
         self._count = 0
 
     def start(self, *argv: object, token: str | None = None) -> tuple[subprocess.Popen, Path]:
-        """Start a command, for `wait`; what it prints goes to files of `directory`."""
+        """Start a command, to be passed to `wait`. Its output goes to files in `directory`."""
         self._count += 1
         files = self.directory / str(self._count)
         environment = self._environment | ({} if token is None else {"HF_TOKEN": token})

@@ -15,7 +15,7 @@ from liere_hf.training.run import train
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A finished run of liere-hf train, two steps long. Not to be changed: copy it."""
+    """A finished liere-hf train run of two steps. Do not modify it: make a copy."""
     directory = tmp_path_factory.mktemp("trained") / "run"
     train(*parse_recipe("digits", [*TINY_FLAGS, "--output_dir", str(directory)]))
     return directory
@@ -23,7 +23,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory) -> Path:
-    """A video model that liere-hf convert has written. Not to be changed: copy it."""
+    """A video model written by liere-hf convert. Do not modify it: make a copy."""
     torch.manual_seed(0)
     config = LiereViTConfig(
         hidden_size=64,
@@ -46,13 +46,13 @@ def converted(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run_dir(trained, tmp_path) -> Path:
-    """A copy of the run, to be changed."""
+    """A copy of the run that tests may modify."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A Hub with one user, who owns `org`."""
+    """A Hub with one user, who may write to `org`."""
     with HubServer(tmp_path_factory.mktemp("hub")) as server:
         server.add_user("ann", TOKEN, orgs=[("org", "write")])
         yield server
@@ -60,7 +60,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command_line(server, tmp_path_factory):
-    """liere-hf as a client of that Hub, without a token of its own."""
+    """liere-hf as a client of that Hub, without a default token."""
     command_line = CommandLine(server.environment(home=tmp_path_factory.mktemp("home")))
     yield command_line
     command_line.close()

@@ -1,4 +1,4 @@
-"""What the Hub checks in the metadata of a model or data set card."""
+"""The Hub's checks of the metadata in a model or dataset card."""
 
 import re
 from typing import Any
@@ -27,7 +27,7 @@ zero-shot-classification zero-shot-image-classification zero-shot-object-detecti
 
 
 def read_card(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The metadata of a README.md, with the errors and the warnings that the Hub has about them."""
+    """The metadata of a README.md, with the Hub's errors and warnings about it."""
     import yaml
 
     block = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", text, re.DOTALL | re.MULTILINE)
@@ -67,7 +67,7 @@ def _check_model_index(models: Any, errors: list[str]) -> None:
 
 
 def _mappings(values: Any, name: str, errors: list[str]) -> list[tuple[dict[str, Any], str]]:
-    """The members of an array of mappings with their names; anything else is an error."""
+    """The items of an array of mappings, with their names. Anything else is an error."""
     if not isinstance(values, list):
         errors.append(f'"{name}" must be an array')
         return []

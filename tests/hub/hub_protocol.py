@@ -1,4 +1,4 @@
-"""Requests, answers and faults of the test Hub: what is the same for all that it can be asked."""
+"""Requests, responses and faults of the test Hub: the part that all its routes share."""
 
 import json
 import os
@@ -73,7 +73,7 @@ ROUTES: list[Route] = []
 
 
 def route(method: str, pattern: str, access: str | None = None) -> Callable:
-    """With `access` ("read" or "write"), the method is given the repository that the address names."""
+    """With `access` ("read" or "write"), the method receives the repository named in the URL."""
 
     def register(answer: Callable[..., Answer]) -> Callable[..., Answer]:
         ROUTES.append(Route(method, re.compile(pattern), access, answer))
@@ -83,7 +83,7 @@ def route(method: str, pattern: str, access: str | None = None) -> Callable:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Receives a request, finds its route and whether it is allowed, and answers, unless a fault is ordered for it."""
+    """Receives a request, finds its route, checks access, and responds, unless a fault is injected."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._receive()
                 self._answer_or_fail()
             except (ConnectionError, ValueError):
-                # The client is gone, or what it sends is no HTTP.
+                # The client has disconnected, or its request is not valid HTTP.
                 self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815
@@ -159,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
             copy_stream(file, self.wfile, length)
 
     def log_message(self, *arguments: Any) -> None:
-        """Nothing: there is a log of our own."""
+        """Silenced: the server keeps its own log."""
 
     def _answer(self) -> Answer:
         try:
@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
             if repository.state["private"] and not self._role(repo_id):
                 raise HubError(404, "Repository not found", "RepoNotFound")
         except HubError as error:
-            # Whoever says nothing about himself learns nothing about what is there.
+            # Anonymous requests must not reveal whether a repository exists.
             raise error if self.user else HubError(401, "Invalid username or password.", "RepoNotFound") from None
         if access == "write":
             self._require_write(repo_id.partition("/")[0], "Forbidden: you may not write to this repository")
@@ -215,4 +215,4 @@ class Handler(BaseHTTPRequestHandler):
         try:
             return json.load(self.body)
         except ValueError:
-            raise HubError(400, "The body is no JSON") from None
+            raise HubError(400, "The body is not JSON") from None

@@ -2,9 +2,10 @@
 
     python hub_server.py DIRECTORY [--port 0] [--multipart-size BYTES] [--page-size ENTRIES]
 
-prints its port. All it knows is in DIRECTORY, so that it goes on where it was after being killed. Large files take the
-LFS road: they are uploaded to and downloaded from signed addresses on another host name, which refuse tokens. Tests
-start it as `HubServer`, which also orders faults: dropped connections, answers that end early, errors, a dead server.
+prints its port. Its entire state is in DIRECTORY, so that it continues where it left off after being killed. Large
+files go through LFS: they are uploaded to and downloaded from signed URLs on another host name, which refuse tokens.
+Tests start it as `HubServer`, which also injects faults: dropped connections, truncated responses, errors, a killed
+server.
 """
 
 import argparse
@@ -50,7 +51,7 @@ PAGES = r"/(?:(?P<kind>dataset|space)s/)?(?P<repo_id>[^/]+(?:/[^/]+?)?)"
 
 
 class HubHandler(Handler):
-    """The Hub's addresses."""
+    """The Hub's routes."""
 
     server: "_Server"
 
@@ -58,10 +59,10 @@ class HubHandler(Handler):
     def endpoint(self) -> str:
         return f"http://{self.headers['Host']}"
 
-    def _signed_address(self, road: str, name: str, repository: Repository, **record: Any) -> str:
+    def _signed_address(self, route: str, name: str, repository: Repository, **record: Any) -> str:
         key = self.storage.sign(kind=self.kind, repo_id=repository.id, token=self.token, **record)
         host = "127.0.0.1" if self.headers["Host"].startswith("localhost") else "localhost"
-        return f"http://{host}:{self.server.server_port}/_{road}/{key}/{quote(name)}"
+        return f"http://{host}:{self.server.server_port}/_{route}/{key}/{quote(name)}"
 
     def _page(self, items: list[Any]) -> Answer:
         start, limit = int(self.query.get("cursor", 0)), self.server.page_size
@@ -164,7 +165,7 @@ class HubHandler(Handler):
                 raise HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
         return json_answer({})
 
-    # -- What is there
+    # -- Contents
 
     @route("GET", API, "read")
     def info(self, repository: Repository) -> Answer:
@@ -276,7 +277,7 @@ class HubHandler(Handler):
         shown = []
         for file in wanted["files"]:
             path = file["path"]
-            mode = "lfs" if _takes_lfs_road(path, file) else "regular"
+            mode = "lfs" if _uses_lfs(path, file) else "regular"
             shown.append({"path": path, "uploadMode": mode, "shouldIgnore": _is_ignored(path, ignored or "")})
             if path in files:
                 shown[-1]["oid"] = files[path].get("sha256", files[path]["oid"])
@@ -296,7 +297,7 @@ class HubHandler(Handler):
     def _upload_instructions(self, repository: Repository, multipart: bool, oid: str, size: int) -> dict[str, Any]:
         shown = {"oid": oid, "size": size, "authenticated": True}
         if not re.fullmatch("[0-9a-f]{64}", oid):
-            return {**shown, "error": {"code": 422, "message": "The oid is no sha256"}}
+            return {**shown, "error": {"code": 422, "message": "The oid is not a sha256"}}
         if repository.object(oid).exists():
             return shown
         upload = {"sha256": oid, "size": size}
@@ -307,7 +308,7 @@ class HubHandler(Handler):
             address = self._signed_address("storage", oid, repository, **upload)
             return {**shown, "actions": {"upload": {"href": address, "header": {}}, "verify": verify}}
         upload |= {"upload": secrets.token_hex(16), "parts": math.ceil(size / chunk)}
-        # Parts go to the storage, their completion is the Hub's own affair.
+        # Parts go to the storage; the Hub itself completes the upload.
         completion = self._signed_address("complete", oid, repository, **upload).partition("/_complete/")[2]
         header = {"chunk_size": str(chunk)}
         for part in range(1, upload["parts"] + 1):
@@ -355,7 +356,7 @@ class HubHandler(Handler):
         try:
             lines = [json.loads(line) for line in self.body if line.strip()]
         except ValueError:
-            raise HubError(400, "The body is no NDJSON") from None
+            raise HubError(400, "The body is not NDJSON") from None
         if not lines or lines[0]["key"] != "header" or not lines[0]["value"].get("summary"):
             raise HubError(400, "A commit begins with a header that has a summary")
         changes = [(line["key"], line["value"]) for line in lines[1:]]
@@ -373,7 +374,7 @@ def _require_valid_card(changes: list[tuple[str, dict[str, Any]]]) -> None:
                 raise HubError(400, f"Invalid metadata in README.md: {'; '.join(errors)}")
 
 
-def _takes_lfs_road(path: str, file: dict[str, Any]) -> bool:
+def _uses_lfs(path: str, file: dict[str, Any]) -> bool:
     try:
         text = getincrementaldecoder("utf-8")().decode(base64.b64decode(file["sample"]))
     except UnicodeDecodeError:
@@ -382,7 +383,7 @@ def _takes_lfs_road(path: str, file: dict[str, Any]) -> bool:
 
 
 def _is_ignored(path: str, patterns: str) -> bool:
-    """By the plain patterns of a .gitignore: no negations."""
+    """Supports only the plain patterns of a .gitignore, no negations."""
     wanted = [line.strip().strip("/") for line in patterns.splitlines() if line.strip() and line[0] not in "#!"]
     parts = path.split("/")
     candidates = [*parts, *("/".join(parts[:end]) for end in range(1, len(parts) + 1))]
@@ -403,7 +404,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class HubServer:
-    """A server in a process of its own. Started again, it listens where it listened before."""
+    """A server in a separate process. When restarted, it listens on the same port."""
 
     def __init__(self, directory: Path, multipart_size: int = MULTIPART_SIZE, page_size: int = PAGE_SIZE):
         self.directory, self.port = Path(directory), 0
@@ -436,7 +437,7 @@ class HubServer:
         self.wait()
 
     def wait(self) -> int:
-        """The exit code of the process, once it is over."""
+        """Wait for the process to end, and return its exit code."""
         self._process.stdout.close()
         return self._process.wait()
 
@@ -445,7 +446,7 @@ class HubServer:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self, token: str | None = None, home: Path | None = None) -> dict[str, str]:
-        """Ours, with all that makes a process a client of this server and of no other."""
+        """This environment, with every variable that points clients at this server."""
         foreign = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_")
         environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         environment |= {"HF_ENDPOINT": self.url, "NO_PROXY": "localhost,127.0.0.1", "no_proxy": "localhost,127.0.0.1"}
@@ -459,7 +460,7 @@ class HubServer:
         write_json(self.directory / "users.json", users)
 
     def gate(self, repo_id: str, repo_type: str = "model", files: str = "*") -> None:
-        """Only members of the namespace may then read the files that match."""
+        """From then on, only members of the namespace may read the matching files."""
         with self._storage.repository(repo_type, repo_id).changed_state() as state:
             state |= {"gated": "manual", "gated_files": files}
 
@@ -467,13 +468,13 @@ class HubServer:
         return self._storage.repository(repo_type, repo_id).commit_of(revision)
 
     def snapshot(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
-        """The contents by path."""
+        """File contents by path."""
         repository = self._storage.repository(repo_type, repo_id)
         files = repository.files(repository.commit_of(revision))
         return {path: repository.content(file).read_bytes() for path, file in files.items()}
 
     def requests(self) -> list[dict[str, Any]]:
-        """All so far: method, path, query, host, token and status, which is None if there was no answer."""
+        """All requests so far: method, path, query, host, token and status, which is None if there was no response."""
         log = self.directory / "requests.jsonl"
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -486,15 +487,15 @@ class HubServer:
         times: int | None = 1,
         retry_after: int = 0,
     ) -> None:
-        """Orders a fault for the request number `at` that carries this token, counted from now, and those after it.
+        """Inject a fault into request number `at` with this token, counted from now, and possibly those after it.
 
         Args:
-            token: None for requests without one. Signed addresses belong to the token they were handed out to.
-            kind: "drop" closes the connection instead of answering, "truncate" ends an answer early, "kill" ends the
-                server, a number is the status of the answer.
+            token: None for requests without one. Signed URLs belong to the token they were issued to.
+            kind: "drop" closes the connection without a response, "truncate" cuts a response short, "kill" kills the
+                server, and a number is the status of the response.
             when: "before" the request is handled, or "after" it has been.
-            times: of how many requests; None for all that follow.
-            retry_after: seconds, said with 429 and 503.
+            times: how many requests are affected; None for all that follow.
+            retry_after: seconds, sent with 429 and 503.
         """
         if kind not in ("drop", "truncate", "kill") and not isinstance(kind, int):
             raise ValueError(f"unknown fault {kind!r}")
@@ -505,7 +506,7 @@ class HubServer:
         self._storage.clear_faults()
 
     def requests_of(self, token: str | None) -> int:
-        """How many requests came with this token, or to addresses signed for it, since a fault was ordered for it."""
+        """How many requests used this token or a URL signed for it, since the last fault was injected for it."""
         return self._storage.requests_of(token or "")
 
 

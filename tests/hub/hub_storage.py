@@ -1,7 +1,7 @@
-"""What the test Hub keeps in a directory: repositories with their commits, refs and LFS objects, users, a log.
+"""The state of the test Hub in a directory: repositories with their commits, refs and LFS objects, users, a log.
 
-Every file is written aside and then moved into place, so that whatever happens to the process, a reader finds either
-the old state or the new one. Of a commit, the move of the repository's `state.json` is the moment in which it is made.
+Every file is written under a temporary name and then moved into place, so that a reader finds either the old state or
+the new one, whatever happens to the process. A commit takes effect when the repository's `state.json` is moved.
 """
 
 import base64
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".parquet", ".tar", ".gz", ".zip", ".npz")
-# Larger files must go the LFS road.
+# Larger files must be uploaded through LFS.
 REGULAR_LIMIT = 10_000_000
 _NAME = r"(?!.*(?:--|\.\.))(?!.*\.git$)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _CHUNK = 2**20
@@ -28,7 +28,7 @@ File = dict[str, Any]
 
 
 class HubError(Exception):
-    """An answer that says what is wrong."""
+    """An error response with its message."""
 
     def __init__(self, status: int, message: str, code: str | None = None):
         super().__init__(message)
@@ -40,12 +40,12 @@ def git_hash(kind: str, content: bytes) -> str:
 
 
 def pointer(sha256: str, size: int) -> bytes:
-    """What git keeps of an LFS file."""
+    """The LFS pointer file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def sent_content(value: dict[str, Any]) -> bytes:
-    """Of a file in a commit that takes the regular road."""
+    """The content of a file that a commit contains as a regular file."""
     if value.get("encoding") == "base64":
         return base64.b64decode(value["content"])
     return value["content"].encode()
@@ -54,7 +54,7 @@ def sent_content(value: dict[str, Any]) -> bytes:
 def copy_stream(source: BinaryIO, target: BinaryIO, size: int) -> None:
     """
     Raises:
-        ConnectionError: the source ends early.
+        ConnectionError: the source ended early.
     """
     while size:
         chunk = source.read(min(size, _CHUNK))
@@ -66,7 +66,7 @@ def copy_stream(source: BinaryIO, target: BinaryIO, size: int) -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file that is at `path` only once it is complete."""
+    """A file that appears at `path` only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -90,7 +90,7 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 class Storage:
-    """All that a server keeps. `lock` is held while anything is changed that exists already."""
+    """The state of a server. `lock` guards changes to existing entries."""
 
     def __init__(self, directory: Path):
         self.directory, self.lock = directory, threading.RLock()
@@ -98,7 +98,7 @@ class Storage:
     def repository(self, kind: str, repo_id: str) -> "Repository":
         """
         Raises:
-            HubError: there is none.
+            HubError: it does not exist.
         """
         if not re.fullmatch(f"{_NAME}/{_NAME}", repo_id) or not (self._path(kind, repo_id) / "state.json").exists():
             raise HubError(404, "Repository not found", "RepoNotFound")
@@ -107,7 +107,7 @@ class Storage:
     def create(self, kind: str, repo_id: str, private: bool, author: str) -> None:
         """
         Raises:
-            HubError: there is one of this name, or it is no name.
+            HubError: the name is taken or invalid.
         """
         if len(repo_id) > 96 or not re.fullmatch(f"{_NAME}/{_NAME}", repo_id):
             raise HubError(400, f"Invalid repo name: {repo_id.encode('ascii', 'backslashreplace').decode()}")
@@ -130,11 +130,11 @@ class Storage:
         return self.directory / "repositories" / f"{kind}s" / repo_id
 
     def users(self) -> dict[str, dict[str, Any]]:
-        """By token."""
+        """The users by token."""
         return read_json(self.directory / "users.json", {})
 
     def sign(self, **record: Any) -> str:
-        """A key to the record, for addresses that work without a token."""
+        """Store a record for a signed URL, which works without a token, and return its key."""
         key = secrets.token_hex(16)
         write_json(self.directory / "signed" / f"{key}.json", record)
         return key
@@ -143,7 +143,7 @@ class Storage:
         return read_json(self.directory / "signed" / f"{key}.json")
 
     def order_fault(self, token: str, at: int, fault: dict[str, Any]) -> None:
-        """A fault for the request number `at` from now on."""
+        """Inject a fault into request number `at`, counted from now."""
         now = self._counts().get(token, 0)
         orders = self._orders()
         faults = [*orders.get(token, {"faults": []})["faults"], {**fault, "at": now + at}]
@@ -154,11 +154,11 @@ class Storage:
         write_json(self.directory / "faults.json", orders)
 
     def requests_of(self, token: str) -> int:
-        """Since the last order for this token."""
+        """The number of requests since the last fault was injected for this token."""
         return self._counts().get(token, 0) - self._orders().get(token, {"since": 0})["since"]
 
     def next_fault(self, token: str) -> dict[str, Any] | None:
-        """Counts a request and says what is to happen to it."""
+        """Count a request and return the fault to inject, if any."""
         with self.lock:
             counts = self._counts()
             number = counts.get(token, 0)
@@ -169,11 +169,11 @@ class Storage:
         return None
 
     def _counts(self) -> dict[str, int]:
-        """How many requests each token made."""
+        """The number of requests by token."""
         return read_json(self.directory / "counts.json", {})
 
     def _orders(self) -> dict[str, Any]:
-        """By token, the faults and the request from which the last of them was counted."""
+        """The faults by token, with the request number from which the last one was counted."""
         return read_json(self.directory / "faults.json", {})
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -182,7 +182,7 @@ class Storage:
 
 
 class Repository:
-    """Branches and tags, the commits with the files of each, and the contents of these by their hashes."""
+    """Branches and tags, commits with their files, and file contents by hash."""
 
     def __init__(self, path: Path, repo_id: str, lock: threading.RLock):
         self.path, self.id, self._lock = path, repo_id, lock
@@ -200,17 +200,17 @@ class Repository:
 
     @contextmanager
     def changed_state(self) -> Iterator[dict[str, Any]]:
-        """The state, that is written if all goes well."""
+        """The state, which is written unless an exception is raised."""
         with self._lock:
             state = self.state
             yield state
             write_json(self.path / "state.json", state)
 
     def commit_of(self, revision: str) -> str:
-        """The hash of the commit that a branch, a tag or a hash, also a shortened one, means.
+        """The hash of the commit for a branch, a tag or a full or shortened hash.
 
         Raises:
-            HubError: there is none.
+            HubError: it does not exist.
         """
         state = self.state
         for refs in (state["branches"], state["tags"]):
@@ -225,7 +225,7 @@ class Repository:
         return read_json(self.path / "commits" / f"{commit}.json")
 
     def files(self, commit: str) -> dict[str, File]:
-        """By path: `oid`, the hash that git gives it, and `size`; and of an LFS file, `sha256`."""
+        """By path: `oid` (the git hash) and `size`, and for LFS files also `sha256`."""
         return self.commit(commit)["files"]
 
     def history(self, commit: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -243,7 +243,7 @@ class Repository:
     def add_object(self, sources: list[BinaryIO], sha256: str, size: int) -> None:
         """
         Raises:
-            HubError: the content is another one.
+            HubError: the content does not match.
         """
         with written_aside(self.object(sha256)) as target:
             for source in sources:
@@ -260,10 +260,10 @@ class Repository:
     def add_commit(
         self, branch: str, changes: list[tuple[str, dict[str, Any]]], header: dict[str, Any], author: str
     ) -> str:
-        """All the changes or none.
+        """Make all changes or none.
 
         Raises:
-            HubError: there is no such branch, it has moved on from the expected parent, or a change cannot be made.
+            HubError: there is no such branch, its head is not the expected parent, or a change cannot be made.
         """
         with self.changed_state() as state:
             head, parent = state["branches"].get(branch), header.get("parentCommit")
@@ -326,7 +326,7 @@ class Repository:
 
 
 def entries(files: dict[str, File]) -> dict[str, dict[str, Any]]:
-    """Files and folders by their paths, as the Hub shows them."""
+    """Files and folders by path, as the Hub lists them."""
     trees = _tree_hashes(files)
     del trees[""]
     shown = {path: {"type": "directory", "oid": oid, "size": 0, "path": path} for path, oid in trees.items()}
@@ -349,19 +349,19 @@ def lfs_entry(file: File, hash_name: str) -> dict[str, Any]:
 
 
 def _tree_hashes(files: dict[str, File]) -> dict[str, str]:
-    """The hash that git gives each folder; the root is ""."""
+    """The git hash of each folder; the root is ""."""
     folders = {folder for path in files for folder in _folders(path)} | {""}
     members: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for path, file in files.items():
         folder, _, name = path.rpartition("/")
         members[folder].append((name, f"100644 {name}", file["oid"]))
     hashes = {}
-    # Those inside come before those around them.
+    # Folders come before their parents.
     for folder in sorted(folders, reverse=True):
         content = b"".join(f"{name}\0".encode() + bytes.fromhex(oid) for _, name, oid in sorted(members[folder]))
         hashes[folder] = git_hash("tree", content)
         around, _, name = folder.rpartition("/")
-        # git sorts folders as if a slash ended them.
+        # git sorts folders as if their names ended with a slash.
         members[around].append((f"{name}/", f"40000 {name}", hashes[folder]))
     return hashes
 

@@ -1,4 +1,4 @@
-"""The test Hub against the real client, and against what git and HTTP say where the client says nothing."""
+"""The test Hub against the real client, and against git and HTTP where the client does not check."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session
 
 MULTIPART_SIZE, PAGE_SIZE = 1000, 3
-# By the road they take.
+# Grouped by upload method.
 CONTENTS = {
     "config.json": b'{"model_type": "vit"}',
     "folder/\N{GREEK SMALL LETTER PI} and %20.txt": b"\xcf\x80",
@@ -69,7 +69,7 @@ def hub(tmp_path_factory):
 
 @pytest.fixture
 def mortal(tmp_path):
-    """A server that may be killed."""
+    """A server that tests may kill."""
     server = started(tmp_path / "hub")
     yield server
     server.stop()
@@ -99,14 +99,14 @@ def add(api: HfApi, repo: str, contents: dict[str, bytes], **options) -> str:
 
 
 def files(server: HubServer, repo: str, **options) -> dict[str, bytes]:
-    """Without what every new repository has."""
+    """The files of a repository, without those that every new one has."""
     snapshot = server.snapshot(repo, **options)
     assert snapshot.pop(".gitattributes")
     return snapshot
 
 
 def send(server: HubServer, method: str, path: str, token: str | None = "hf_alice", **options):
-    """A request as it is, that nobody repeats or redirects."""
+    """A raw request, without retries or redirects."""
     options = {"follow_redirects": False} | options
     headers = options.pop("headers", {}) | ({"Authorization": f"Bearer {token}"} if token else {})
     return get_session().request(method, server.url + path if path[0] == "/" else path, headers=headers, **options)
@@ -140,7 +140,7 @@ def test_round_trip(hub, api, tmp_path, repo_type):
     assert {path: (directory / path).read_bytes() for path in CONTENTS} == CONTENTS
 
 
-def test_roads_of_uploads(hub, api, repo):
+def test_upload_methods(hub, api, repo):
     before = len(hub.requests())
     add(api, repo, CONTENTS)
     paths = [request["path"] for request in hub.requests()[before:] if request["path"].startswith("/_")]
@@ -164,13 +164,13 @@ def test_roads_of_uploads(hub, api, repo):
         ("no_text", b"a\0b", 3, "lfs"),
     ],
 )
-def test_roads_that_files_are_sent(hub, repo, path, sample, size, mode):
+def test_upload_method_of_each_file(hub, repo, path, sample, size, mode):
     body = {"files": [{"path": path, "sample": base64.b64encode(sample).decode(), "size": size}]}
     answer = send(hub, "POST", f"/api/models/{repo}/preupload/main", json=body).json()
     assert answer["files"] == [{"path": path, "uploadMode": mode, "shouldIgnore": False}]
 
 
-def test_hashes_are_those_of_git(hub, api, repo):
+def test_hashes_equal_those_of_git(hub, api, repo):
     add(api, repo, CONTENTS)
     shown = {entry.path: entry for entry in api.list_repo_tree(repo, recursive=True)}
     siblings = {file.rfilename: file for file in api.model_info(repo, files_metadata=True).siblings}
@@ -205,14 +205,14 @@ def test_downloads_in_other_processes(hub, api, repo, tmp_path):
         assert {path: (tmp_path / name / path).read_bytes() for path in CONTENTS} == CONTENTS
 
 
-def test_environment_has_no_token_but_the_given_one(hub, tmp_path, monkeypatch):
+def test_environment_has_only_the_given_token(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_foreign")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_foreign")
     assert not {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"} & hub.environment(home=tmp_path).keys()
     assert hub.environment("hf_alice")["HF_TOKEN"] == "hf_alice"
 
 
-def test_changes_of_all_kinds(hub, api, repo):
+def test_all_kinds_of_changes(hub, api, repo):
     add(api, repo, CONTENTS)
     operations = [
         CommitOperationCopy("folder/large.safetensors", "copied/large.safetensors"),
@@ -235,7 +235,7 @@ def test_changes_of_all_kinds(hub, api, repo):
 
 
 @pytest.mark.parametrize("missing", ["file", "folder/"])
-def test_deleting_what_is_not_there_changes_nothing(hub, api, repo, missing):
+def test_deleting_missing_files_changes_nothing(hub, api, repo, missing):
     head, operations = hub.head(repo), [*additions({"new": b"new"}), CommitOperationDelete(missing)]
     with pytest.raises(RemoteEntryNotFoundError, match="with this name doesn't exist"):
         api.create_commit(repo, operations, commit_message="Delete")
@@ -250,7 +250,7 @@ def test_unchanged_files_make_no_commit(hub, api, repo):
     assert not [request for request in hub.requests()[before:] if request["path"].startswith("/_")]
 
 
-def test_ignored_files_stay_away(hub, api, repo, tmp_path):
+def test_ignored_files_are_not_uploaded(hub, api, repo, tmp_path):
     for path in (".gitignore", "kept.txt", "debug.log", "runs/1/model.bin"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("*.log\n# A folder\nruns/\n")
@@ -303,7 +303,7 @@ def test_branches_and_tags(hub, api, repo):
     assert [ref.name for ref in [*refs.branches, *refs.tags]] == ["main"]
 
 
-def test_many_commits_at_once(hub, api, repo):
+def test_concurrent_commits(hub, api, repo):
     def commit_alone(number: int) -> str:
         lines = commit_lines(("file", {"path": str(number), "content": str(number)}))
         return send(hub, "POST", f"/api/models/{repo}/commit/main", content=lines).json()["commitOid"]
@@ -314,7 +314,7 @@ def test_many_commits_at_once(hub, api, repo):
     assert {commit.commit_id for commit in api.list_repo_commits(repo)} > set(commits)
 
 
-def test_listings_come_in_pages(hub, api, repo):
+def test_listings_are_paginated(hub, api, repo):
     contents = {f"{folder}/{name}": b"same" for folder in "ab" for name in ("x", "y/z", "y/zz", "b c")}
     add(api, repo, contents)
     before = len(hub.requests())
@@ -337,7 +337,7 @@ def test_listings_come_in_pages(hub, api, repo):
     assert [len(commit.title) for commit in api.list_repo_commits(repo)] == [3] * 6 + [len("initial commit")]
 
 
-# -- Who may do what
+# -- Permissions
 
 
 def test_private_repositories(hub, api, repo):
@@ -353,7 +353,7 @@ def test_private_repositories(hub, api, repo):
     assert not client(hub, False).model_info(repo).private
 
 
-def test_wrong_tokens(hub, api, repo):
+def test_invalid_tokens(hub, api, repo):
     for path in ("/api/whoami-v2", f"/api/models/{repo}", f"/{repo}/resolve/main/.gitattributes"):
         answer = send(hub, "GET", path, "hf_wrong")
         assert answer.status_code == 401
@@ -362,7 +362,7 @@ def test_wrong_tokens(hub, api, repo):
     assert api.whoami()["auth"]["accessToken"]["role"] == "write"
 
 
-def test_writing_needs_the_right(hub, api, repo):
+def test_writing_needs_permission(hub, api, repo):
     head = hub.head(repo)
     for token, status in ((False, 401), ("hf_bob", 403), ("hf_alice_read", 403)):
         other = client(hub, token)
@@ -419,14 +419,14 @@ def test_creation_and_deletion(hub, api):
 @pytest.mark.parametrize(
     "name", ["..", "a..b", "a--b", "-a", "a.git", "a/b", "../../org", "a b", "\N{GREEK SMALL LETTER PI}", ""]
 )
-def test_names_that_are_not_allowed(hub, name):
+def test_invalid_names(hub, name):
     assert send(hub, "POST", "/api/repos/create", json={"name": name, "organization": "org"}).status_code == 400
 
 
-# -- What is refused
+# -- Refused requests
 
 
-def test_what_is_not_there(api, repo, tmp_path):
+def test_missing_repositories_revisions_and_files(api, repo, tmp_path):
     missing = {
         RepositoryNotFoundError: [lambda: api.model_info("org/absent")],
         RevisionNotFoundError: [
@@ -446,7 +446,7 @@ def test_what_is_not_there(api, repo, tmp_path):
                 call()
 
 
-def test_what_errors_say_in_headers(hub, repo):
+def test_error_headers(hub, repo):
     absent = send(hub, "HEAD", f"/{repo}/resolve/main/absent").headers
     assert (absent["X-Error-Code"], absent["X-Repo-Commit"]) == ("EntryNotFound", hub.head(repo))
     injected = send(hub, "GET", f"/{repo}/resolve/a%0d%0aX-Injected:%20b%CF%80/c").headers
@@ -454,7 +454,7 @@ def test_what_errors_say_in_headers(hub, repo):
     assert "X-Injected" not in injected
 
 
-def test_no_way_out_of_the_directory(hub, repo):
+def test_paths_cannot_leave_the_directory(hub, repo):
     (hub.directory.parent / "state.json").write_text("{}")
     (hub.directory.parent / "secret").write_text("secret")
     ways = ["..", "%2e%2e", "..%2f..", "..%2f..%2f..%2f..", "%2e%2e%2f%2e%2e%2f%2e%2e"]
@@ -486,7 +486,7 @@ def test_no_way_out_of_the_directory(hub, repo):
         ([("renamedFile", {"path": "a"})], 400),
     ],
 )
-def test_commits_are_made_whole_or_not_at_all(hub, repo, changes, status):
+def test_commits_are_atomic(hub, repo, changes, status):
     head, good = hub.head(repo), ("file", {"path": "good", "content": "good"})
     address = f"/api/models/{repo}/commit/main"
     assert send(hub, "POST", address, content=commit_lines(good, *changes)).status_code == status
@@ -510,7 +510,7 @@ def upload_instructions(server: HubServer, repo: str, content: bytes) -> dict:
 
 
 @pytest.mark.parametrize("uploaded", [b"other", b"conten", b"contentcontent", b""])
-def test_uploads_of_other_contents_are_refused(hub, repo, uploaded):
+def test_uploads_with_wrong_content_are_refused(hub, repo, uploaded):
     actions = upload_instructions(hub, repo, b"content")
     identity = {"oid": sha256(b"content"), "size": 7}
     assert send(hub, "PUT", actions["upload"]["href"], None, content=uploaded).status_code == 400
@@ -569,14 +569,14 @@ RESULT = {"task": {"type": "image-classification"}, "dataset": {"type": "d", "na
         (CARD | {"model-index": [{"name": "m", "results": [{**RESULT, "metrics": [{"type": "a"}]}]}]}, "s[0].value"),
     ],
 )
-def test_metadata_of_cards(hub, metadata, message):
-    # JSON is YAML.
+def test_card_metadata(hub, metadata, message):
+    # JSON is valid YAML.
     answer = send(hub, "POST", "/api/validate-yaml", json={"content": f"---\n{json.dumps(metadata)}\n---\n# Title\n"})
     assert answer.status_code == (400 if message else 200)
     assert message is None or message in answer.json()["errors"][0]["message"]
 
 
-def test_cards_are_shown(api, repo):
+def test_card_data_is_returned(api, repo):
     result = EvalResult("image-classification", "d", "D", "accuracy", 0.5)
     data = ModelCardData(model_name="m", eval_results=[result], library_name="transformers", **CARD)
     api.upload_file(
@@ -623,10 +623,10 @@ def test_ranges(hub, api, repo, path):
 
 @pytest.mark.parametrize("path", ["config.json", "folder/large.safetensors"])
 def test_truncated_downloads_are_resumed(hub, api, repo, tmp_path, monkeypatch, path):
-    # What the client has not kept when the connection ends is lost.
+    # Data that the client has not written when the connection ends is lost.
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 5)
     add(api, repo, CONTENTS)
-    # Asked for are the file's metadata and then the file.
+    # The client requests the file's metadata and then the file.
     hub.fail("hf_alice", at=1, kind="truncate")
     before = len(hub.requests())
     assert Path(api.hf_hub_download(repo, path, local_dir=tmp_path)).read_bytes() == CONTENTS[path]
@@ -653,7 +653,7 @@ def test_tokens_stay_with_the_hub(hub, api, repo, tmp_path):
 # -- Faults
 
 
-def test_states_of_faults(hub, repo):
+def test_fault_statuses(hub, repo):
     address = f"/api/models/{repo}"
     hub.fail("hf_bob", at=1, kind=429, times=2, retry_after=7)
     answers = [send(hub, "GET", address, "hf_bob") for _ in range(4)]
@@ -687,7 +687,7 @@ def test_faults_before_and_after_a_commit(hub, repo, kind, when):
     assert send(hub, "GET", "/api/whoami-v2").status_code == 200
 
 
-def test_signed_addresses_count_for_their_token(hub, api, repo):
+def test_signed_urls_count_for_their_token(hub, api, repo):
     add(api, repo, CONTENTS)
     location = send(hub, "HEAD", f"/{repo}/resolve/main/small.bin").headers["Location"]
     hub.fail("hf_alice", at=1, kind=403)
@@ -701,11 +701,11 @@ def test_unknown_faults(hub):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_a_commit(mortal, when):
+def test_killed_during_a_commit(mortal, when):
     api = client(mortal)
     api.create_repo("org/m")
     first = add(api, "org/m", CONTENTS)
-    # Asked for are how to upload, and the commit.
+    # The client requests the upload methods, then the commit.
     mortal.fail("hf_alice", at=1, kind="kill", when=when)
     with pytest.raises(Exception, match="disconnected"):
         add(api, "org/m", {"config.json": b"new", "new": b"new"})
@@ -720,7 +720,7 @@ def test_killed_at_a_commit(mortal, when):
     assert files(mortal, "org/m") == CONTENTS | {"config.json": b"new", "new": b"new"}
 
 
-def test_all_is_kept_when_killed(mortal):
+def test_state_survives_being_killed(mortal):
     api = client(mortal)
     api.create_repo("org/m", private=True)
     content = hashlib.shake_256(b"kept").digest(MULTIPART_SIZE + 1)
@@ -740,7 +740,7 @@ def test_all_is_kept_when_killed(mortal):
     assert files(mortal, "org/m") == {"m.bin": content}
 
 
-def test_uploads_that_end_early_are_not_taken(mortal):
+def test_truncated_uploads_are_refused(mortal):
     import socket
 
     client(mortal).create_repo("org/m")
@@ -750,14 +750,14 @@ def test_uploads_that_end_early_are_not_taken(mortal):
         f"POST /api/models/org/m/commit/main HTTP/1.1\r\nHost: {mortal.url}\r\nAuthorization: Bearer hf_alice\r\n"
     )
     with socket.create_connection(("127.0.0.1", mortal.port)) as connection:
-        # All lines are there, but more had been announced.
+        # All lines are complete, but Content-Length announced more.
         connection.sendall(f"{request}Content-Length: {len(lines) + 1}\r\n\r\n".encode() + lines)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1000) == b""
     assert mortal.head("org/m") == head
 
 
-def test_a_directory_of_its_own(tmp_path):
+def test_servers_have_separate_directories(tmp_path):
     with HubServer(tmp_path / "first") as first, HubServer(tmp_path / "second") as second:
         for server in (first, second):
             server.add_user("alice", "hf_alice")

@@ -1,5 +1,5 @@
-"""A publication that goes wrong at any of its requests: the repository is the old revision or the new one, and running
-the command again succeeds."""
+"""Publishing that fails at any of its requests leaves the old revision or the new one, and running the command again
+succeeds."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +22,7 @@ RETRY_WORDS = (
 
 
 def old_revision(server, repo_id, trained):
-    """A repository that holds an earlier state of the model: what a publication would replace."""
+    """A repository with an earlier version of the model, which publishing replaces."""
     api = HfApi(endpoint=server.url, token=TOKEN)
     api.create_repo(repo_id)
     files = {"config.json": (trained / "config.json").read_bytes(), "README.md": b"an older card"}
@@ -33,7 +33,7 @@ def old_revision(server, repo_id, trained):
 
 @pytest.fixture(scope="module")
 def requests(server, command_line, trained):
-    """What one publication with a tag asks of the Hub."""
+    """The requests of one publication with a tag."""
     old_revision(server, "org/fault-free", trained)
     before = len(server.requests())
     assert command_line.run("publish", trained, "org/fault-free", "--tag", TAG, token=TOKEN).code == 0
@@ -45,7 +45,7 @@ def requests(server, command_line, trained):
 
 @pytest.fixture(scope="module")
 def token_of(server):
-    """A token for each case, so that faults meet one publication alone, and many can run at once."""
+    """One token per case, so that faults affect only one publication, and many can run in parallel."""
 
     def add(case):
         token = f"hf_{case:016d}{'x' * 16}"
@@ -56,14 +56,14 @@ def token_of(server):
 
 
 def assert_ends_in_one_sentence(result):
-    """What the client says of its retries may come before it."""
+    """The client's messages about retries may come before it."""
     *before, last = result.stderr.splitlines(keepends=True)
     assert all(any(word in line for word in RETRY_WORDS) for line in before), result.stderr
     assert_one_sentence(result._replace(stderr=last))
 
 
 def publish_all(command_line, trained, tokens):
-    """Results by repository, of publications that run at once."""
+    """Results by repository; the publications run in parallel."""
     started = {
         repo_id: command_line.start("publish", trained, repo_id, "--tag", TAG, token=token)
         for repo_id, token in tokens.items()
@@ -75,8 +75,8 @@ def publish_all(command_line, trained, tokens):
 @pytest.mark.parametrize(
     "kind, when", [("drop", "before"), ("drop", "after"), (500, "after"), (429, "before"), (403, "before")]
 )
-def test_faults_that_stay(kind, when, server, command_line, requests, token_of, trained, tmp_path):
-    """From each request on, the Hub fails; then it is well again."""
+def test_persistent_faults(kind, when, server, command_line, requests, token_of, trained, tmp_path):
+    """The Hub fails from each request on; then it recovers."""
     tokens, old, new, faults = {}, {}, {}, {}
     for at in range(len(requests)):
         repo_id, token = f"org/model-{kind}-{when}-{at}", token_of(at)
@@ -106,7 +106,7 @@ def test_faults_that_stay(kind, when, server, command_line, requests, token_of, 
 @pytest.mark.parametrize("kind", [503, pytest.param("drop", marks=pytest.mark.extensive)])
 @pytest.mark.parametrize("part", ["/preupload/", "/objects/batch", "/_storage/", "/objects/verify", "/commit/"])
 @pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.extensive), "after"])
-def test_faults_that_pass_are_retried(kind, part, when, server, command_line, requests, token_of, trained, tmp_path):
+def test_temporary_faults_are_retried(kind, part, when, server, command_line, requests, token_of, trained, tmp_path):
     repo_id = f"org/passing-{kind}-{part.strip('/_').replace('/', '-')}-{when}"
     old_revision(server, repo_id, trained)
     token = token_of(100)
@@ -117,8 +117,8 @@ def test_faults_that_pass_are_retried(kind, part, when, server, command_line, re
     assert files_of(server, repo_id) == staged(trained, repo_id, tmp_path)
 
 
-def test_a_commit_whose_answer_is_wrong(server, command_line, requests, token_of, trained, tmp_path):
-    """What counts is what the repository holds."""
+def test_a_commit_with_a_wrong_response(server, command_line, requests, token_of, trained, tmp_path):
+    """Only the contents of the repository matter."""
     old_revision(server, "org/wrong-answer", trained)
     server.fail(token_of(100), index_of("/commit/", requests), 403, "after")
     result = command_line.run("publish", trained, "org/wrong-answer", "--tag", TAG, token=token_of(100))
@@ -154,7 +154,7 @@ def kill_at_each_request(when, requests, trained, directory):
 
 
 def kill_for_good(requests, trained, directory):
-    """In the middle of an upload, and not started again: the command ends by itself."""
+    """Kill the Hub during an upload without restarting it: the command ends by itself."""
     with HubServer(directory / "hub") as server:
         server.add_user("ann", TOKEN, orgs=[("org", "write")])
         command_line = CommandLine(server.environment(home=directory / "home"))
@@ -170,7 +170,7 @@ def kill_for_good(requests, trained, directory):
 
 @pytest.mark.end_to_end
 def test_the_hub_is_killed(requests, trained, tmp_path):
-    """At each request, and started again with what is on its disk; or for good. At once, as much of it is waiting."""
+    """Killed at each request, then restarted or not. Cases run in parallel, since most time is waiting."""
     for name in ("before", "after", "for good"):
         (tmp_path / name).mkdir()
     with ThreadPoolExecutor() as executor:

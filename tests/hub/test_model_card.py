@@ -1,7 +1,8 @@
-"""Cards against the results files that they quote, and against huggingface_hub's reading of them."""
+"""Cards against the results files that they quote, and as huggingface_hub parses them."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -40,7 +41,7 @@ def test_card_round_trips_through_huggingface_hub(trained):
 
 
 def test_card_holds_every_option_of_the_recipe(trained, tmp_path):
-    """The recipe in the card is one: parsed, it has the options of the run."""
+    """The recipe in the card is valid: parsed, it has the options of the run."""
     text = ModelCard.load(trained / "README.md").text
     (tmp_path / "recipe.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     recipe = yaml.safe_load((trained / "recipe.yaml").read_text())
@@ -51,7 +52,7 @@ def test_card_holds_every_option_of_the_recipe(trained, tmp_path):
     assert (model_arguments.hidden_size, data_arguments.train_examples, run_arguments.max_steps) == (32, 64, 2)
 
 
-def test_other_sizes_that_were_measured_are_in_the_card(run_dir):
+def test_other_measured_sizes_are_in_the_card(run_dir):
     flags = ["--input_size", "32", "--eval_examples", "64", "--disable_tqdm", "true", "--use_cpu", "true"]
     results_file = run_dir / "eval_results_32.json"
     with pytest.raises(SystemExit) as exit_:
@@ -76,7 +77,7 @@ def test_other_sizes_that_were_measured_are_in_the_card(run_dir):
         ({"dataset": "ucf101"}, {"position_encoding": "none"}, "no figure for this setting"),
     ],
 )
-def test_the_papers_figure_stands_beside_ours(run_dir, recipe, config, expected):
+def test_the_papers_figure_is_next_to_ours(run_dir, recipe, config, expected):
     checkpoint = read_checkpoint(run_dir)
     checkpoint.recipe.update(recipe)
     checkpoint.config.update(config)
@@ -97,7 +98,7 @@ def test_fine_tuned_models_name_their_base(run_dir):
     assert "secret" not in str(card)
 
 
-def test_converted_models_say_from_what(converted):
+def test_converted_models_name_their_source(converted):
     card = build_model_card(read_checkpoint(converted), "org/video")
     assert card.data.pipeline_tag == "video-classification"
     assert "`authors.ckpt`" in card.text
@@ -131,3 +132,9 @@ def test_other_directories_are_refused(run_dir, tmp_path):
     (run_dir / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(InputError, match="has model_type 'vit', allowed is 'liere_vit'"):
         read_checkpoint(run_dir)
+
+
+def test_the_citation_is_that_of_the_readme(trained):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    citation = readme[readme.index("@inproceedings") :].partition("```")[0]
+    assert citation in (trained / "README.md").read_text()

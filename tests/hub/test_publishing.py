@@ -15,7 +15,7 @@ from liere_hf.run_directory import read_checkpoint
 
 
 def staged(directory, repo_id, tmp_path):
-    """What a publication is to hold, by name."""
+    """The expected files of a publication, by name."""
     folder = tmp_path / "staged"
     folder.mkdir()
     stage(read_checkpoint(directory), folder, repo_id)
@@ -31,7 +31,7 @@ def files_of(server, repo_id, revision="main"):
 
 
 def requests_since(server, before):
-    """Those that carry a token or go to an address that was signed for one: all but the check of the card."""
+    """Requests that carry a token or use a signed URL: all except the card check."""
     return [request for request in server.requests()[before:] if request["token"] or "validate" not in request["path"]]
 
 
@@ -45,7 +45,7 @@ def api(server):
 
 
 def assert_one_sentence(result, *words):
-    """An error of the command line: bad input or a failed run, one line, and no secret in it."""
+    """An error from the command line (bad input or a failed run): one line, without secrets."""
     assert result.code in (1, 2), result
     assert result.stderr.count("\n") == 1, result.stderr
     assert "Traceback" not in result.output
@@ -55,13 +55,13 @@ def assert_one_sentence(result, *words):
 
 
 @pytest.mark.parametrize("kind", ["trained", "converted"])
-def test_one_commit_with_all_that_belongs_there(kind, request, server, command_line, tmp_path):
+def test_one_commit_with_all_files(kind, request, server, command_line, tmp_path):
     directory, repo_id = request.getfixturevalue(kind), f"org/{kind}"
     result = command_line.run("publish", directory, repo_id, "--tag", "v1", token=TOKEN)
     assert (result.code, result.stderr) == (0, "")
     assert result.stdout == f"published: {server.url}/{repo_id}/tree/v1\n"
     assert files_of(server, repo_id) == staged(directory, repo_id, tmp_path)
-    assert len(api(server).list_repo_commits(repo_id)) == 2  # the first one makes the repository
+    assert len(api(server).list_repo_commits(repo_id)) == 2  # the first one creates the repository
     (tag,) = api(server).list_repo_refs(repo_id).tags
     assert (tag.name, tag.target_commit) == ("v1", server.head(repo_id))
     info = api(server).model_info(repo_id)
@@ -74,8 +74,8 @@ def test_one_commit_with_all_that_belongs_there(kind, request, server, command_l
     assert server.head(repo_id) == tag.target_commit
 
 
-def test_a_new_run_replaces_the_old_one_whole(run_dir, server, command_line, tmp_path):
-    """Changed files change, files that are no longer part of it go, in one commit."""
+def test_a_new_run_replaces_the_old_one_completely(run_dir, server, command_line, tmp_path):
+    """One commit updates changed files and deletes files that are no longer part of the model."""
     weights = load_file(run_dir / "model.safetensors")
     shutil.copyfile(run_dir / "eval_results.json", run_dir / "eval_results_32.json")
     evaluation = json.loads((run_dir / "eval_results.json").read_text())
@@ -94,7 +94,7 @@ def test_a_new_run_replaces_the_old_one_whole(run_dir, server, command_line, tmp
     assert len(commits) == 3
 
 
-def test_private_branch_and_tags(trained, run_dir, server, command_line):
+def test_private_repository_branch_and_tags(trained, run_dir, server, command_line):
     result = command_line.run("publish", trained, "org/private", "--private", "--revision", "next", token=TOKEN)
     assert result.code == 0, result
     assert api(server).model_info("org/private").private
@@ -115,7 +115,7 @@ def test_private_branch_and_tags(trained, run_dir, server, command_line):
     assert_one_sentence(result, "org/public exists and is public")
 
 
-def test_another_models_repository_is_refused_unless_told(trained, converted, server, command_line):
+def test_another_models_repository_needs_overwrite(trained, converted, server, command_line):
     assert command_line.run("publish", trained, "org/taken", token=TOKEN).code == 0
     before = files_of(server, "org/taken")
     result = command_line.run("publish", converted, "org/taken", token=TOKEN)
@@ -131,7 +131,7 @@ def test_another_models_repository_is_refused_unless_told(trained, converted, se
     assert "recipe.yaml" not in files_of(server, "org/taken")
 
 
-def test_dry_run_asks_nobody(trained, server, command_line):
+def test_dry_run_sends_no_request(trained, server, command_line):
     before = len(server.requests())
     result = command_line.run("publish", trained, "org/dry", "--dry-run")
     assert result.code == 0
@@ -172,7 +172,7 @@ def with_token(directory):
         (shutil.rmtree, "is not a directory"),
     ],
 )
-def test_what_may_not_go_up(damage, sentence, run_dir, server, command_line):
+def test_models_that_must_not_be_published(damage, sentence, run_dir, server, command_line):
     damage(run_dir)
     before = len(server.requests())
     assert_one_sentence(command_line.run("publish", run_dir, "org/damaged", token=TOKEN), sentence)
@@ -182,13 +182,13 @@ def test_what_may_not_go_up(damage, sentence, run_dir, server, command_line):
 @pytest.mark.parametrize(
     "name", ["no-organization", "org/two/slashes", "org/-dash", "org/a b", "org/name.git", "org/a--b"]
 )
-def test_names_that_are_not_allowed(name, trained, server, command_line):
+def test_invalid_names(name, trained, server, command_line):
     before = len(server.requests())
     assert_one_sentence(command_line.run("publish", trained, name, token=TOKEN), "is not allowed", name)
     assert len(server.requests()) == before
 
 
-def test_tokens_and_rights(trained, server, command_line):
+def test_tokens_and_permissions(trained, server, command_line):
     server.add_user("bob", "hf_" + "bobsTokenOfTests" * 2, role="read", orgs=[("org", "write")])
     server.add_user("eve", "hf_" + "evesTokenOfTests" * 2)
     cases = {
@@ -210,15 +210,15 @@ def test_tokens_and_rights(trained, server, command_line):
     assert server.head("org/hidden") == head
 
 
-def test_a_hub_that_is_not_there(trained, tmp_path, command_line, server):
+def test_an_unreachable_hub(trained, tmp_path, command_line, server):
     server.fail(TOKEN, 0, "drop", times=None)
     result = command_line.run("publish", trained, "org/unreachable", token=TOKEN)
     server.clear_faults()
     assert_one_sentence(result, "the Hub cannot be reached", "nothing was uploaded", "run the command again")
 
 
-def test_a_card_that_the_hub_refuses(trained, server, command_line):
-    """The Hub's own check of the metadata comes before the repository is made; it needs no token."""
+def test_a_card_refused_by_the_hub(trained, server, command_line):
+    """The Hub checks the metadata before the repository is created; this needs no token."""
     server.fail(None, 0, 400)
     result = command_line.run("publish", trained, "org/refused", token=TOKEN)
     server.clear_faults()
@@ -236,8 +236,8 @@ def test_the_hub_accepts_the_cards(trained, converted, server, monkeypatch):
             card.validate()
 
 
-def test_an_upload_goes_on_where_it_was_cut_off(trained, server, command_line):
-    """Large files that are there already are not sent again."""
+def test_an_interrupted_upload_is_resumed(trained, server, command_line):
+    """Large files that have been uploaded are not sent again."""
     token = "hf_" + "slowTokenOfTests" * 2
     server.add_user("slow", token)
     before = len(server.requests())
@@ -252,7 +252,7 @@ def test_an_upload_goes_on_where_it_was_cut_off(trained, server, command_line):
     assert sum(request["method"] == "PUT" for request in server.requests()) == uploads
 
 
-def test_release_list_in_one_go(server, command_line, tmp_path):
+def test_publishing_the_release_list(server, command_line, tmp_path):
     from test_releases import LIST, SOURCES
 
     shutil.copytree(LIST.parent, tmp_path / "model_cards")
@@ -272,7 +272,7 @@ def test_release_list_in_one_go(server, command_line, tmp_path):
 
 
 def test_push_to_hub_while_training(server, command_line, tmp_path):
-    """Trainer's way: each checkpoint a whole commit, and at the end what `publish` would have published."""
+    """As Trainer does: one complete commit per checkpoint, and at the end what `publish` would publish."""
     flags = [*TINY_FLAGS, "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
     hub = ["--push_to_hub", "true", "--hub_model_id", "org/pushed", "--hub_private_repo", "true"]
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags, *hub, token=TOKEN)
@@ -298,7 +298,7 @@ def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server,
     server.add_user("unlucky", token)
     flags = [*TINY_FLAGS, "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
     hub = ["--push_to_hub", "true", "--hub_model_id", "unlucky/model"]
-    # Three requests prepare the repository, the next is the first of the first checkpoint.
+    # Three requests prepare the repository; the next one is the first of the first checkpoint.
     server.fail(token, 3, 403)
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags, *hub, token=token)
     server.clear_faults()
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server,
     assert "Traceback" not in result.output
     assert files_of(server, "unlucky/model") == staged(tmp_path / "run", "unlucky/model", tmp_path)
     messages = [commit.title for commit in api(server).list_repo_commits("unlucky/model")]
-    assert messages[:-1] == ["LieRE8 on scikit-learn digits", "Training, step 2"]
+    assert messages[:-1] == ["ViT with LieRE8 position encoding on scikit-learn digits", "Training, step 2"]
 
 
 def test_an_evaluation_publishes_nothing(server, command_line, trained):
@@ -320,7 +320,7 @@ def test_an_evaluation_publishes_nothing(server, command_line, trained):
     assert len(server.requests()) == before
 
 
-def test_push_to_hub_looks_before_it_trains(converted, server, command_line, tmp_path):
+def test_push_to_hub_checks_access_before_training(converted, server, command_line, tmp_path):
     command_line.run("publish", converted, "org/a-video-model", token=TOKEN)
     command = ["train", "digits", "--output_dir", tmp_path / "run", *TINY_FLAGS, "--push_to_hub", "true"]
     cases = [
@@ -335,14 +335,14 @@ def test_push_to_hub_looks_before_it_trains(converted, server, command_line, tmp
         assert not (tmp_path / "run").exists()
 
 
-def test_push_to_hub_below_the_users_own_name(server, command_line, tmp_path):
+def test_push_to_hub_to_the_users_namespace(server, command_line, tmp_path):
     flags = [*TINY_FLAGS, "--push_to_hub", "true", "--hub_strategy", "end"]
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "my-run", *flags, token=TOKEN)
     assert result.code == 0, result.stderr
     assert "model.safetensors" in files_of(server, "ann/my-run")
 
 
-def test_a_token_that_is_given_as_an_option_is_saved_nowhere(server, command_line, tmp_path):
+def test_a_token_given_as_an_option_is_not_saved(server, command_line, tmp_path):
     flags = [
         *TINY_FLAGS,
         "--save_strategy",
@@ -364,7 +364,7 @@ def test_a_token_that_is_given_as_an_option_is_saved_nowhere(server, command_lin
     assert not [path for path in saved if TOKEN.encode() in path.read_bytes()]
 
 
-def test_push_to_hub_that_fails_leaves_the_run(server, command_line, tmp_path):
+def test_failed_push_to_hub_keeps_the_run(server, command_line, tmp_path):
     token = "hf_" + "latersTokenTests" * 2
     server.add_user("later", token)
     flags = [*TINY_FLAGS, "--push_to_hub", "true", "--hub_strategy", "end", "--hub_model_id", "later/model"]
@@ -379,7 +379,7 @@ def test_push_to_hub_that_fails_leaves_the_run(server, command_line, tmp_path):
 
 
 def test_no_token_in_any_file(server, command_line, trained, tmp_path):
-    """Neither the client's files nor the Hub's repositories hold the token."""
+    """Neither the client's files nor the Hub's repositories contain the token."""
     assert command_line.run("publish", trained, "org/searched", token=TOKEN).code == 0
     found = [
         path

@@ -21,7 +21,7 @@ NAMES = [entry["name"] for entry in CONTENT["releases"]]
 
 @pytest.fixture
 def copy(tmp_path):
-    """The list with its cards, beside the checkpoints, where it may be changed."""
+    """A copy of the list with its cards, next to the checkpoints, that tests may modify."""
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
     return tmp_path / "model_cards" / "releases.yaml"
@@ -40,14 +40,14 @@ def test_every_committed_checkpoint_is_a_release():
     assert listed == {f"checkpoints/{path.name}" for path in (ROOT / "checkpoints").iterdir()}
 
 
-def test_list_has_the_code_of_today():
+def test_list_has_the_current_code():
     modeling = {path.name: path for path in (ROOT / "liere_hf" / "modeling").glob("*.py")}
     del modeling["__init__.py"]
     assert CONTENT["code"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in modeling.items()}
 
 
-def test_an_update_brings_new_modules_and_removes_those_that_are_gone(copy):
-    """As if today's code were the first to import some modules, and the first not to import another."""
+def test_an_update_adds_new_modules_and_removes_deleted_ones(copy):
+    """As if the current code imported some modules for the first time and no longer imported another."""
     directory = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8"
     modules = {path.name: path.read_text() for path in directory.glob("*.py")}
     for name in ("positions.py", "scaling_and_squaring.py"):
@@ -81,14 +81,14 @@ def test_converted_releases_are_up_to_date(name, copy):
     for row in measured:
         assert row["difference"] <= 2e-5 < 1e-3 * row["largest_logit"]
     assert [row["size"] for row in measured] == [row["size"] for row in listed["largest_logit_difference"]]
-    # The last digits differ from machine to machine.
+    # The last digits differ between machines.
     checkpoint.record["largest_logit_difference"] = listed["largest_logit_difference"]
     assert describe(release, checkpoint).items() <= release.entry.items()
     assert (copy.parent / f"{name}.md").read_text() == str(build_model_card(checkpoint, release.repo_id))
 
 
-def test_update_writes_what_is_there(copy):
-    """An update without sources leaves the list as it is; one of a changed checkpoint takes the change."""
+def test_update_without_changes_and_with_a_changed_checkpoint(copy):
+    """An update without sources leaves the list unchanged; one for a changed checkpoint records the change."""
     before = copy.read_text()
     update_releases(read_releases(copy))
     assert copy.read_text() == before
@@ -101,7 +101,7 @@ def test_update_writes_what_is_there(copy):
     assert entry["files"]["recipe.yaml"] != CONTENT["releases"][0]["files"]["recipe.yaml"]
 
 
-def test_a_file_that_is_not_the_listed_one_is_refused(copy):
+def test_a_file_that_differs_from_the_list_is_refused(copy):
     weights = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8" / "preprocessor_config.json"
     weights.write_text(weights.read_text() + "\n")
     with pytest.raises(
@@ -110,7 +110,7 @@ def test_a_file_that_is_not_the_listed_one_is_refused(copy):
         publish_releases(read_releases(copy), dry_run=True)
 
 
-def test_dry_run_says_what_would_happen(copy, capsys):
+def test_dry_run_reports_what_would_happen(copy, capsys):
     publish_releases(read_releases(copy), dry_run=True)
     output = capsys.readouterr().out
     assert "would be published" in output
@@ -134,6 +134,6 @@ def test_broken_lists(copy, change, message):
         read_releases(copy)
 
 
-def test_a_list_that_is_not_there(tmp_path):
+def test_a_missing_list(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_releases(tmp_path / "releases.yaml")

@@ -1,4 +1,4 @@
-"""A user of the Hub, and a run that is short enough for tests of publication."""
+"""A Hub user, and a run that is short enough for tests of publishing."""
 
 TOKEN = "hf_" + "annsTokenOfTests" * 2
 TINY_RUN = {

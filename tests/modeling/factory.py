@@ -3,8 +3,9 @@
 import av
 import numpy as np
 import torch
+from transformers import ViTConfig, ViTForImageClassification
 
-from liere_hf import LiereViTConfig
+from liere_hf import LiereViTConfig, LiereViTForImageClassification
 
 ENCODINGS = ("liere", "rope_mixed", "visionllama", "absolute", "none")
 ROTARY_ENCODINGS = ("liere", "rope_mixed", "visionllama")
@@ -42,8 +43,45 @@ def random_model(model_class, config, seed=0, **kwargs):
     return model
 
 
+def vit_pair(encoding, zero_generators=True, seed=0, **overrides):
+    """ViTForImageClassification, and our model with its weights. Learned encodings have zero generators by default."""
+    shared = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "num_labels": 5,
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        **overrides,
+    }
+    vit_config = ViTConfig(**shared)
+    vit = random_model(ViTForImageClassification, vit_config, seed)
+    config = tiny_config(
+        **shared,
+        position_encoding=encoding,
+        use_absolute_position_embeddings=True,
+        qkv_bias=True,
+        layer_norm_eps=vit_config.layer_norm_eps,
+    )
+    model = LiereViTForImageClassification(config).eval()
+    weights = {name.replace("vit.", "liere_vit.", 1): value for name, value in vit.state_dict().items()}
+    table = weights["liere_vit.embeddings.position_embeddings"]
+    weights["liere_vit.embeddings.cls_token"] = weights["liere_vit.embeddings.cls_token"] + table[:, :1]
+    weights["liere_vit.embeddings.position_embeddings"] = table[:, 1:]
+    projection = "liere_vit.embeddings.patch_embeddings.projection.weight"
+    weights[projection] = weights[projection].permute(0, 2, 3, 1).flatten(1)
+    if encoding in LEARNED_ENCODINGS:
+        generators = model.liere_vit.rotations.generators
+        weights["liere_vit.rotations.generators"] = torch.zeros_like(generators) if zero_generators else generators
+    model.load_state_dict(weights)
+    return vit, model
+
+
 def random_input(config, batch_size=2, grid_size=None, seed=0):
-    """Random `pixel_values` of a grid of patches, by default that of the training size."""
+    """Random `pixel_values` for a grid of patches, by default the training grid."""
     grid_size = config.grid_size if grid_size is None else grid_size
     size = [steps * patch for steps, patch in zip(grid_size, config.spatial_patch_size, strict=True)]
     if len(size) >= 3:
@@ -71,7 +109,7 @@ def random_skew(*shape, scale=1.0, seed=0):
 
 
 def write_clip(path, num_frames=12, height=32, width=48, seed=0):
-    """Write an .mp4 of smooth moving colors, which survive its lossy compression well."""
+    """Write an .mp4 with smooth moving colors, which lossy compression hardly changes."""
     phases = 2 * np.pi * np.random.default_rng(seed).random(3)
     y, x = np.mgrid[:height, :width] / width
     with av.open(str(path), "w") as container:

@@ -1,4 +1,4 @@
-"""The configuration: derived values, files, and one clear sentence for every value that is not allowed."""
+"""The configuration: derived values, files, and one clear sentence for every invalid value."""
 
 import json
 import math
@@ -59,7 +59,7 @@ def test_prefix_tokens(use_cls_token, num_register_tokens, expected):
     assert config.num_prefix_tokens == expected
 
 
-def test_num_frames_is_there_for_clips_only():
+def test_num_frames_exists_only_for_clips():
     assert tiny_config(3).num_frames == 4
     assert not hasattr(tiny_config(2), "num_frames")
 
@@ -76,11 +76,29 @@ def test_encoder_stride_and_pooler_size():
     assert tiny_config().pooler_output_size == 32
 
 
+@pytest.mark.parametrize(
+    "old, interpolation",
+    [
+        ({}, "cubic"),
+        ({"position_embedding_antialias": False}, "cubic"),
+        ({"position_embedding_antialias": True}, "antialiased_cubic"),
+    ],
+)
+def test_older_configurations_read_the_table_as_before(old, interpolation, tmp_path):
+    written = tiny_config().to_dict()
+    del written["position_embedding_interpolation"]
+    (tmp_path / "config.json").write_text(json.dumps(written | old))
+    config = LiereViTConfig.from_pretrained(tmp_path)
+    assert config.position_embedding_interpolation == interpolation
+    assert "position_embedding_antialias" not in config.to_dict()
+
+
 valid_settings = st.fixed_dictionaries(
     {
         "num_axes": st.integers(1, 3),
         "position_encoding": st.sampled_from(ENCODINGS),
         "position_mode": st.sampled_from(["sequential", "linspace", "rescaled"]),
+        "position_embedding_interpolation": st.sampled_from(["cubic", "antialiased_cubic", "linear"]),
         "generator_block_size": st.sampled_from([2, 4, 8, 16]),
         "share_generators_across_layers": st.booleans(),
         "share_generators_across_heads": st.booleans(),
@@ -112,7 +130,7 @@ def test_survives_a_json_file(options, tmp_path_factory):
 
 @settings(deadline=None, max_examples=40)
 @given(head_dim=st.integers(1, 24), block_size=st.integers(-2, 26))
-def test_block_sizes_allowed_are_the_even_divisors(head_dim, block_size):
+def test_allowed_block_sizes_are_the_even_divisors(head_dim, block_size):
     options = {"head_dim": head_dim, "generator_block_size": block_size}
     if block_size > 0 and block_size % 2 == 0 and head_dim % block_size == 0:
         assert tiny_config(**options).generator_block_size == block_size
@@ -123,7 +141,7 @@ def test_block_sizes_allowed_are_the_even_divisors(head_dim, block_size):
 
 @settings(deadline=None, max_examples=40)
 @given(size=st.lists(st.integers(1, 12), min_size=1, max_size=3), data=st.data())
-def test_image_sizes_allowed_are_multiples_of_the_patch(size, data):
+def test_allowed_image_sizes_are_multiples_of_the_patch_size(size, data):
     patch = data.draw(st.lists(st.integers(1, 4), min_size=len(size), max_size=len(size)))
     if all(pixels % extent == 0 for pixels, extent in zip(size, patch, strict=True)):
         expected = tuple(pixels // extent for pixels, extent in zip(size, patch, strict=True))
@@ -142,6 +160,10 @@ def test_image_sizes_allowed_are_multiples_of_the_patch(size, data):
         ),
         ({"pooling": "max"}, "pooling is 'max', allowed are cls, mean"),
         ({"position_mode": "polar"}, "position_mode is 'polar', allowed are sequential, linspace, rescaled"),
+        (
+            {"position_embedding_interpolation": "nearest"},
+            "position_embedding_interpolation is 'nearest', allowed are cubic, antialiased_cubic, linear",
+        ),
         (
             {"generator_block_size": 6},
             r"generator_block_size is 6, it must be even and divide head_dim \(16\): allowed are 2, 4, 8, 16$",
@@ -188,6 +210,6 @@ def test_image_sizes_allowed_are_multiples_of_the_patch(size, data):
         ({"use_cls_token": False}, "pooling is 'cls' but use_cls_token is False: choose pooling 'mean'"),
     ],
 )
-def test_values_that_are_not_allowed(overrides, message):
+def test_invalid_values(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**overrides)

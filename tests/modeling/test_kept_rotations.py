@@ -1,4 +1,4 @@
-"""Rotations are computed once as long as nothing changes, and never reused after a change."""
+"""Rotations are computed once while nothing changes, and never reused after a change."""
 
 import copy
 import pickle
@@ -117,8 +117,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_change_is_seen(change):
-    """After it the model computes the same as a new model with the same weights."""
+def test_a_change_is_noticed(change):
+    """After the change, outputs equal those of a new model with the same weights."""
     model = classifier()
     grid_size = LARGER_GRID if change is CHANGES["another mode of positions"] else model.config.grid_size
     pixel_values = random_input(model.config, grid_size=grid_size)
@@ -131,7 +131,7 @@ def test_a_change_is_seen(change):
     assert torch.equal(after, logits(fresh, pixel_values))
 
 
-def test_other_sizes_positions_and_dtypes_are_seen():
+def test_other_sizes_positions_and_dtypes_are_noticed():
     model = classifier()
     small, large = random_input(model.config), random_input(model.config, grid_size=LARGER_GRID)
     positions = torch.rand(1, 8, 2)
@@ -261,7 +261,7 @@ def test_meta_models_run_repeatedly():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_generators_that_are_not_finite_give_logits_that_are_not(value):
-    """Diverged training shows in the loss, and does not end in an error of the exponential."""
+    """Diverged training is visible in the loss, and does not raise an error in the exponential."""
     model = classifier()
     generators(model).data[0, 0, 0, 0, 0, 1] = value
     # With AVX-512, torch's own attention turns NaN into numbers where there are fewer than 16 keys.

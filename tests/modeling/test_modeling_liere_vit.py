@@ -1,5 +1,6 @@
 """The models against ViT, a NumPy reference, torch's own losses and exporters, and themselves under symmetries."""
 
+import contextlib
 import itertools
 import math
 
@@ -15,17 +16,13 @@ from factory import (
     random_input,
     random_model,
     tiny_config,
+    vit_pair,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import patch_vectors, reference_logits
 from torch.nn import functional
-from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForVideoClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
 from liere_hf import (
     LiereViTBackbone,
@@ -136,42 +133,6 @@ def test_logits_at_other_sizes_equal_the_numpy_reference(num_axes, encoding, gri
     )
 
 
-def vit_pair(encoding):
-    """ViTForImageClassification, and our model with its weights. Rotary encodings get zero generators."""
-    shared = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    vit_config = ViTConfig(
-        **shared,
-        image_size=16,
-        patch_size=4,
-        num_labels=5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    vit = random_model(ViTForImageClassification, vit_config)
-    config = tiny_config(
-        **shared,
-        image_size=16,
-        patch_size=4,
-        position_encoding=encoding,
-        use_absolute_position_embeddings=True,
-        qkv_bias=True,
-        layer_norm_eps=vit_config.layer_norm_eps,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = LiereViTForImageClassification(config).eval()
-    weights = {name.replace("vit.", "liere_vit.", 1): value for name, value in vit.state_dict().items()}
-    table = weights["liere_vit.embeddings.position_embeddings"]
-    weights["liere_vit.embeddings.cls_token"] = weights["liere_vit.embeddings.cls_token"] + table[:, :1]
-    weights["liere_vit.embeddings.position_embeddings"] = table[:, 1:]
-    projection = "liere_vit.embeddings.patch_embeddings.projection.weight"
-    weights[projection] = weights[projection].permute(0, 2, 3, 1).flatten(1)
-    if encoding in LEARNED_ENCODINGS:
-        weights["liere_vit.rotations.generators"] = torch.zeros_like(model.liere_vit.rotations.generators)
-    model.load_state_dict(weights)
-    return vit, model
-
-
 @pytest.mark.parametrize("encoding", ["liere", "rope_mixed", "absolute", "none"])
 @pytest.mark.parametrize("size", [(16, 16), (24, 24), (12, 28), (8, 32), (8, 8), (20, 4)])
 def test_without_rotation_it_is_vit(encoding, size):
@@ -195,12 +156,24 @@ def test_without_rotation_its_gradients_and_hidden_states_are_vits():
         torch.testing.assert_close(ours[f"liere_vit.{name}"].grad, theirs[f"vit.{name}"].grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("grid_size", [(6, 6), (3, 7), (2, 2), (2, 8), (4, 4)])
-@pytest.mark.parametrize("antialias", [False, True])
-def test_table_at_other_sizes_is_torchs_bicubic(grid_size, antialias):
+@pytest.mark.parametrize(
+    ("interpolation", "mode", "grid_size"),
+    [
+        *itertools.product(["cubic", "antialiased_cubic"], ["bicubic"], [(6, 6), (3, 7), (2, 2), (2, 8), (4, 4)]),
+        *itertools.product(["linear"], ["linear", "bilinear", "trilinear"], [9, 5, 3]),
+    ],
+)
+def test_table_at_other_sizes_is_torchs(interpolation, mode, grid_size):
     """The patch embeddings minus those of a model whose table is zero."""
+    num_axes = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}[mode]
+    if isinstance(grid_size, int):
+        grid_size = (grid_size, 4, 2)[:num_axes]
+    training_grid_size = (4, 4, 3)[:num_axes]
     config = tiny_config(
-        image_size=16, patch_size=4, position_encoding="absolute", position_embedding_antialias=antialias
+        image_size=[4 * steps for steps in training_grid_size],
+        patch_size=[4] * num_axes,
+        position_encoding="absolute",
+        position_embedding_interpolation=interpolation,
     )
     embeddings = random_model(LiereViTModel, config).embeddings
     pixel_values = random_input(config, grid_size=grid_size)
@@ -209,8 +182,9 @@ def test_table_at_other_sizes_is_torchs_bicubic(grid_size, antialias):
         table = embeddings.position_embeddings.clone()
         embeddings.position_embeddings.zero_()
         read = both - embeddings(pixel_values)[0][:, 1:]
-    image = table.reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
-    expected = functional.interpolate(image, grid_size, mode="bicubic", align_corners=False, antialias=antialias)
+    image = table.reshape(1, *training_grid_size, 32).movedim(-1, 1)
+    antialias = interpolation == "antialiased_cubic"
+    expected = functional.interpolate(image, grid_size, mode=mode, align_corners=False, antialias=antialias)
     torch.testing.assert_close(read, expected.flatten(2).mT.expand_as(read), rtol=0, atol=1e-5)
 
 
@@ -328,6 +302,59 @@ def test_autocast(encoding):
     for name, parameter in model.named_parameters():
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.abs().max() > 0, name
+
+
+def at_half_precision(model, precision):
+    """The model, cast unless autocast does it, the context in which to call it, and the dtype of its products."""
+    if precision == "autocast":
+        return model, torch.autocast("cpu", dtype=torch.bfloat16), torch.bfloat16
+    dtype = {"half": torch.float16, "bfloat16": torch.bfloat16}[precision]
+    return model.to(dtype), contextlib.nullcontext(), dtype
+
+
+half_precisions = pytest.mark.parametrize("precision", ["autocast", "half", "bfloat16"])
+
+
+@half_precisions
+@pytest.mark.parametrize("num_axes", ALL_AXES)
+@pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_given_positions_reach_the_rotations_unchanged(precision, num_axes, encoding, dtype):
+    """Far from the grid, rounding coordinates to half precision would move them to other places."""
+    model = classifier(num_axes, position_encoding=encoding)
+    positions = grid_positions(model.config.grid_size, model.config.grid_size, dtype=dtype)[None] + 30.37
+    with torch.no_grad():
+        expected = model.liere_vit.rotations(positions, torch.float32)
+    model, context, half = at_half_precision(model, precision)
+    calls = []
+    model.liere_vit.rotations.register_forward_hook(lambda _, inputs, rotations: calls.append((inputs[0], rotations)))
+    with context, torch.no_grad():
+        model(random_input(model.config), positions=positions)
+    ((given, rotations),) = calls
+    assert given is positions
+    for ours, exact in zip(rotations, expected, strict=True):
+        torch.testing.assert_close(ours.float(), exact, rtol=0, atol=torch.finfo(half).eps)
+
+
+@half_precisions
+@pytest.mark.parametrize("num_axes", ALL_AXES)
+@pytest.mark.parametrize("interpolation", ["cubic", "linear"])
+def test_the_table_is_read_in_float32(precision, num_axes, interpolation):
+    """The embeddings of a model without patches are the interpolated table, rounded at most once."""
+    config = tiny_config(num_axes, position_encoding="absolute", position_embedding_interpolation=interpolation)
+    embeddings = random_model(LiereViTModel, config).embeddings
+    positions = 0.9 * grid_positions(config.grid_size, config.grid_size)[None] + 0.0371
+    with torch.no_grad():
+        for parameter in embeddings.patch_embeddings.parameters():
+            parameter.zero_()
+        embeddings.position_embeddings.copy_(embeddings.position_embeddings.bfloat16().half())
+        pixel_values = random_input(config)
+        expected = embeddings(pixel_values, positions=positions)[0]
+        embeddings, context, half = at_half_precision(embeddings, precision)
+        with context:
+            read = embeddings(pixel_values.to(embeddings.position_embeddings.dtype), positions=positions)[0]
+    eps = 1e-6 if precision == "autocast" else torch.finfo(half).eps
+    torch.testing.assert_close(read[:, 1:].float(), expected[:, 1:], rtol=eps, atol=1e-6)
 
 
 def test_float64():
@@ -698,7 +725,7 @@ def crop_of_grid(num_axes):
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_a_crop_with_its_true_coordinates_is_the_picture_with_the_rest_masked(num_axes, encoding, pooling):
+def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(num_axes, encoding, pooling):
     model = classifier(num_axes, position_encoding=encoding, pooling=pooling)
     config = model.config
     grid_size, window, tokens = crop_of_grid(num_axes)
@@ -764,6 +791,39 @@ def check_padded_batch(num_axes, **overrides):
 
 
 # ----- Outputs, losses, heads -----
+
+
+@pytest.mark.parametrize("num_axes", ALL_AXES)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_sample_of_only_padding_is_finite_and_does_not_affect_others(attention, num_axes, encoding):
+    model = classifier(num_axes, position_encoding=encoding, pooling="mean", use_cls_token=False)
+    model.set_attn_implementation(attention)
+    pixel_values = random_input(model.config, batch_size=3).requires_grad_()
+    mask = torch.ones(3, math.prod(model.config.grid_size))
+    mask[1] = 0
+    logits = model(pixel_values, attention_mask=mask).logits
+    assert logits.isfinite().all()
+    alone = model(pixel_values[[0, 2]]).logits
+    torch.testing.assert_close(logits[[0, 2]], alone, rtol=0, atol=1e-5)
+    logits.square().sum().backward()
+    for gradient in (pixel_values.grad, *(parameter.grad for parameter in model.parameters())):
+        assert gradient.isfinite().all()
+    assert not pixel_values.grad[1].any()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_sample_of_only_padding_in_half_precision(attention):
+    """Its scores are so negative that none is finite in float16 once the mask is added."""
+    model = random_model(LiereViTModel, tiny_config(pooling="mean", use_cls_token=False, position_encoding="none"))
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.q_proj.weight.copy_(-30 * layer.attention.k_proj.weight)
+    model.set_attn_implementation(attention)
+    mask = torch.tensor([[1] * 8, [0] * 8])
+    outputs = model.half()(random_input(model.config), attention_mask=mask)
+    assert outputs.last_hidden_state.isfinite().all()
+    assert outputs.pooler_output.isfinite().all()
 
 
 @prefixes
@@ -931,6 +991,19 @@ def test_backbone_without_reshaping_gives_tokens():
     assert backbone(random_input(config)).hidden_states is None
 
 
+@prefixes
+def test_backbone_keeps_the_cls_token_in_front_of_patches(prefix):
+    config = tiny_config(out_indices=[0, 2], reshape_hidden_states=False, keep_cls_token=True, **prefix)
+    backbone = random_model(LiereViTBackbone, config)
+    outputs = backbone(random_input(config), output_hidden_states=True)
+    for feature_map, states in zip(outputs.feature_maps, outputs.hidden_states[::2], strict=True):
+        states = backbone.layernorm(states)
+        kept = [states[:, index] for index in range(states.shape[1]) if index >= config.num_prefix_tokens]
+        if config.use_cls_token:
+            kept.insert(0, states[:, 0])
+        torch.testing.assert_close(feature_map, torch.stack(kept, dim=1), rtol=0, atol=1e-6)
+
+
 def test_video_classifier_is_the_image_classifier_in_three_axes():
     config = tiny_config(3)
     model = classifier(3)
@@ -938,6 +1011,69 @@ def test_video_classifier_is_the_image_classifier_in_three_axes():
     video.load_state_dict(model.state_dict())
     pixel_values = random_input(config)
     assert torch.equal(video(pixel_values).logits, model(pixel_values).logits)
+
+
+# ----- Another default device -----
+
+
+@pytest.fixture
+def meta_by_default():
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("num_axes", ALL_AXES)
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.xfail(strict=True, reason="a tensor without a device")] * (name == "liere")
+        )
+        for name in ENCODINGS
+    ],
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tensors_are_on_the_device_of_the_input(num_axes, encoding, attention, request):
+    """A tensor created without a device would be on `meta`, and could not be combined with other tensors."""
+    model = random_model(
+        LiereViTForMaskedImageModeling,
+        tiny_config(
+            num_axes,
+            position_encoding=encoding,
+            use_absolute_position_embeddings=True,
+            position_embedding_interpolation=("linear", "antialiased_cubic", "cubic")[num_axes - 1],
+            num_register_tokens=1,
+            prefix_attention_bias=0.5,
+            drop_path_rate=0.2,
+            pooling="mean",
+        ),
+    )
+    model.set_attn_implementation(attention)
+    inputs = []
+    for grid_size in (model.config.grid_size, LARGER_GRIDS[num_axes]):
+        mask = torch.ones(2, math.prod(grid_size))
+        mask[1, 1] = 0
+        pixel_values = random_input(model.config, grid_size=grid_size)
+        positions = grid_positions(grid_size, model.config.grid_size)[None].expand(2, -1, -1)
+        inputs.append({"pixel_values": pixel_values})
+        inputs.append({"pixel_values": pixel_values, "positions": positions, "attention_mask": mask})
+        inputs[-1]["bool_masked_pos"] = 1 - mask
+    expected = [model(**each).reconstruction for each in inputs]
+    request.getfixturevalue("meta_by_default")
+    for each, reconstruction in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(model.eval()(**each).reconstruction, reconstruction, rtol=0, atol=1e-5)
+        model.train()(**each).reconstruction.sum().backward()
+    assert {parameter.grad.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.usefixtures("meta_by_default")
+def test_a_model_is_built_on_the_default_device(encoding, tmp_path):
+    model = LiereViTForImageClassification(tiny_config(position_encoding=encoding, layer_scale_init_value=0.1))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    logits = model(torch.empty(2, 3, 8, 12)).logits
+    assert (logits.device.type, logits.shape) == ("meta", (2, 5))
 
 
 # ----- Bad input -----
@@ -1038,7 +1174,7 @@ def test_video_classifier_with_too_few_axes(num_axes):
         LiereViTForVideoClassification(tiny_config(num_axes))
 
 
-def test_a_configuration_spoiled_after_its_creation():
+def test_a_configuration_made_invalid_after_its_creation():
     config = tiny_config()
     config.position_encoding = "fourier"
     with pytest.raises(ValueError, match="position_encoding is 'fourier', allowed are absolute"):

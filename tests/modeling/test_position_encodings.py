@@ -29,7 +29,7 @@ COLOR = "#56B4E9"
 
 
 def common_basis_generators(config, parameters, device):
-    """A_i = f_i A: one A a block, and one factor an axis."""
+    """A_i = f_i A: one A per block and one factor per axis."""
     return parameters["factors"][..., None, None] * parameters["basis"][:, None]
 
 
@@ -65,7 +65,7 @@ def run(*argv):
 # ----- The model -----
 
 
-def test_configuration_takes_it(tmp_path):
+def test_configuration_accepts_it(tmp_path):
     config = tiny_config(position_encoding="common_basis")
     config.save_pretrained(tmp_path)
     assert LiereViTConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
@@ -128,7 +128,7 @@ def test_a_training_step_moves_every_parameter():
 
 
 def test_initial_values_are_uniform():
-    """As the generators of LieRE; the basis is large enough for a test of its distribution."""
+    """Like the generators of LieRE; the basis is large enough to test its distribution."""
     torch.manual_seed(0)
     config = tiny_config(hidden_size=64, position_encoding="common_basis", generator_init_scale=0.5)
     rotations = LiereViTForImageClassification(config).liere_vit.rotations
@@ -207,7 +207,7 @@ def test_inflation_starts_time_at_zero():
     torch.testing.assert_close(video(clip).logits, image(pixel_values).logits, rtol=0, atol=1e-5)
 
 
-def test_what_only_free_generators_allow_is_refused(tmp_path):
+def test_conversions_that_need_free_generators_are_refused(tmp_path):
     with pytest.raises(InputError, match="position_encoding is 'common_basis', which has no free generators to widen"):
         widen_generators(model(), 16)
     with pytest.raises(InputError, match="position_encoding is 'common_basis', which their code does not have"):
@@ -221,7 +221,7 @@ def test_what_only_free_generators_allow_is_refused(tmp_path):
 # ----- From training to figures -----
 
 
-def test_it_trains_by_the_command_and_gets_its_card(tmp_path, monkeypatch):
+def test_it_trains_from_the_command_line_and_gets_a_card(tmp_path, monkeypatch):
     flags = {
         "position_encoding": "common_basis",
         "generator_block_size": 8,
@@ -255,7 +255,7 @@ def test_it_trains_by_the_command_and_gets_its_card(tmp_path, monkeypatch):
         read_checkpoint(tmp_path / "run")
 
 
-def test_flops_have_its_row(tmp_path, monkeypatch):
+def test_flops_table_has_its_row(tmp_path, monkeypatch):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 3, "head_dim": 64}
     monkeypatch.setattr(analyses, "PRESETS", {"small": sizes | {"intermediate_size": 64}})
     run("reproduce", "flops", "--results_dir", tmp_path)
@@ -264,7 +264,7 @@ def test_flops_have_its_row(tmp_path, monkeypatch):
     assert [*rows][-2:] == ["LieRE64", "CommonBasis8"]
     assert "| small | CommonBasis8 |" in (directory / "table.md").read_text()
     assert rows["CommonBasis8"]["applying_percent"] == rows["LieRE8"]["applying_percent"] > 0
-    # 2 layers of 3 heads of 8 blocks: LieRE8 has 2 matrices a block, this one matrix and 2 factors.
+    # 2 layers of 3 heads of 8 blocks: LieRE8 has 2 matrices per block, this one has 1 matrix and 2 factors.
     difference = rows["LieRE8"]["num_parameters"] - rows["CommonBasis8"]["num_parameters"]
     assert difference == 2 * 3 * 8 * (8 * 8 - 2)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional
 
 from liere_hf import grid_positions
-from liere_hf.modeling.positions import interpolate_position_table, stretched_positions
+from liere_hf.modeling.positions import INTERPOLATIONS, interpolate_position_table, stretched_positions
 
 steps_per_axis = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)
@@ -97,7 +97,7 @@ def test_antialiased_table_equals_pillows_bicubic(training, grid_size, seed):
     expected = np.asarray(Image.fromarray(table.numpy()).resize(grid_size[::-1], Image.Resampling.BICUBIC))
     spacing = [before / now for before, now in zip(training, grid_size, strict=True)]
     positions = stretched_positions(grid_size, training)[None]
-    values = interpolate_position_table(table.reshape(-1, 1), training, positions, spacing)
+    values = interpolate_position_table(table.reshape(-1, 1), training, positions, "antialiased_cubic", spacing)
     np.testing.assert_allclose(values.reshape(grid_size).numpy(), expected, rtol=0, atol=2e-5)
 
 
@@ -113,7 +113,7 @@ def test_stretched_table_equals_torch_bicubic_in_1d(training, steps, seed):
 
 @settings(deadline=None, max_examples=20)
 @given(training=st.tuples(*[st.integers(1, 4)] * 3), grid_size=st.tuples(*[st.integers(1, 6)] * 3), seed=seeds)
-def test_stretched_table_equals_torch_bicubic_axis_by_axis_in_3d(training, grid_size, seed):
+def test_stretched_table_equals_torch_bicubic_per_axis_in_3d(training, grid_size, seed):
     """The interpolation is separable: torch interpolates the first axis with a singleton, then the two others."""
     table = normal(*training, 2, seed=seed)
     volume = table.permute(3, 0, 1, 2).double()
@@ -125,6 +125,29 @@ def test_stretched_table_equals_torch_bicubic_axis_by_axis_in_3d(training, grid_
     torch.testing.assert_close(
         read_table(table, grid_size).double(), expected.movedim(1, -1).flatten(0, 2), rtol=0, atol=2e-5
     )
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    axes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=3),
+    seed=seeds,
+)
+def test_linear_table_equals_torchs_linear_bilinear_and_trilinear(axes, seed):
+    training, grid_size = zip(*axes, strict=True)
+    table = normal(*training, 3, seed=seed)
+    mode = ("linear", "bilinear", "trilinear")[len(axes) - 1]
+    expected = functional.interpolate(
+        table.movedim(-1, 0)[None].double(), size=grid_size, mode=mode, align_corners=False
+    )
+    positions = stretched_positions(grid_size, training)[None]
+    values = interpolate_position_table(table.flatten(0, -2), training, positions, "linear")
+    torch.testing.assert_close(values[0].double(), expected[0].flatten(1).mT, rtol=0, atol=2e-5)
+
+
+def test_unknown_interpolation():
+    message = "position_embedding_interpolation is 'nearest', allowed are cubic, antialiased_cubic, linear"
+    with pytest.raises(ValueError, match=message):
+        interpolate_position_table(normal(4, 2), (2, 2), torch.zeros(1, 1, 2), "nearest")
 
 
 @settings(deadline=None, max_examples=20)
@@ -145,24 +168,27 @@ def test_table_is_read_exactly_at_grid_points_in_any_order_and_batch(grid_size):
     torch.testing.assert_close(values, table[order], rtol=0, atol=1e-5)
 
 
-def test_the_border_goes_on_outside():
+@pytest.mark.parametrize("interpolation", ["cubic", "linear"])
+def test_the_border_is_extended_outside(interpolation):
     table = normal(3, 4, 5)
     outside = torch.tensor([[[-2.0, -3.0], [-2.0, 1 / 3], [4.0, 9.0], [0.5, 7.0]]])
     expected = torch.stack((table[0, 0], table[0, 1], table[2, 3], table[1, 3]))
-    values = interpolate_position_table(table.flatten(0, 1), (3, 4), outside)[0]
+    values = interpolate_position_table(table.flatten(0, 1), (3, 4), outside, interpolation)[0]
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @settings(deadline=None, max_examples=30)
 @given(coordinates=st.lists(st.floats(-3, 4), min_size=2, max_size=2))
-def test_a_constant_table_is_constant_everywhere(coordinates):
-    """The weights of a reading add up to 1."""
-    values = interpolate_position_table(torch.full((12, 1), 3.0), (3, 4), torch.tensor([[coordinates]]))
+def test_a_constant_table_is_constant_everywhere(interpolation, coordinates):
+    """The interpolation weights add up to 1."""
+    table = torch.full((12, 1), 3.0)
+    values = interpolate_position_table(table, (3, 4), torch.tensor([[coordinates]]), interpolation)
     torch.testing.assert_close(values, torch.full((1, 1, 1), 3.0), rtol=1e-5, atol=0)
 
 
 def test_gradients_of_the_table_and_of_coordinates():
-    """The table in float64; readings between the grid points move with the coordinate (weights are float32)."""
+    """The table in float64; interpolated values change with the coordinate (weights are float32)."""
     table = normal(6, 2).double().requires_grad_()
     positions = torch.tensor([[[0.13, 0.71], [0.9, 0.31]]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda table: interpolate_position_table(table, (2, 3), positions), table)

@@ -1,4 +1,4 @@
-"""Saved models load from their own code: without this package, beside it, and beside another revision."""
+"""Saved models load from their own code: without this package, with it, and together with another revision."""
 
 import ast
 import os
@@ -166,7 +166,7 @@ def test_bare_and_masked_models_are_bit_equal(results, models, directory):
 
 
 def test_saved_again_and_loaded_again(results, directory):
-    """A loaded model that is saved again is complete (code, weights, configuration), with and without this package."""
+    """A loaded model is saved completely (code, weights, configuration), with and without this package."""
     assert torch.equal(results["image_again"], results["image"])
     for file in MODELING.glob("*.py"):
         if file.name not in ("__init__.py", "video_processing_liere_vit.py"):
@@ -182,7 +182,7 @@ def test_backbone_from_the_remote_configuration(results):
 
 
 def test_image_classification_pipeline(results, models, directory):
-    """The processor's arithmetic, written out, scales pixels to [-1, 1]."""
+    """The processor's arithmetic scales pixels to [-1, 1]; it is written out here."""
     picture = np.asarray(Image.open(directory / "picture.png"))
     pixel_values = torch.from_numpy(np.moveaxis(picture / 127.5 - 1, -1, 0)[None]).float()
     scores = models["image"](pixel_values).logits[0].softmax(-1).tolist()
@@ -203,7 +203,7 @@ def test_video_classification_pipeline(results, models, directory):
 @pytest.mark.parametrize(
     "order", [("first", "second"), pytest.param(("second", "first"), marks=pytest.mark.extensive)], ids="-".join
 )
-def test_two_revisions_live_side_by_side(order, models, directory, tmp_path):
+def test_two_revisions_in_one_process(order, models, directory, tmp_path):
     results = run_python(WITHOUT_PACKAGE + HEAD + TWO_REVISIONS + TAIL, directory, tmp_path, *order)
     expected = models["image"](torch.load(directory / "image.pt")).logits
     assert not results["package_imported"]
@@ -212,7 +212,7 @@ def test_two_revisions_live_side_by_side(order, models, directory, tmp_path):
         assert torch.equal(results[f"second{suffix}"], 2 * expected)
 
 
-def test_saving_sets_the_auto_map_to_files_that_are_there(directory):
+def test_saving_sets_the_auto_map_to_existing_files(directory):
     for name in ("image", "bare", "masked", "video"):
         for reference in AUTO_MAP.values():
             module, _, class_name = reference.partition(".")
@@ -231,8 +231,8 @@ def imports_of(node, guarded=False):
 
 
 @pytest.mark.parametrize("file", sorted(MODELING.glob("*.py")), ids=lambda file: file.name)
-def test_modeling_imports_torch_transformers_and_its_neighbours_only(file):
-    """Triton may be imported in a `try`."""
+def test_modeling_imports_only_torch_transformers_and_its_siblings(file):
+    """Triton may be imported only in a `try`."""
     allowed = {"torch", "transformers", *sys.stdlib_module_names}
     for node, guarded in imports_of(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:

@@ -130,7 +130,7 @@ def test_frozen_rotations_and_an_unused_result(size):
 
 
 @pytest.mark.parametrize("size", [8, 64])
-def test_training_keeps_the_results_only(size):
+def test_training_keeps_only_the_results(size):
     """Attention keeps them anyway. Queries and keys before their rotation are not saved."""
     rotations = rotations_of(blocks=64 // size, size=size).requires_grad_()
     query, key = (each.requires_grad_() for each in normal(2, 9, 3, 2, 64).unbind())

@@ -19,9 +19,9 @@ from liere_hf.modeling import rotary_application, rotation_kernels
 from liere_hf.modeling.scaling_and_squaring import FLOAT32_VIA_FLOAT64, kernel_scaling
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-# Size, axes and matrices per position (M). Not all programs that take several matrices are full.
+# Size, axes and matrices per position (M). Some programs that process several matrices are only partly filled.
 EXPONENTIALS = [(4, 1, 9), (4, 3, 2), (8, 2, 3), (16, 3, 2), (32, 1, 2), (64, 2, 1), (128, 3, 1)]
-# Block size and head dimension: several blocks, and not all groups of small blocks are full.
+# Block size and head dimension: several blocks, some groups of small blocks only partly filled.
 HEADS = [(2, 10), (4, 24), (8, 24), (16, 32), (32, 64), (64, 128), (128, 128)]
 BATCH, TOKENS, NUM_HEADS = 70, 3, 2
 
@@ -166,7 +166,7 @@ def test_exponential_in_half_precision(run, dtype, size):
 
 
 @pytest.mark.parametrize(("size", "value"), [(4, float("inf")), (4, float("nan")), (32, float("inf"))])
-def test_exponents_that_are_not_finite_terminate_and_affect_no_others(run, size, value):
+def test_nonfinite_exponents_terminate_and_affect_no_others(run, size, value):
     positions, skew, _ = exponents(size, 1, 1)
     not_finite = positions[:3].clone()
     not_finite[1] = value

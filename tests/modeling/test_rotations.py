@@ -153,7 +153,7 @@ def test_gradients_of_liere_rotations(size, batch_size):
 
 @pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
 @pytest.mark.parametrize(("use_cls_token", "registers"), [(True, 0), (True, 3), (False, 2), (False, 0)])
-def test_prefix_tokens_get_the_identity_and_patches_their_rotation(encoding, use_cls_token, registers):
+def test_prefix_tokens_have_the_identity_and_patches_their_rotation(encoding, use_cls_token, registers):
     config = tiny_config(
         position_encoding=encoding, use_cls_token=use_cls_token, num_register_tokens=registers, pooling="mean"
     )
@@ -280,8 +280,8 @@ def test_gradients_where_some_layers_are_not_used():
     assert not gradients[1][[0, 2]].any()
 
 
-def test_training_keeps_the_generators_only():
-    """Besides the rotations themselves. Exponents and their powers are not saved for the backward pass."""
+def test_training_keeps_only_the_generators():
+    """In addition to the rotations themselves. Exponents and their powers are not saved for the backward pass."""
     positions = grid_positions((6, 6), (6, 6))[None]
     generators = uniform_generators(2, 2, 1, 1, 16).float().requires_grad_()
     stored = []

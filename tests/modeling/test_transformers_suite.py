@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from transformers import Pipeline, PreTrainedModel, ViTImageProcessor, pipeline
 from transformers.models.auto import modeling_auto
 from transformers.testing_utils import torch_device
@@ -28,6 +27,7 @@ from liere_hf import (
     LiereViTModel,
     LiereViTVideoProcessor,
 )
+from liere_hf.modeling.modeling_liere_vit import LiereViTPatchEmbeddings
 
 ModelTesterMixin = transformers_test_module("test_modeling_common").ModelTesterMixin
 ConfigTester = transformers_test_module("test_configuration_common").ConfigTester
@@ -113,7 +113,7 @@ class LiereViTTesterMixin(ModelTesterMixin):
         """As ViT's own: the input embeddings are those of patches, there are no output embeddings."""
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
-            self.assertIsInstance(model.get_input_embeddings().projection, nn.Linear)
+            self.assertIsInstance(model.get_input_embeddings(), LiereViTPatchEmbeddings)
             self.assertIsNone(model.get_output_embeddings())
 
     def test_config(self):

@@ -39,7 +39,7 @@ BUDGET = {
     "max_steps": 2,
     "effective_batch_size": 16,
     "per_device_train_batch_size": 16,
-    # Several processes fill up their last batch.
+    # Several processes pad their last batch.
     "per_device_eval_batch_size": 8,
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": "false",
@@ -62,7 +62,7 @@ def run(*argv):
 
 @pytest.mark.parametrize("scale_name", ["paper", "gpu", "cpu"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_run_has_options_that_fit_and_a_key_of_its_own(name, scale_name, tmp_path):
+def test_every_run_has_valid_options_and_a_unique_key(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
     runner, keys = ExperimentRunner(tmp_path, {}, ["--bf16", "false"]), set()
     settings = experiment.settings(scale)
@@ -83,7 +83,7 @@ def test_every_run_has_options_that_fit_and_a_key_of_its_own(name, scale_name, t
     "scale_name", [*(pytest.param(name, marks=pytest.mark.extensive) for name in ("paper", "gpu")), "cpu"]
 )
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_result_is_in_the_table_and_the_figure_is_drawn(name, scale_name, tmp_path):
+def test_the_table_has_every_result_and_the_figure_is_drawn(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
     rng, results, accuracies = np.random.default_rng(0), {}, set()
 
@@ -126,7 +126,7 @@ def test_experiments_share_their_runs(tmp_path):
     assert len(keys["pooling"] & keys["accuracy"]) == 3
 
 
-def test_from_command_to_table_and_not_twice(tmp_path, capsys):
+def test_from_command_to_table_without_repeated_runs(tmp_path, capsys):
     assert run(*command(tmp_path)) == 0
     directory = tmp_path / "results" / "spatial" / "gpu"
     assert len(list((directory / "runs").iterdir())) == 5
@@ -153,7 +153,7 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
     changed = {path for path, when in written.items() if path.stat().st_mtime_ns != when}
     assert not changed
 
-    # A lost run is repeated, and no other. A changed setting removes all old results.
+    # Only a lost run is repeated. A changed setting removes all old results.
     (lost,) = (directory / "runs").glob("*-liere64-*.json")
     key = json.loads(lost.read_text())["keys"]["training"]
     lost.unlink()
@@ -168,7 +168,7 @@ def test_from_command_to_table_and_not_twice(tmp_path, capsys):
 
 @pytest.mark.end_to_end
 def test_two_processes_of_one_command(tmp_path):
-    """They share each run, and only one of them reports. Every example of an evaluation is counted once."""
+    """They work on each run together, and only one reports. Every evaluation example is counted once."""
     config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"
     launch = [preloaded("accelerate"), "launch", "--config_file", config, "--main_process_port", free_port()]
     words = [*launch, "-m", "liere_hf", *command(tmp_path, per_device_train_batch_size=8)]
@@ -183,7 +183,7 @@ def test_two_processes_of_one_command(tmp_path):
 
 
 @pytest.mark.end_to_end
-def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):
+def test_two_commands_share_the_work_and_an_interrupted_one_resumes(tmp_path):
     code = (
         "from liere_hf.reproduction import reproduce, runner; from liere_hf_cli.main import main; "
         f"reproduce.PATIENCE = runner.PATIENCE = 0.2; main({command(tmp_path)!r})"
@@ -209,7 +209,7 @@ def test_two_commands_share_the_work_and_an_interrupted_one_goes_on(tmp_path):
         (["reproduce", "nothing"], "experiment is 'nothing', allowed are list, accuracy, spatial"),
         (["reproduce", "rope", "--scale", "huge"], "scale is 'huge', allowed are paper, gpu, cpu"),
         (["reproduce", "rope", "--data_dir", "cifar100"], "data_dir is 'cifar100', allowed is DATASET=DIRECTORY"),
-        (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean 'max_steps'?"),
+        (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean '--max_steps'?"),
     ],
 )
 def test_bad_input_is_one_sentence(argv, sentence, tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_bad_input_is_one_sentence(argv, sentence, tmp_path, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_list_has_all_of_them(capsys):
+def test_list_has_all_experiments(capsys):
     assert run("reproduce", "list") == 0
     output = capsys.readouterr().out
     for name in (*EXPERIMENTS, "flops", "rope", "attention"):
@@ -225,7 +225,7 @@ def test_list_has_all_of_them(capsys):
 
 
 def test_attention_of_trained_models(tmp_path, capsys):
-    """A map of 49 patches has at most the entropy of the uniform distribution. Models are trained once."""
+    """A map of 49 patches has at most the entropy of the uniform distribution. Models are trained only once."""
     data = write_fashion_mnist(tmp_path, num_train=64, num_test=20)
     directories = ["--results_dir", tmp_path / "results", "--work_dir", tmp_path / "work"]
     flags = ["--max_steps", 2, "--num_hidden_layers", 2]
@@ -244,7 +244,7 @@ def test_in_one_dimension_liere_is_rope(width):
     assert rope_deviation(width) < 1e-9
 
 
-def test_flops_of_applying_agree_with_the_paper():
+def test_flops_of_applying_rotations_agree_with_the_paper():
     """Table 8: +0.04%, +0.18% and +1.4% of the base model. The absolute model is counted by torch."""
     base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64}
     base["intermediate_size"] = 3072

@@ -1,4 +1,4 @@
-"""Intervals and tests against those of SciPy."""
+"""Confidence intervals and tests against SciPy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from liere_hf.reproduction.statistics import over_seeds, two_proportion_z_test
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=6).filter(lambda values: np.std(values) > 1e-3))
-def test_interval_over_seeds_is_students(values):
+def test_interval_over_seeds_is_students_t(values):
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     estimate = over_seeds(values)
     assert estimate == pytest.approx((np.mean(values), low, high))
@@ -21,7 +21,7 @@ def test_one_seed_has_no_interval():
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000), st.data())
-def test_z_test_is_the_chi_squared_test_of_the_two_by_two_table(first, second, data):
+def test_z_test_equals_the_chi_squared_test_of_the_two_by_two_table(first, second, data):
     """Without Yates's correction, chi squared is z squared."""
     successes = data.draw(st.integers(0, first)), data.draw(st.integers(0, second))
     z, p_value = two_proportion_z_test(successes, (first, second))

@@ -4,7 +4,7 @@ from liere_hf.reproduction.summary import training_saved
 
 
 def test_training_saved_in_closed_form():
-    """Accuracies that grow linearly, one three times as fast as the other."""
+    """Accuracies increase linearly, one three times as fast as the other."""
 
     def results(encoding, rate, seed):
         curve = [{"examples": step, "accuracy": min(1.0, rate * step)} for step in range(100, 1001, 100)]

@@ -21,7 +21,7 @@ def small_model(**overrides):
 
 
 def train(model, directory, steps, learning_rate):
-    """Train with a table that fades over four steps; the table's norms before each step and at the end."""
+    """Train with a table that fades over four steps. Returns its norms before each step and at the end."""
     table = model.liere_vit.embeddings.position_embeddings
     norms = []
     model.register_forward_pre_hook(lambda *_: norms.append(table.norm().item()))
@@ -41,7 +41,7 @@ def test_the_table_fades_linearly(tmp_path):
     assert norms == pytest.approx([start * share for share in (0.75, 0.5, 0.25, 0, 0, 0, 0)], rel=1e-5)
 
 
-def test_training_does_not_bring_it_back(tmp_path):
+def test_training_does_not_restore_the_table(tmp_path):
     model = small_model()
     classifier = model.classifier.weight.detach().clone()
     norms = train(model, tmp_path, steps=6, learning_rate=1e-2)

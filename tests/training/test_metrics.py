@@ -35,7 +35,7 @@ def test_wilson_interval_equals_scipy(trials, share):
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
-def test_constant_or_broken_logits_score_nothing(value):
+def test_constant_or_nonfinite_logits_have_zero_accuracy(value):
     metric = ClassificationMetric(keep_in_memory=True)
     result = metric.compute(predictions=np.full((10, 6), value), references=np.zeros(10, dtype=int))
     assert result["accuracy"] == 0

@@ -1,4 +1,4 @@
-"""Runs over several real processes, and runs that are killed."""
+"""Runs in several real processes, and runs that are killed."""
 
 import json
 import signal
@@ -42,7 +42,7 @@ TINY = {
     "use_cpu": True,
 }
 TRAIN = ["-m", "liere_hf", "train"]
-# What an evaluation says beside its metrics.
+# What an evaluation reports in addition to its metrics.
 FACTS = {"examples", "input_size", "hardware"}
 
 
@@ -54,13 +54,13 @@ def launch_config(name: str) -> Path:
 def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("processes")
     (directory / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    # With other seeds of dropout in each process, a resumed run must also have these restored.
+    # Each process has its own dropout seed, whose state a resumed run must also restore.
     (directory / "dropout.yaml").write_text(yaml.safe_dump(TINY | {"hidden_dropout_prob": 0.1}))
     return directory
 
 
 def launched(launcher: str) -> list[str]:
-    """The words that start a run in two processes."""
+    """The command that starts a run in two processes."""
     if launcher == "torchrun":
         words = [preloaded("torchrun"), "--nproc-per-node", "2"]
         return [*words, "--master-port", str(free_port())]
@@ -95,7 +95,7 @@ def metrics(output_dir: Path) -> dict[str, float]:
 
 
 def test_two_machines_meet(directory, runs):
-    """Two launchers, as on two machines, of which the second comes with the address of the first."""
+    """Two launchers, as on two machines; the second one is given the address of the first."""
     config = yaml.safe_load(launch_config("two_nodes").read_text())
     file = directory / "two_nodes.yaml"
     file.write_text(yaml.safe_dump(config | {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}))
@@ -143,7 +143,7 @@ def test_two_processes_train_as_one(runs, launcher):
 
 
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_an_odd_split_is_evaluated_exactly_once(runs, launcher):
+def test_an_uneven_split_is_evaluated_exactly_once(runs, launcher):
     # The weights agree to rounding, so the loss does too; 101 images in batches of 8 leave 5 for two processes.
     single, double = metrics(runs["single"]), metrics(runs[launcher])
     assert double == pytest.approx(single, abs=1e-5)
@@ -154,7 +154,7 @@ def test_an_odd_split_is_evaluated_exactly_once(runs, launcher):
 
 
 def test_the_best_checkpoint_is_loaded_in_every_process(directory):
-    """The best by this measure is the first one. Each process evaluates half of the images with it at the end."""
+    """By this metric the first one is best. At the end each process evaluates half of the images with it."""
     output_dir = directory / "best"
     flags = ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss", "--greater_is_better", "true"]
     flags += ["--eval_strategy", "steps", "--eval_steps", "10", "--max_steps", "30", "--output_dir", str(output_dir)]
@@ -211,8 +211,8 @@ def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_n
     assert_same_weights(output_dir, uninterrupted)
 
 
-# Audit events of the interpreter, with ends of paths, in the order in which a checkpoint is written and moved into its
-# place, and an older one removed.
+# Audit events of the interpreter, with path suffixes, in the order in which a checkpoint is written and moved into
+# place and an older one is removed.
 MOMENTS_OF_SAVING = [
     ("os.mkdir", "/unfinished"),
     ("open", "/unfinished/checkpoint-./modeling_liere_vit.py"),
@@ -224,7 +224,7 @@ MOMENTS_OF_SAVING = [
     ("os.remove", "optimizer.pt"),
     ("os.rmdir", "/checkpoint-."),
 ]
-# Each child trains on from the last checkpoint, and is killed at the next one of these moments.
+# Each child resumes from the last checkpoint, and is killed at the next of these events.
 KILL_WHILE_SAVING = """
 import json, os, re, shutil, signal, sys
 from pathlib import Path
@@ -291,7 +291,7 @@ def may_mount() -> bool:
 
 @pytest.mark.end_to_end
 def test_disk_full(directory, tmp_path):
-    """A file system of its own has room for some checkpoints, not for all."""
+    """A separate file system has room for some checkpoints, but not for all."""
     if not may_mount():
         pytest.skip("mounting a small file system is not allowed here")
     mount = tmp_path / "disk"
@@ -335,7 +335,7 @@ def test_loss_that_is_not_finite(capsys, directory, tmp_path):
             assert tensor.isfinite().all()
 
 
-def test_batches_that_do_not_come_out(capsys, directory, tmp_path):
+def test_batches_that_do_not_divide_evenly(capsys, directory, tmp_path):
     words = ["train", directory / "tiny.yaml", "--output_dir", tmp_path / "run"]
     assert "effective_batch_size is 0, allowed are multiples of the number of devices, 1" in fails(
         capsys, 2, *words, "--effective_batch_size", 0
@@ -364,7 +364,7 @@ def test_tensorboard(directory, tmp_path):
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_tracker_that_is_not_installed(capsys, directory, tmp_path, tracker):
+def test_missing_tracker(capsys, directory, tmp_path, tracker):
     error = fails(
         capsys, 2, "train", directory / "tiny.yaml", "--output_dir", tmp_path / "run", "--report_to", tracker
     )

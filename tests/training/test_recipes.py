@@ -1,4 +1,4 @@
-"""Every recipe's smoke variant, from each format of its data, on small real files: it runs, and it learns."""
+"""The smoke variant of every recipe, with each of its data formats, on small real files: it runs and learns."""
 
 import io
 import json
@@ -24,7 +24,7 @@ ACTIONS = ("ApplyEyeMakeup", "Archery", "Basketball")
 
 
 def train(recipe: str, output_dir: Path, *words: object) -> dict[str, float]:
-    """First and last losses, and the evaluation, of a run."""
+    """First and last losses of a run, and its evaluation."""
     with pytest.raises(SystemExit) as exit_:
         main(["train", recipe, "--output_dir", str(output_dir), "--use_cpu", "true", *map(str, words)])
     assert exit_.value.code == 0
@@ -40,7 +40,7 @@ def assert_learned(results: dict[str, float], chance: float) -> None:
 
 
 def patterns(count: int, size: int) -> np.ndarray:
-    """A coarse coloured pattern for each class, uint8 (count, size, size, 3)."""
+    """A coarse color pattern for each class, uint8 (count, size, size, 3)."""
     coarse = np.random.default_rng(3).integers(30, 226, size=(count, 4, 4, 3))
     return coarse.repeat(size // 4, 1).repeat(size // 4, 2).astype(np.uint8)
 
@@ -68,7 +68,7 @@ def test_cifar(tmp_path, monkeypatch, dataset, kind):
 
 
 def photograph(label: int, seed: int) -> Image.Image:
-    """Photographs come in all sizes and several modes."""
+    """An image of random size, sometimes in CMYK, as photographs are."""
     random = np.random.default_rng([label, seed])
     noise = random.integers(-20, 21, size=(64, 64, 3))
     image = Image.fromarray((patterns(4, 64)[label] + noise).clip(0, 255).astype(np.uint8))
@@ -127,7 +127,7 @@ def write_tars(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def imagenet_run(tmp_path_factory) -> Path:
-    """A run on class folders, from which the recipe at the larger size goes on."""
+    """A run on class folders, from which the recipe at the larger size starts."""
     directory = tmp_path_factory.mktemp("imagenet")
     write_tree(directory / "data")
     assert_learned(train("imagenet_smoke", directory / "run", "--data_dir", directory / "data"), 0.25)
@@ -137,7 +137,7 @@ def imagenet_run(tmp_path_factory) -> Path:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("write", [write_parquet, write_tars])
 def test_imagenet_streams(tmp_path, monkeypatch, write):
-    # After each pass over parquet files, of which small ones need many, `datasets` waits for its threads.
+    # `datasets` waits for its threads after each pass over parquet files, and small files need many passes.
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     write(tmp_path / "data")
     assert_learned(train("imagenet_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 0.25)
@@ -151,7 +151,7 @@ def test_imagenet_at_a_larger_size(imagenet_run, tmp_path):
     results = train("imagenet_384_finetune_smoke", tmp_path / "run", *words)
     assert results["accuracy"] > 0.6
     assert results["last"] < results["first"]
-    # The model keeps its training size, from which positions are counted; its processor has the larger one.
+    # The model keeps its original size, which defines positions; its processor has the larger one.
     assert json.loads((tmp_path / "run" / "config.json").read_text())["image_size"] == 64
     processor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
     assert processor["crop_size"] == {"height": 96, "width": 96}
@@ -175,7 +175,7 @@ def write_clip(path: Path, label: int, seed: int, codec: str) -> None:
 
 @torch.no_grad()
 def loss_of_averaged_views(run: Path, data: Path) -> float:
-    """Of the saved model's logits on 5 clips x 3 crops, averaged for each video that was held out."""
+    """Loss of the saved model's logits on 5 clips x 3 crops, averaged for each held-out video."""
     model = AutoModelForVideoClassification.from_pretrained(run).eval()
     processor = AutoVideoProcessor.from_pretrained(run)
     losses = []
@@ -267,7 +267,7 @@ def fails(capsys, *words: object) -> str:
 
 
 def break_shard(directory: Path, image: bytes, label: int) -> None:
-    """The first training shard with one other example, and labels that are numbers only."""
+    """Add one example to the first training shard, and make the labels of all shards plain numbers."""
     path = directory / "data" / "train-00000-of-00004.parquet"
     table = datasets.Dataset.from_parquet(str(path), cache_dir=str(directory.parent / "cache"))
     table = table.cast_column("image", datasets.Image(decode=False))
@@ -305,7 +305,7 @@ def test_more_workers_than_shards(capsys, tmp_path):
 @pytest.mark.parametrize("write", [write_tars, write_tree])
 @pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.extensive), 4])
 def test_resumed_run_with_workers_ends_as_an_uninterrupted_one(monkeypatch, tmp_path, write, step):
-    """From the end of the first epoch and from the middle of the second, with dropout, of a stream and of files."""
+    """Resumed at the end of the first epoch and in the middle of the second, with dropout, for streams and files."""
     write(tmp_path / "data")
     words = ["--data_dir", tmp_path / "data", "--max_steps", 7, "--save_steps", 1, "--save_total_limit", 9]
     words += ["--warmup_steps", 0, "--dataloader_drop_last", "false"]

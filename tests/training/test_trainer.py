@@ -1,15 +1,19 @@
-"""What LiereTrainer's overrides of transformers' Trainer give a run, each seen in a real training.
+"""The effect of each of LiereTrainer's overrides of transformers' Trainer, in real training.
 
-Where larger tests prove an override, they are not repeated here:
+Overrides that larger tests cover are not tested again here:
 
 - `_save_checkpoint`: runs that are killed while they save, and a full disk, in test_processes.
-- `get_train_dataloader`: two processes make the steps of one in test_processes; a resumed run ends as an uninterrupted
-  one in test_recipes and test_cli.
+- `get_train_dataloader`: two processes take the same steps as one in test_processes; a resumed run ends like an
+  uninterrupted one in test_recipes and test_cli.
 - `get_eval_dataloader`: two processes evaluate each example once in test_processes.
 - `push_to_hub` by PublishingCallback: tests/hub/test_publishing.
 """
 
+import os
+import re
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -23,10 +27,14 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
+from liere_hf.configuration import parse_recipe
 from liere_hf.data.batching import StreamedExamples
 from liere_hf.errors import RunError
 from liere_hf.training.epochs import EpochCallback
+from liere_hf.training.interruption import InterruptionCallback
+from liere_hf.training.run import train
 from liere_hf.training.trainer import LiereTrainer
+from liere_hf_cli.main import main
 
 COMPLETE = {
     "model.safetensors",
@@ -40,7 +48,7 @@ COMPLETE = {
 
 
 class Images(Dataset):
-    """Random images of two classes; `seen` has their indices in the order of use."""
+    """Random images of two classes; `seen` records their indices in the order of use."""
 
     def __init__(self, count: int = 16, seconds: float = 0.0):
         self.pixel_values = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,7 +106,7 @@ def files(directory: Path) -> set[str]:
 
 
 class DuringSaving(TrainerCallback, ExportableState):
-    """Trainer asks callbacks for their state in the middle of saving, between the weights and trainer_state.json."""
+    """Trainer reads the state of callbacks during saving, between the weights and trainer_state.json."""
 
     def __init__(self, directory: Path, full_at: str | None = None):
         self.directory, self.full_at = directory, full_at
@@ -112,12 +120,12 @@ class DuringSaving(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {}}
 
 
-def test_a_checkpoint_appears_when_it_is_complete(tmp_path):
+def test_a_checkpoint_appears_only_when_complete(tmp_path):
     during = DuringSaving(tmp_path)
     trainer = build_trainer(tmp_path, Images(), (during,))
     trainer.train()
     assert during.unfinished == [COMPLETE - {"trainer_state.json"}] * 3
-    # One beside the second checkpoint, two beside the third.
+    # One older checkpoint during the second save, two during the third.
     assert during.visible == [COMPLETE] * 3
     assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
     for name in checkpoints(tmp_path):
@@ -128,7 +136,7 @@ def test_a_checkpoint_appears_when_it_is_complete(tmp_path):
     assert trainer.args.output_dir == str(tmp_path)
 
 
-def test_saving_that_fails_leaves_the_checkpoints_before(tmp_path):
+def test_failed_saving_keeps_earlier_checkpoints(tmp_path):
     trainer = build_trainer(tmp_path, Images(), (DuringSaving(tmp_path, full_at="checkpoint-2"),))
     with pytest.raises(
         RunError, match=r"step 2 cannot be saved .*No space left.*the last checkpoint is .*checkpoint-1,"
@@ -186,7 +194,7 @@ class Spoil(TrainerCallback):
         ("on_optimizer_step", "weights are not finite after step 2; the last checkpoint is .*checkpoint-1,"),
     ],
 )
-def test_training_that_diverges_reaches_no_checkpoint(tmp_path, event, message):
+def test_diverged_training_saves_no_checkpoint(tmp_path, event, message):
     # No loss is logged before the checkpoint.
     trainer = build_trainer(tmp_path, Images(), (Spoil(2, event),), logging_steps=100)
     with pytest.raises(RunError, match=message):
@@ -194,15 +202,15 @@ def test_training_that_diverges_reaches_no_checkpoint(tmp_path, event, message):
     assert checkpoints(tmp_path) == {"checkpoint-1"}
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_when_it_is_logged(tmp_path):
+def test_logging_a_nonfinite_loss_ends_the_run(tmp_path):
     trainer = build_trainer(tmp_path, Images(), (Spoil(2, "on_step_begin"),), save_strategy="no", max_steps=9)
     with pytest.raises(RunError, match="the loss of step 2 is not finite; no checkpoint was saved before"):
         trainer.train()
     assert trainer.state.global_step == 2
 
 
-def test_epochs_are_whole_steps(tmp_path):
-    """With 12 images a step, 7 of 103 are left out, other ones in each epoch."""
+def test_epochs_have_a_whole_number_of_steps(tmp_path):
+    """With 12 images per step, 7 of 103 are dropped, different ones in each epoch."""
     images = Images(103)
     options = {"gradient_accumulation_steps": 3, "num_train_epochs": 2, "max_steps": -1, "save_strategy": "no"}
     trainer = build_trainer(tmp_path, images, dataloader_drop_last=True, **options)
@@ -219,7 +227,7 @@ def test_epochs_are_whole_steps(tmp_path):
 
 
 class Recorder:
-    """A transform of a stream's rows that keeps which examples it was given in which epoch."""
+    """A transform of a stream's rows that records the examples it receives in each epoch."""
 
     column, seed, epoch = "image", 0, 0
 
@@ -232,12 +240,12 @@ class Recorder:
 
 
 def test_a_resumed_stream_decodes_nothing_twice(tmp_path):
-    """Of 12 batches of 4 images an epoch, two a step: step 8 ends with the fourth batch of the second epoch."""
+    """12 batches of 4 images per epoch, two per step: step 8 ends with the fourth batch of the second epoch."""
     images = [Image.fromarray(np.zeros((8, 8, 3), np.uint8))] * 48
     rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 24})
     rows = rows.cast_column("image", datasets.Image()).to_iterable_dataset(num_shards=2)
 
-    def train(max_steps: int, resume: bool) -> list:
+    def seen(max_steps: int, resume: bool) -> list:
         transform = Recorder()
         stream = StreamedExamples(rows, transform, num_examples=48, batch_size=4)
         options = {"gradient_accumulation_steps": 2, "max_steps": max_steps, "save_steps": 8}
@@ -245,12 +253,12 @@ def test_a_resumed_stream_decodes_nothing_twice(tmp_path):
         trainer.train(resume_from_checkpoint=resume or None)
         return transform.seen
 
-    assert len(train(8, resume=False)) == 16
-    assert train(9, resume=True) == [(1, range(16, 20)), (1, range(20, 24))]
+    assert len(seen(8, resume=False)) == 16
+    assert seen(9, resume=True) == [(1, range(16, 20)), (1, range(20, 24))]
 
 
 def test_soft_labels(tmp_path):
-    """The loss of shares of classes is their cross-entropy, averaged over the batch."""
+    """The loss for class probabilities is the cross-entropy, averaged over the batch."""
 
     class Mixed(Images):
         def __getitem__(self, index: int) -> dict:
@@ -273,7 +281,7 @@ def test_waiting_for_data_is_measured(tmp_path):
 
 
 def test_trainer_itself_never_pushes(tmp_path):
-    """Its own push would ask the Hub for the repository, in an evaluation too, and save the token."""
+    """Its own push would request the repository from the Hub, even in an evaluation, and save the token."""
     token = "hf_" + "tokenOfThisTest" * 2
     options = {"push_to_hub": True, "hub_token": token, "hub_model_id": "nobody/nothing"}
     trainer = build_trainer(tmp_path, Images(), max_steps=1, **options)
@@ -281,3 +289,117 @@ def test_trainer_itself_never_pushes(tmp_path):
     saved = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert "training_args.bin" in {path.name for path in saved}
     assert not [path for path in saved if token.encode() in path.read_bytes()]
+
+
+class Terminate(TrainerCallback):
+    """Sends this process SIGTERM during a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("accuracies", [(0.9, 0.2), (0.1, 0.9)])
+def test_an_interrupted_run_has_a_checkpoint_of_its_last_step(tmp_path, accuracies):
+    """Whether or not it is the best one, and once."""
+    evaluations, saved = iter(accuracies), []
+
+    class Saved(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            saved.append(state.global_step)
+
+    interruption = InterruptionCallback()
+    trainer = build_trainer(
+        tmp_path,
+        Images(),
+        (interruption, Terminate(2), Saved()),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="best",
+        metric_for_best_model="accuracy",
+        compute_metrics=lambda prediction: {"accuracy": next(evaluations)},
+    )
+    with interruption.handling_signals():
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-2"}
+    assert saved == [1, 2]
+
+
+def test_signal_handlers_are_restored_after_an_error(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    interruption = InterruptionCallback()
+    trainer = build_trainer(tmp_path, Images(), (interruption, Spoil(1, "on_step_begin")))
+    with pytest.raises(RunError), interruption.handling_signals():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+        trainer.train()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_training_in_a_thread(tmp_path):
+    interruption = InterruptionCallback()
+    trainer = build_trainer(tmp_path, Images(), (interruption,))
+
+    def train():
+        with interruption.handling_signals():
+            trainer.train()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(train).result()
+    assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
+
+
+@pytest.fixture
+def digits(tmp_path) -> Path:
+    """A recipe of a tiny run."""
+    file = tmp_path / "digits.yaml"
+    file.write_text(
+        "{dataset: digits, train_examples: 64, eval_examples: 32, image_size: 8, patch_size: 4, hidden_size: 16, "
+        "num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16, per_device_train_batch_size: 16, "
+        "max_steps: 4, save_steps: 2, disable_tqdm: true, use_cpu: true}"
+    )
+    return file
+
+
+def test_a_run_that_diverges_unseen_saves_no_model(digits, tmp_path):
+    flags = ["--learning_rate", "1e38", "--logging_strategy", "no", "--save_strategy", "no"]
+    flags += ["--lr_scheduler_type", "constant", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(RunError, match=r"not finite.*; no checkpoint was saved before"):
+        train(*parse_recipe(str(digits), flags))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("train", "; continue with --resume_from_checkpoint true"),
+        ("reproduce", "; the same command continues from it"),
+        ("demo", ""),
+    ],
+)
+def test_an_interrupted_command_says_how_to_continue(command, advice, digits, tmp_path, monkeypatch, capsys):
+    """Only a command that has this flag names it."""
+    begin = InterruptionCallback.on_train_begin
+
+    def interrupted(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(InterruptionCallback, "on_train_begin", interrupted)
+    words = {
+        "train": [digits, "--output_dir", tmp_path / "run"],
+        "reproduce": ["spatial", "--results_dir", tmp_path / "results", "--work_dir", tmp_path / "run"],
+        "demo": ["--output_dir", tmp_path / "run"],
+    }[command]
+    if command == "reproduce":
+        words += ["--train_examples", 64, "--eval_examples", 32, "--max_steps", 4]
+    with pytest.raises(SystemExit) as exit_:
+        main([command, *map(str, words)])
+    assert exit_.value.code == 130
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(
+        rf"liere-hf {command}: interrupted after step 1 of \d+, checkpoint saved in \S+/checkpoint-1{advice}", message
+    )

@@ -23,7 +23,7 @@ def random_images(*shape: int) -> torch.Tensor:
 
 
 def smooth_image(size: int) -> torch.Tensor:
-    """An image on which every operation of RandAugment shows."""
+    """An image on which every RandAugment operation has a visible effect."""
     ramp = torch.linspace(20, 200, size)
     return torch.stack(
         [ramp[:, None].expand(size, size), ramp.expand(size, size), ramp.flip(0).expand(size, size)]
@@ -41,7 +41,7 @@ def test_draws_are_uniform():
 @given(
     st.integers(0, 2**40), st.integers(0, 10**6), st.lists(st.integers(0, 10**9), min_size=1, max_size=8), st.data()
 )
-def test_draws_depend_on_seed_epoch_and_index_alone(seed, epoch, indices, data):
+def test_draws_depend_only_on_seed_epoch_and_index(seed, epoch, indices, data):
     together = Draws(seed, epoch, indices)
     numbers = np.concatenate([together.next(2), together.next(3)], axis=1)
     position = data.draw(st.integers(0, len(indices) - 1))
@@ -69,19 +69,19 @@ def test_rand_augment_has_the_outcomes_of_torchvision(size):
     assert len(theirs) > 20
 
 
-def test_rand_augment_does_every_operation_as_often():
+def test_rand_augment_operations_are_equally_frequent():
     draws = Draws(0, 0, range(4200))
     image = smooth_image(8)
     augmented = BatchRandAugment(1, 14)(image.expand(4200, -1, -1, -1), draws)
     keys = [image.numpy().tobytes() for image in augmented]
-    # Both signs of rotation, for one, are two outcomes of 1 in 28 each.
+    # For example, the two signs of a rotation are two outcomes of probability 1/28 each.
     torch.manual_seed(0)
     rotated = [v2.functional.rotate(image, angle).numpy().tobytes() for angle in (14.0, -14.0)]
     for outcome in rotated:
         assert stats.binomtest(keys.count(outcome), 4200, 1 / 28).pvalue > 1e-3
 
 
-def test_rand_augment_of_an_example_is_that_of_the_batch():
+def test_rand_augment_of_an_example_does_not_depend_on_its_batch():
     images = random_images(16, 3, 16, 16)
     augment = BatchRandAugment(2, 14)
     together = augment(images, Draws(3, 1, range(16)))
@@ -90,7 +90,7 @@ def test_rand_augment_of_an_example_is_that_of_the_batch():
 
 
 @pytest.mark.parametrize("size", [20, 72])
-def test_frames_of_a_clip_get_the_same(size):
+def test_frames_of_a_clip_get_the_same_augmentation(size):
     images = random_images(12, 1, 3, size, size)
     clips = images.expand(-1, 4, -1, -1, -1).contiguous()
     augmentation = BatchAugmentation(MEAN, STD, 3, True, BatchRandAugment(4, 21, 1.5, 0.5), 0.5)
@@ -156,7 +156,7 @@ def test_erasing_sets_rectangles_to_zero():
 @pytest.mark.parametrize(
     "height, width, scale", [(240, 320, (0.08, 1.0)), (100, 40, (0.5, 0.8)), (9, 200, (0.5, 1.0))]
 )
-def test_random_resized_crop_is_distributed_as_torchvisions(height, width, scale):
+def test_random_resized_crop_has_torchvisions_distribution(height, width, scale):
     transform = v2.RandomResizedCrop((8, 8), scale=scale)
     image = torch.empty(3, height, width)
     torch.manual_seed(0)
@@ -170,7 +170,7 @@ def test_random_resized_crop_is_distributed_as_torchvisions(height, width, scale
         assert 0 <= box.left <= width - box.width
 
 
-def test_normalization_is_torchvisions():
+def test_normalization_equals_torchvisions():
     images = random_images(5, 3, 6, 6)
     expected = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), MEAN, STD)
     assert torch.allclose(normalize(images, MEAN, STD), expected, atol=1e-6)

@@ -7,7 +7,7 @@ from liere_hf.data.augmentation.patch_shuffling import shuffle_patches
 
 
 def patches_of(pixel_values, patch_size):
-    """Every patch of one example as a row, sorted: what a permutation leaves."""
+    """The patches of one example as sorted rows, which a permutation does not change."""
     pixels = pixel_values if pixel_values.ndim == 3 else pixel_values.transpose(0, 1)
     for axis, size in enumerate(patch_size, start=1):
         pixels = pixels.unfold(axis, size, size)
@@ -17,7 +17,7 @@ def patches_of(pixel_values, patch_size):
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=2, max_size=3), st.integers(1, 3))
-def test_every_patch_stays_whole_and_none_is_lost(axes, num_channels):
+def test_patches_stay_intact_and_none_is_lost(axes, num_channels):
     patch_size = tuple(patch for _, patch in axes)
     size = [count * patch for count, patch in axes]
     frames, space = (size[:1], size[1:]) if len(size) == 3 else ([], size)
@@ -28,7 +28,7 @@ def test_every_patch_stays_whole_and_none_is_lost(axes, num_channels):
         assert patches_of(before, patch_size) == patches_of(after, patch_size)
 
 
-def test_the_permutation_depends_on_the_example_alone():
+def test_the_permutation_depends_only_on_the_example():
     pixel_values = torch.arange(64.0).reshape(1, 1, 8, 8).expand(3, -1, -1, -1)
     shuffled = shuffle_patches(pixel_values, (2, 2), [7, 8, 7])
     assert torch.equal(shuffled[0], shuffled[2])
@@ -38,8 +38,8 @@ def test_the_permutation_depends_on_the_example_alone():
 
 
 @torch.no_grad()
-def test_a_model_without_positions_does_not_notice():
-    """And one with positions does, in images and in clips: patches are cut as the model cuts them."""
+def test_a_model_without_positions_is_invariant():
+    """A model with positions is not. Images and clips are split into the same patches as in the model."""
     common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     for kind, size, patch, shape in (
         (LiereViTForImageClassification, [8, 12], [4, 4], (2, 3, 8, 12)),

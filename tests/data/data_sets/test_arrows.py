@@ -12,12 +12,12 @@ from liere_hf.data.data_sets.arrows import BLOCK_SIZE, DIRECTIONS, ArrowsTask
 from liere_hf.data.data_sets.png import encode_png
 
 ARROWS, YS, LETTERS = range(1, 5), range(5, 9), range(9, 14)
-# Rows grow downwards.
+# Row indices increase downward.
 STEP = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 
 
 def follow_ray(layout: np.ndarray) -> list[int]:
-    """The glyphs on the ray that leaves the base of the Y, by walking cell by cell."""
+    """The glyphs on the ray from the base of the Y, found by walking cell by cell."""
     ((row, column),) = np.argwhere((layout >= 5) & (layout <= 8))
     row_step, column_step = STEP[DIRECTIONS[layout[row, column] - 5]]
     glyphs = []
@@ -58,8 +58,8 @@ def test_labels_and_directions_are_balanced():
     assert np.bincount(ys - 5, minlength=4).min() > 0.2 * BLOCK_SIZE
 
 
-def test_glyphs_point_where_their_name_says():
-    """The centre of mass of an arrow lies on the side of its head, of a Y on the side of its arms."""
+def test_glyphs_point_in_the_direction_of_their_name():
+    """An arrow's center of mass is on the side of its head, a Y's on the side of its arms."""
     glyphs = ArrowsTask(cell_size=24)._glyphs.astype(float)
     coordinate = np.arange(24) - 11.5
     for index, (row_step, column_step) in enumerate(STEP.values()):
@@ -79,7 +79,7 @@ def test_deterministic_by_index(task, start, count):
     assert labels[-1] == one_labels[0]
 
 
-def test_other_seed_other_examples():
+def test_another_seed_gives_other_examples():
     assert not np.array_equal(ArrowsTask(seed=0).images(0, 20)[0], ArrowsTask(seed=1).images(0, 20)[0])
 
 

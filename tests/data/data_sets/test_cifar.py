@@ -56,7 +56,7 @@ def test_parquet_as_on_the_hub(tmp_path, dataset):
     assert data.label_names == cifar_files.NAMES[dataset]
 
 
-def test_torchvision_reads_the_same(tmp_path):
+def test_equals_torchvision(tmp_path):
     cifar_files.write_python("cifar100", tmp_path)
 
     class Cifar100(torchvision.datasets.CIFAR100):

@@ -37,7 +37,7 @@ def grey(label: int) -> int:
 
 
 def jpeg(label: int) -> bytes:
-    """One colour, that tells the label; size and mode differ from label to label."""
+    """A single color that encodes the label. Size and mode differ between labels."""
     mode, fill = [("RGB", (grey(label),) * 3), ("L", grey(label)), ("CMYK", (0, 0, 0, 255 - grey(label)))][label % 3]
     content = io.BytesIO()
     Image.new(mode, (20 + label, 40 - label), fill).save(content, "JPEG", quality=95)
@@ -57,11 +57,11 @@ def write_parquet(path: Path, labels: range, feature: object = None) -> None:
 
 
 def write_tar(path: Path, labels: range, contents: dict[str, object] | None = None) -> None:
-    """`contents`, by extension, make the bytes of a member from its label."""
+    """`contents` maps extensions to functions that make a member's bytes from its label."""
     contents = contents or {
         "jpg": jpeg,
         "cls": lambda label: str(label).encode(),
-        # Not the same fields in each.
+        # Examples have different fields.
         "json": lambda label: json.dumps({"label": label} if label % 2 else {"size": [1, "2"]}).encode(),
     }
     with tarfile.open(path, "w") as file:
@@ -80,7 +80,7 @@ def parquet_directory(directory: Path) -> Path:
     for number in range(NUM_SHARDS):
         write_parquet(directory / "data" / f"train-{number:05}-of-{NUM_SHARDS:05}.parquet", shard(number))
     write_parquet(directory / "data" / "validation-00000-of-00001.parquet", range(NUM_TEST))
-    # The official test images: without labels, not to be taken.
+    # The official test images have no labels and must not be used.
     (directory / "data" / "test-00000-of-00001.parquet").write_bytes(b"")
     return directory
 
@@ -95,7 +95,7 @@ def tar_directory(directory: Path) -> Path:
 
 
 def folder_directory(directory: Path) -> Path:
-    """Class folders; the files hold no images, so that nobody may have opened them."""
+    """Class folders; the files are not images, so opening any of them fails."""
     for split, count in (("train", 3), ("val", 1)):
         for label in (1, 0):
             (directory / split / NAMES[label]).mkdir(parents=True)
@@ -119,7 +119,7 @@ def parquet_shards(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    # `datasets` sleeps so many seconds after each pass over parquet files.
+    # Seconds that `datasets` sleeps after each pass over parquet files.
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
@@ -150,7 +150,7 @@ def test_names_of_the_evaluation_folder(tmp_path, name):
     assert len(load(directory).test) == 2
 
 
-def test_class_folders_come_before_shards(tmp_path):
+def test_class_folders_are_preferred_to_shards(tmp_path):
     directory = folder_directory(tmp_path / "imagenet")
     write_parquet(directory / "train-00000-of-00001.parquet", range(3))
     write_parquet(directory / "validation-00000-of-00001.parquet", range(3))
@@ -160,14 +160,14 @@ def test_class_folders_come_before_shards(tmp_path):
     assert load(directory).num_train == 3
 
 
-def test_validation_comes_before_unlabelled_test_images(tmp_path):
+def test_validation_is_preferred_to_unlabeled_test_images(tmp_path):
     directory = folder_directory(tmp_path / "imagenet")
     (directory / "test").mkdir()
     (directory / "test" / "ILSVRC2012_test_00000001.JPEG").write_bytes(b"")
     assert len(load(directory).test) == 2
 
 
-def test_folders_that_do_not_fit(tmp_path):
+def test_folders_that_do_not_match(tmp_path):
     directory = folder_directory(tmp_path / "imagenet")
     (directory / "val" / NAMES[1]).rename(directory / "val" / NAMES[2])
     with pytest.raises(InputError, match=f"{NAMES[2]} is a class that the training data does not have"):
@@ -246,8 +246,8 @@ def test_missing_splits(tmp_path, make, suffix):
         load(directory)
 
 
-def test_tars_that_are_no_webdataset(tmp_path):
-    """The official archives, by their names: class archives in one, images without labels in the other."""
+def test_tars_that_are_not_webdatasets(tmp_path):
+    """The official archives, recognized by name: one contains class archives, the other unlabeled images."""
     write_tar(tmp_path / "ILSVRC2012_img_train.tar", range(2), {"tar": lambda label: b"archive"})
     write_tar(tmp_path / "ILSVRC2012_img_val.tar", range(2), {"JPEG": jpeg})
     with pytest.raises(InputError, match=r"img_train\.tar holds tar, but needs one of image, jpg"):
@@ -262,14 +262,14 @@ def test_tars_that_are_no_webdataset(tmp_path):
         ({"jpg": jpeg}, "without a label"),
     ],
 )
-def test_labels_of_tars_that_are_no_classes(tmp_path, contents, message):
+def test_tar_labels_that_are_not_classes(tmp_path, contents, message):
     write_tar(tmp_path / "train.tar", range(2))
     write_tar(tmp_path / "val.tar", range(2), contents)
     with pytest.raises(InputError, match=message):
         load(tmp_path, train_examples=2)
 
 
-def test_parquet_files_that_do_not_fit(tmp_path):
+def test_parquet_files_that_do_not_match(tmp_path):
     write_parquet(tmp_path / "train-0.parquet", range(2))
     write_parquet(tmp_path / "val-0.parquet", range(2), datasets.ClassLabel(names=NAMES[::-1]))
     with pytest.raises(InputError, match=r"val-0\.parquet has other class names than .*train-0\.parquet"):
@@ -293,7 +293,7 @@ def test_directories_without_data(tmp_path, make, message):
         load(tmp_path / "imagenet")
 
 
-# The files that are only for those who have accepted the terms.
+# The files that require accepting the terms.
 REPOSITORIES = {"open": None, "of_unknown_length": None, "gated": "*", "gated_files": "*.parquet"}
 SCRIPT = """
 import sys
@@ -311,7 +311,7 @@ for name in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def hub(parquet_shards, tmp_path_factory):
-    """What SCRIPT prints, by repository, with the real clients and a server of our own; and what they asked for."""
+    """Output of SCRIPT by repository, with the real clients and our test server, and the clients' requests."""
     root = tmp_path_factory.mktemp("hub")
     with HubServer(root / "server") as server:
         server.add_user("org", "hf_org")
@@ -340,7 +340,7 @@ def publish(directory: Path, repo_id: str, server: HubServer) -> None:
 
 
 def write_card(directory: Path) -> None:
-    """As `push_to_hub` writes it."""
+    """Write a card as `push_to_hub` does."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     counts = {"train": NUM_TRAIN, "validation": NUM_TEST}
     splits = datasets.SplitDict({name: datasets.SplitInfo(name, num_examples=count) for name, count in counts.items()})
@@ -421,7 +421,7 @@ def test_streamed_epoch_has_every_row_once(shards, world_size, num_workers):
 
 
 @pytest.mark.parametrize("world_size, num_workers", [(1, 0), (3, 0), (2, 2)])
-def test_streamed_epoch_leaves_out_the_remainder(parquet_shards, world_size, num_workers):
+def test_streamed_epoch_drops_the_remainder(parquet_shards, world_size, num_workers):
     seen = []
     for rank in range(world_size):
         examples = streamed(parquet_shards, rank, world_size, batch_size=5)
@@ -433,7 +433,7 @@ def test_streamed_epoch_leaves_out_the_remainder(parquet_shards, world_size, num
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_order_depends_on_the_epoch_alone(shards, num_workers):
+def test_order_depends_only_on_the_epoch(shards, num_workers):
     examples = streamed(shards)
     orders = [labels_of(batches(examples, num_workers, epoch)) for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1] == labels_of(batches(streamed(shards), num_workers, 1))
@@ -455,7 +455,7 @@ def test_resumed_epoch(shards, world_size, num_workers):
     assert all("pixel_values" in batch for batch in batches(examples, num_workers, epoch=2))
 
 
-def test_workers_that_outlive_an_epoch(parquet_shards):
+def test_persistent_workers(parquet_shards):
     examples = streamed(parquet_shards)
     loader = torch.utils.data.DataLoader(
         examples, batch_size=2, num_workers=2, collate_fn=default_data_collator, persistent_workers=True

@@ -44,7 +44,7 @@ def test_fashion_mnist_from_idx_files(idx_directory):
     assert data.train["label"][:] == [index % 10 for index in range(30)]
 
 
-def test_digits_are_held_out_by_class():
+def test_digits_split_is_stratified():
     data = load_splits(DataArguments(dataset="digits"), seed=0)
     assert_images_and_names(data, "0123456789")
     assert len(data.train) + len(data.test) == 1797

@@ -10,7 +10,7 @@ NAMES = list(DIRECTIONS)
 
 
 def motion(clip):
-    """Of the brightness that is not in every frame: its centre's way from the first frame to the last."""
+    """Displacement of the center of the moving brightness from the first frame to the last."""
     bright = clip >= BRIGHT
     moving = bright & ~bright.all(axis=0)
     centres = [np.argwhere(frame).mean(axis=0) for frame in moving if frame.any()]
@@ -21,12 +21,12 @@ def test_the_label_is_the_direction():
     right = 0
     for index, clip in enumerate(clips(0, 200)):
         right += np.array_equal(np.sign(np.round(motion(clip) / 7)), DIRECTIONS[NAMES[index % len(NAMES)]])
-    # Now and then the moving square hides behind a still one at the start or the end.
+    # Sometimes a still square hides the moving one at the start or the end.
     assert right >= 180
 
 
-def test_a_single_frame_does_not_tell():
-    """Frames of all classes look alike: as many bright pixels, spread in the same way."""
+def test_a_single_frame_does_not_reveal_the_label():
+    """Frames of all classes look alike: the same number and distribution of bright pixels."""
     frames = clips(0, 800)[:, 4] >= BRIGHT
     by_class = np.array([frames[label :: len(NAMES)].mean() for label in range(len(NAMES))])
     assert by_class == pytest.approx(by_class.mean(), rel=0.1)
@@ -39,7 +39,7 @@ def test_nothing_moves_within_a_patch_of_the_recipe():
     assert (bright[:, 0] != bright[:, 1]).any(axis=(1, 2, 3)).all()
 
 
-def test_clips_do_not_depend_on_how_many_are_asked_for():
+def test_clips_do_not_depend_on_their_number():
     many = clips(0, 2 * BLOCK_SIZE)
     assert np.array_equal(clips(BLOCK_SIZE - 3, 6), many[BLOCK_SIZE - 3 : BLOCK_SIZE + 3])
     assert many.dtype == np.uint8

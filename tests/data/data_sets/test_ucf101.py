@@ -13,7 +13,7 @@ from liere_hf.data.batching import EvaluationExamples
 from liere_hf.data.resizing.clips import EvaluationClips
 from liere_hf.errors import InputError
 
-# In the order of their numbers, which is not the one of the alphabet.
+# In the order of their numbers, which is not alphabetical.
 CLASSES = ("Archery", "YoYo", "Biking")
 NUM_FRAMES = 12
 
@@ -40,7 +40,7 @@ def clip_name(label: str, group: int) -> str:
 
 
 def write_lists(folder: Path) -> None:
-    """The official lists of groups 1 to 6, of which 1 and 2 (3 and 4, 5 and 6) are the test examples."""
+    """Write the official lists for groups 1 to 6. Groups 1 and 2 (3 and 4, 5 and 6) are the test examples."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {label: number for number, label in enumerate(CLASSES, 1)}
     (folder / "classInd.txt").write_text("".join(f"{numbers[label]} {label}\r\n" for label in sorted(CLASSES)))
@@ -64,7 +64,7 @@ LAYOUTS = {
 
 @pytest.fixture
 def official(tmp_path, clip):
-    """Writes all videos and lists in one of the layouts, and gives the directory."""
+    """Writes all videos and lists in one of the layouts, and returns the directory."""
 
     def write(layout: str = "authors") -> Path:
         lists, videos = LAYOUTS[layout]
@@ -155,7 +155,7 @@ def write_class_folders(directory: Path, count: int) -> Path:
     return directory
 
 
-def test_class_folders_are_held_out_by_class(tmp_path):
+def test_class_folder_split_is_stratified(tmp_path):
     directory = write_class_folders(tmp_path / "videos", 10)
     (directory / "run" / "notes.txt").write_text("no video")
     data = load(data_dir=str(directory), eval_fraction=0.3)
@@ -170,7 +170,7 @@ def test_class_folders_are_held_out_by_class(tmp_path):
 
 
 @pytest.mark.parametrize("test_folder", ["test", "validation", "val"])
-def test_folders_of_splits(tmp_path, test_folder):
+def test_split_folders(tmp_path, test_folder):
     write_class_folders(tmp_path / "train", 3)
     write_class_folders(tmp_path / test_folder, 2)
     data = load(data_dir=str(tmp_path))
@@ -181,14 +181,14 @@ def test_folders_of_splits(tmp_path, test_folder):
         load(data_dir=str(tmp_path))
 
 
-def test_train_folder_alone_is_held_out(tmp_path):
+def test_a_train_folder_without_test_is_split(tmp_path):
     write_class_folders(tmp_path / "train", 5)
     data = load(data_dir=str(tmp_path))
     assert (len(data.train), len(data.test)) == (8, 2)
 
 
 @pytest.mark.parametrize("hold_out", [False, True])
-def test_corrupt_and_short_videos_are_named_or_left_out(official, tmp_path, hold_out):
+def test_corrupt_and_short_videos_are_named_or_skipped(official, tmp_path, hold_out):
     directory = official()
     folder = directory / "UCF-101"
     empty, text, short = (folder / "Biking" / clip_name("Biking", group) for group in (1, 2, 3))
@@ -211,7 +211,7 @@ def test_corrupt_and_short_videos_are_named_or_left_out(official, tmp_path, hold
     [({"input_size": [12, 32, 32]}, True), ({"input_size": [13]}, False), ({"frame_stride": 2}, False)],
 )
 def test_frames_that_a_clip_needs(tmp_path, options, usable):
-    # 12 frames each; 8 at stride 2 would need 15.
+    # The videos have 12 frames; 8 at stride 2 need 15.
     write_class_folders(tmp_path, 5)
     if usable:
         assert len(load(data_dir=str(tmp_path), **options).train) == 8
@@ -222,7 +222,7 @@ def test_frames_that_a_clip_needs(tmp_path, options, usable):
 
 @pytest.mark.parametrize("test_split", ["test", "validation", None])
 def test_hub_copy(tmp_path, monkeypatch, test_split):
-    """A folder of parquet files stands for a Hub data set: `load_dataset` reads both in the same way."""
+    """A folder of parquet files replaces a Hub dataset: `load_dataset` reads both in the same way."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features(
         {"video": datasets.Video(), "label": datasets.ClassLabel(names=["jump", "run"]), "id": datasets.Value("int64")}

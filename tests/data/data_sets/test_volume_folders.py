@@ -33,7 +33,7 @@ def test_class_folders_with_a_split(volume_directory, tmp_path, test_folder):
     assert set(data.test["label"]) == {1}
 
 
-def test_bad_files_are_named_or_left_out_and_counted(volume_directory, tmp_path):
+def test_bad_files_are_named_or_skipped_and_counted(volume_directory, tmp_path):
     good = {str(path) for path in volume_directory.glob("*/[0-9]*")}
     bad = bad_files(tmp_path)
     for name, (content, _) in bad.items():
@@ -67,7 +67,7 @@ def test_directory_is_needed():
         load_volumes(DataArguments(dataset="volumes"), seed=0)
 
 
-def test_test_classes_are_those_of_training(volume_directory, tmp_path):
+def test_test_classes_must_match_training(volume_directory, tmp_path):
     directory = tmp_path / "split"
     (directory / "test" / "pet").mkdir(parents=True)
     (directory / "train").symlink_to(volume_directory)

@@ -33,7 +33,7 @@ def test_jpeg(mode, tmp_path):
     assert decode_image({"bytes": None, "path": str(path)}).equal(expected)
 
 
-def test_photographs_are_turned_upright():
+def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6
     row = encoded(Image.fromarray(noise(16, 24)), "PNG", exif=exif)
@@ -41,7 +41,7 @@ def test_photographs_are_turned_upright():
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3)])
-def test_our_pnm_is_a_pnm(shape):
+def test_our_pnm_is_valid(shape):
     pixels = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     content = encode_pnm(pixels)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)

@@ -31,7 +31,7 @@ every_video = pytest.mark.parametrize("name", [*VIDEOS, *PACKED])
 def test_every_start_is_exact(video, name):
     path, expected = video(name)
     assert numbers_of(expected) == list(range(NUM_FRAMES))
-    # Two and a half groups of frames, and the end.
+    # Two and a half groups of pictures, and the end.
     for start in (*range(30), *range(54, NUM_FRAMES - 1)):
         indices = [start, start + 1, min(start + 5, NUM_FRAMES - 1)]
         assert decode_frames(row(path), indices).equal(expected[indices]), start
@@ -73,7 +73,7 @@ def test_packed_frames_share_packets(video):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_variable_rate_gives_the_first_frame_at_or_after(video_folder, suffix):
     gaps = np.random.default_rng(0).integers(1, 8, NUM_FRAMES)
-    # So that a key frame may have the number of the frame before it.
+    # So a key frame may have the number of the frame before it.
     gaps[12::12] = 1
     times = np.cumsum(gaps)
     path = write_video(video_folder / f"variable.{suffix}", **H264 | {"rate": 100, "times": times.tolist()})
@@ -116,7 +116,7 @@ def test_a_late_clip_reads_little_of_the_file(tmp_path, suffix):
         pytest.param(lambda path: None, id="missing"),
     ],
 )
-def test_what_is_no_video(video, tmp_path, content):
+def test_files_that_are_not_videos(video, tmp_path, content):
     path, content = tmp_path / "broken.avi", content(video("plain.avi")[0])
     if content is not None:
         path.write_bytes(content)
@@ -125,7 +125,7 @@ def test_what_is_no_video(video, tmp_path, content):
         decode_frames(row(path), [0])
 
 
-def test_sound_is_no_video(tmp_path):
+def test_audio_is_not_video(tmp_path):
     path = tmp_path / "sound.wav"
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -135,7 +135,7 @@ def test_sound_is_no_video(tmp_path):
         decode_frames(row(path), [0])
 
 
-def test_a_header_without_frames_is_no_video(video, tmp_path):
+def test_a_header_without_frames_is_not_a_video(video, tmp_path):
     content = bytearray(video("plain.avi")[0].read_bytes())
     content[content.index(b"movi") + 4 :] = bytes(1000)
     path = tmp_path / "header.avi"
@@ -163,7 +163,7 @@ def test_truncated_videos_repeat_their_last_frame(video, tmp_path, name):
             assert frame.equal(expected[min(index, last)])
 
 
-def test_a_gap_is_passed_over(video, tmp_path):
+def test_a_gap_is_skipped(video, tmp_path):
     path, expected = video("plain.avi")
     content = bytearray(path.read_bytes())
     with av.open(str(path)) as container:

@@ -16,7 +16,7 @@ FLOATS = st.floats(-1e6, 1e6, width=32)
 
 
 def test_every_orientation_gives_the_same_array(tmp_path):
-    """Each voxel holds a code of where in the patient its affine puts it."""
+    """Each voxel's value encodes the patient position that its affine gives it."""
     shape = np.array([3, 4, 5])
     for axes in itertools.permutations(range(3)):
         for flips in itertools.product((1, -1), repeat=3):
@@ -33,7 +33,7 @@ def test_every_orientation_gives_the_same_array(tmp_path):
             assert np.array_equal(read_volume(from_path(path)), 100 * z + 10 * y + x), (axes, flips)
 
 
-def test_oblique_axes_are_turned_to_the_nearest(tmp_path):
+def test_oblique_axes_are_aligned_with_the_nearest(tmp_path):
     volume = random_volume((5, 6, 7))
     cosine, sine = np.cos(np.pi / 6), np.sin(np.pi / 6)
     affine = np.array([[-2 * cosine, -sine, 0, 9], [-2 * sine, cosine, 0, -4], [0, 0, 3, 1], [0, 0, 0, 1]])
@@ -44,7 +44,7 @@ def test_oblique_axes_are_turned_to_the_nearest(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64, ">i2", ">f4"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
-def test_nifti_is_what_nibabel_reads(tmp_path, dtype, suffix, kind):
+def test_nifti_equals_nibabel(tmp_path, dtype, suffix, kind):
     path = save_nifti(tmp_path / f"volume{suffix}", random_volume((5, 6, 7), dtype), kind=kind)
     volume = read_volume(from_path(path))
     assert volume.dtype == np.float32
@@ -78,7 +78,7 @@ def test_trailing_axes_of_one_are_dropped(tmp_path, trailing):
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, ">i2", np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_npy_is_read_as_it_is(tmp_path, dtype, order):
+def test_npy_is_read_unchanged(tmp_path, dtype, order):
     volume = np.asarray(random_volume((5, 6, 7), dtype), order=order)
     read = read_volume(from_path(save_npy(tmp_path / "volume.npy", volume)))
     assert read.dtype == np.float32 and read.flags.c_contiguous
@@ -86,7 +86,7 @@ def test_npy_is_read_as_it_is(tmp_path, dtype, order):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".npy"])
-def test_what_is_not_finite_becomes_the_smallest_value(tmp_path, suffix):
+def test_nonfinite_voxels_become_the_smallest_value(tmp_path, suffix):
     volume = np.array([[[3.0, np.nan], [-2.5, np.inf]], [[-np.inf, 8], [1e300, 0]]])
     path = tmp_path / f"volume{suffix}"
     (save_nifti if suffix == ".nii" else save_npy)(path, volume)
@@ -95,7 +95,7 @@ def test_what_is_not_finite_becomes_the_smallest_value(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("name", ["volume.nii", "volume.nii.gz", "volume.npy"])
-def test_bytes_are_as_good_as_a_path(tmp_path, name):
+def test_bytes_give_the_same_as_a_path(tmp_path, name):
     volume = random_volume((5, 6, 7))
     path = (save_npy if name.endswith("npy") else save_nifti)(tmp_path / name, volume)
     assert np.array_equal(read_volume(from_bytes(path.read_bytes())), volume)
@@ -103,7 +103,7 @@ def test_bytes_are_as_good_as_a_path(tmp_path, name):
     assert np.array_equal(read_volume({"bytes": path.read_bytes(), "path": "elsewhere"}), volume)
 
 
-def test_bad_files_are_named_with_what_is_wrong(tmp_path):
+def test_bad_files_are_named_with_the_reason(tmp_path):
     for name, (content, message) in bad_files(tmp_path).items():
         path = tmp_path / name
         path.write_bytes(content)
@@ -120,7 +120,7 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
     changes=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=4),
 )
 @settings(max_examples=200, deadline=None)
-def test_changed_bytes_end_in_a_volume_or_an_input_error(content, changes):
+def test_corrupted_bytes_give_a_volume_or_an_input_error(content, changes):
     content = bytearray(content)
     for position, value in changes:
         content[position] = value
@@ -136,7 +136,7 @@ def test_changed_bytes_end_in_a_volume_or_an_input_error(content, changes):
     ends=st.tuples(FLOATS, FLOATS).filter(lambda e: e[0] < e[1]),
 )
 @settings(max_examples=200, deadline=None)
-def test_window_ends_order_and_distances(volume, ends):
+def test_window_is_linear_inside_and_clamps_outside(volume, ends):
     low, high = ends
     volume[0, 0, :2] = low, high
     pixels = to_uint8(volume, ends)
@@ -152,7 +152,7 @@ def test_window_ends_order_and_distances(volume, ends):
 
 def test_window_in_numbers():
     volume = np.array([[[-2000, -160, -159, 40, 240, 3000]]], np.float32)
-    # (-159 + 160) / 400 * 255 = 0.64, and 127.5 goes to the even neighbour.
+    # (-159 + 160) / 400 * 255 = 0.64, and 127.5 rounds to even.
     assert to_uint8(volume, (-160, 240)).tolist() == [[[0, 0, 1, 128, 255, 255]]]
 
 
@@ -163,7 +163,7 @@ def test_the_widest_window_does_not_overflow():
 
 def test_without_a_window_percentiles_are_the_ends():
     volume = np.random.default_rng(0).permutation(np.arange(1001.0)).astype(np.float32).reshape(7, 11, 13)
-    # Of 0, 1, ..., 1000, the percentiles are 5 and 995.
+    # The percentiles of 0, 1, ..., 1000 are 5 and 995.
     assert np.array_equal(to_uint8(volume, None), np.rint((volume.astype(float).clip(5, 995) - 5) / 990 * 255))
 
 

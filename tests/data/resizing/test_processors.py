@@ -23,7 +23,7 @@ def test_a_checkpoint_keeps_its_normalization(tmp_path):
     assert tuple(processor.image_mean) == (0.4914, 0.4822, 0.4465)
 
 
-def test_evaluation_crops_the_middle():
+def test_evaluation_takes_the_center_crop():
     config = LiereViTConfig(image_size=224, patch_size=16)
     processor = build_processor("image", config, DataArguments(fit="crop"))
     pixels = planes(noise(300, 400))

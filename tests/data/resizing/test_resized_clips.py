@@ -15,7 +15,7 @@ from liere_hf.data.resizing.random_boxes import NUMBERS_PER_BOX, random_resized_
 
 def test_training_clips_are_spaced_and_start_everywhere(video):
     path, expected = video("b_frames.avi")
-    # The first of four possible starts to the last.
+    # From the first to the last of four possible starts.
     stride = 8
     clips = TrainingClips((8, 240, 320), stride, None)([row(path)] * 40, Draws(0, 0, range(40)))
     assert (clips.shape, clips.dtype) == ((40, 8, 3, 240, 320), torch.uint8)
@@ -42,14 +42,14 @@ def test_training_crops_are_the_same_for_all_frames(video):
 
 
 @pytest.mark.parametrize("crop_scale", [None, (0.08, 1.0)])
-def test_training_clips_depend_on_the_draws_alone(video, crop_scale):
+def test_training_clips_depend_only_on_the_draws(video, crop_scale):
     rows = [row(video("plain.avi")[0]), row(video("b_frames.mp4")[0]), row(video("vp8.webm")[0])]
     clips = TrainingClips((4, 32, 32), 4, crop_scale)
     together = clips(rows, Draws(3, 1, [5, 9, 20]))
     assert together.equal(clips(rows, Draws(3, 1, [5, 9, 20])))
     assert together[1:2].equal(clips(rows[1:2], Draws(3, 1, [9])))
     assert not together.equal(clips(rows, Draws(3, 2, [5, 9, 20])))
-    # As many numbers for a batch of any videos.
+    # The number of draws does not depend on the videos.
     first, second = Draws(0, 0, [0]), Draws(0, 0, [0])
     clips(rows[:1], first)
     clips(rows[2:], second)
@@ -75,7 +75,7 @@ def normalized(pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_segments, starts", [(1, [15]), (2, [0, 31]), (3, [0, 16, 31]), (5, [0, 8, 16, 23, 31])])
 def test_segments_are_evenly_spaced(video, num_segments, starts):
-    # 60 frames, of which a clip spans 29.
+    # A clip spans 29 of the 60 frames.
     path, expected = video("b_frames.avi")
     clips = EvaluationClips((8, 48, 48), 4, num_segments, 1, MEAN, STD)
     assert clips.num_views == num_segments

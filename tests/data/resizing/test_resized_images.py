@@ -18,7 +18,7 @@ CONFIG = LiereViTConfig(
 
 @pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
 @pytest.mark.parametrize("height, width", [(8, 12), (20, 17), (5, 30), (4, 6)])
-def test_without_random_crop_training_sees_what_the_processor_gives(fit, height, width):
+def test_training_without_random_crop_equals_the_processor(fit, height, width):
     arguments = DataArguments(fit=fit, crop_fraction=1.0)
     row = encoded(Image.fromarray(noise(height, width)), "PNG")
     trained = TrainingImages((8, 12), fit)([row], Draws(0, 0, [0]))[0]
@@ -28,7 +28,7 @@ def test_without_random_crop_training_sees_what_the_processor_gives(fit, height,
     assert torch.allclose(trained.float(), evaluated, atol=1.01)
 
 
-def test_padding_centres_small_images():
+def test_padding_centers_small_images():
     pixels = noise(28, 28)
     trained = TrainingImages((32, 32), "pad")([encoded(Image.fromarray(pixels), "PNG")], Draws(0, 0, [0]))[0]
     assert trained[:, 2:30, 2:30].equal(planes(pixels))
@@ -40,6 +40,6 @@ def test_random_resized_crops_are_crops_of_the_image():
     rows = [encoded(Image.fromarray(ramp), "PNG")] * 200
     crops = TrainingImages((8, 12), "crop", (0.1, 0.5))(rows, Draws(0, 0, range(200))).float()
     slope = (crops[:, 0, :, -1] - crops[:, 0, :, 0]).mean(1) / 11
-    # A crop of a tenth to half of the 64 columns' area, on 12 columns.
+    # A crop of 10% to 50% of the area, from 64 columns to 12.
     assert 0.8 < slope.min() < slope.max() < 5.4
     assert crops[:, 0, 0, 0].std() > 5

@@ -36,7 +36,7 @@ def test_integer_ratios_are_exact_means(new, ratios, seed):
 
 @given(old=SIZES, new=SIZES, seed=st.integers(0, 2**32))
 @settings(max_examples=100, deadline=None)
-def test_resizing_mirrors_with_the_volume(old, new, seed):
+def test_resizing_commutes_with_mirroring(old, new, seed):
     pixels = torch.from_numpy(np.random.default_rng(seed).integers(256, size=old, dtype=np.uint8))
     resized = resize(pixels, new)
     assert resized.min() >= pixels.min() and resized.max() <= pixels.max()
@@ -56,14 +56,14 @@ def test_enlarging_is_linear_between_voxel_centers():
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (7, 6, 5), (3, 8, 8)])
 def test_fine_patterns_do_not_alias(size):
-    """A chessboard of 16 voxels a side, whose every second voxel is one colour."""
+    """A checkerboard of 16 voxels per side, in which every second voxel is white."""
     board = torch.from_numpy((np.indices((16, 16, 16)).sum(0) % 2 * 255).astype(np.uint8))
     assert ((resize(board, size).float() - 127.5).abs() <= 5).all()
 
 
 @pytest.mark.parametrize("axis", range(3))
 def test_stripes_do_not_alias_between_integer_ratios(axis):
-    """Of 16 stripes, 6 new ones cover 3 or 4 each: the mean of these is 1/3, 1/2 or 2/3 of white."""
+    """Resized from 16 stripes to 6, each output covers 3 or 4 of them: the mean is 1/3, 1/2 or 2/3 of white."""
     stripes = torch.from_numpy((np.indices((16, 16, 16))[axis] % 2 * 255).astype(np.uint8))
     size = [16, 16, 16]
     size[axis] = 6
@@ -80,7 +80,7 @@ def test_mixed_files_become_one_batch(volume_directory):
 
 
 @pytest.mark.parametrize("window", [None, (-500, 700)])
-def test_evaluation_has_the_pixels_of_training(volume_directory, window):
+def test_evaluation_has_the_same_pixels_as_training(volume_directory, window):
     data = load_volume_folders(volume_directory)
     to_pixels = EvaluationVolumes((4, 10, 6), window, (0.4,), (0.3,))
     examples = EvaluationExamples(data.test, data.column, to_pixels)
@@ -94,7 +94,7 @@ def test_evaluation_has_the_pixels_of_training(volume_directory, window):
         assert example["pixel_values"].equal(examples[index]["pixel_values"])
 
 
-def test_a_column_of_bytes_gives_what_a_column_of_paths_gives(volume_directory):
+def test_a_column_of_bytes_gives_the_same_as_a_column_of_paths(volume_directory):
     train = load_volume_folders(volume_directory).train
     paths = [row["path"] for row in train["volume"]]
     content = [from_bytes(Path(path).read_bytes()) for path in paths]

@@ -1,4 +1,4 @@
-"""Published models in other processes, with and without this package: the same logits, to the bit."""
+"""Published models give bit-identical logits in other processes, with and without this package."""
 
 import json
 import os
@@ -19,7 +19,7 @@ REPOS = {"trained": "org/trained", "converted": "org/converted"}
 INPUTS = {"trained": (2, 3, 28, 28), "converted": (2, 4, 3, 16, 16)}
 AUTO_CLASSES = {"trained": AutoModelForImageClassification, "converted": AutoModelForVideoClassification}
 
-# What a test changes to see whose code runs.
+# Tests change this line to see which code runs.
 LAST_LINE = "logits = self.classifier(outputs.pooler_output)"
 
 LOGITS = """
@@ -44,17 +44,17 @@ CODE = {
 
 
 def environment_of_a_user() -> dict[str, str]:
-    """Ours, but for a PYTHONPATH on which this package may be."""
+    """This environment without PYTHONPATH, which may contain this package."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 @pytest.fixture(scope="module")
 def pythons(tmp_path_factory):
-    """This interpreter, and one of an environment that has all that this one has but liere_hf."""
+    """This interpreter, and one from an environment with the same packages except liere_hf."""
     directory = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
     (packages,) = directory.glob("lib/python*/site-packages")
-    # What is installed in editable mode comes by .pth files, which count in no directory but the environment's own.
+    # Editable installs use .pth files, which only work in the environment's own site-packages.
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = directory / "bin" / "python"
     command = [python, "-c", "import liere_hf"]
@@ -74,7 +74,7 @@ def published(server, command_line, trained, converted):
 
 @pytest.fixture
 def client(server, pythons, tmp_path):
-    """Runs Python as a user of the Hub, in an empty directory and with an empty cache."""
+    """Runs Python as a Hub user, in an empty directory and with an empty cache."""
 
     def run(package, code, *arguments, token=None, **variables):
         environment = server.environment(token, tmp_path / "home") | {"OMP_NUM_THREADS": "1"} | variables
@@ -85,7 +85,7 @@ def client(server, pythons, tmp_path):
 
 
 def logits(client, package, tmp_path, *jobs, **variables):
-    """What a new process computes for jobs (kind, repository, revision), one after the other."""
+    """The logits of a new process for jobs (kind, repository, revision), one after the other."""
     orders = []
     for kind, repo_id, revision in jobs:
         pixel_values = torch.randn(INPUTS[kind], generator=torch.Generator().manual_seed(0))
@@ -119,8 +119,8 @@ def test_round_trip_online_and_offline(package, published, client, server, tmp_p
 
 @pytest.mark.extensive
 @pytest.mark.parametrize("package", ["with", "without"])
-def test_two_revisions_side_by_side(package, published, server, client, trained, tmp_path):
-    """A branch whose code doubles the logits, beside main and a tag."""
+def test_two_revisions_in_one_process(package, published, server, client, trained, tmp_path):
+    """A branch whose code doubles the logits, together with main and a tag."""
     api = HfApi(endpoint=server.url, token=TOKEN)
     branch = f"doubled-{package}"
     code = files_of(server, REPOS["trained"])["modeling_liere_vit.py"].decode()
@@ -137,12 +137,12 @@ def test_two_revisions_side_by_side(package, published, server, client, trained,
     expected = expected_logits(trained, "trained", tmp_path)
     assert torch.equal(main, expected)
     assert torch.equal(tagged, expected)
-    # With the package, its own code is what runs.
+    # With the package installed, its own code runs.
     assert torch.equal(doubled, expected if package == "with" else 2 * expected)
 
 
 @pytest.mark.extensive
-def test_newer_code_beside_the_cached_older_one(published, server, client, run_dir, command_line, tmp_path):
+def test_newer_code_when_older_code_is_cached(published, server, client, run_dir, command_line, tmp_path):
     assert command_line.run("publish", run_dir, "org/changing", token=TOKEN).code == 0
     (first,) = logits(client, "without", tmp_path, ("trained", "org/changing", None))
     code = run_dir / "modeling_liere_vit.py"
@@ -176,7 +176,7 @@ def test_hf_download_and_snapshot_download(published, server, client, pythons, t
     assert torch.equal(downloaded, expected_logits(trained, "trained", tmp_path))
 
 
-def test_evaluate_measures_the_published_model_again(published, command_line, trained, tmp_path):
+def test_evaluate_reproduces_the_published_metrics(published, command_line, trained, tmp_path):
     flags = ["--eval_examples", 64, "--train_examples", 64, "--disable_tqdm", "true", "--use_cpu", "true"]
     results_file = tmp_path / "results.json"
     result = command_line.run("evaluate", REPOS["trained"], "digits", *flags, "--results_file", results_file)
@@ -186,7 +186,7 @@ def test_evaluate_measures_the_published_model_again(published, command_line, tr
         assert measured[name] == pytest.approx(stated[f"eval_{name}"], abs=1e-6)
 
 
-def test_private_models_need_the_token(published, command_line, trained, client):
+def test_private_models_need_a_token(published, command_line, trained, client):
     assert command_line.run("publish", trained, "org/private", "--private", token=TOKEN).code == 0
     assert client("without", DOWNLOAD, "org/private").returncode != 0
     assert client("without", DOWNLOAD, "org/private", token=TOKEN).returncode == 0
@@ -213,7 +213,7 @@ def test_the_cards_snippets_run(published, server, client):
 
 
 def test_the_cards_command_trains_the_same_model(published, server, trained, tmp_path):
-    """As it stands in the card: the recipe is fetched, and gives the same weights."""
+    """The command from the card fetches the recipe and gives the same weights."""
     (command,) = [
         block.split("```")[0]
         for block in files_of(server, REPOS["trained"])["README.md"].decode().split("```bash\n")[1:]
