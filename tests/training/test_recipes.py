@@ -282,7 +282,7 @@ def break_shard(directory: Path, image: bytes, label: int) -> None:
 @pytest.mark.parametrize(
     "image, label, message",
     [
-        (jpeg(photograph(0, 1)), 9, "label 9 is out of range, allowed are 0 to 3"),
+        (jpeg(photograph(0, 1)), 4, "label 4 is out of range, allowed are 0 to 3"),
         (jpeg(photograph(0, 1))[:200], 1, "image without a name cannot be read"),
     ],
 )
