@@ -13,11 +13,16 @@ from preloaded import preloaded, programs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+# Pages that train models.
+LONG = {"README.md", "hub.md", "scale.md", "training.md"}
 # Blocks that need one of these run where it is installed.
 MISSING = [name for name in ("bitsandbytes", "peft", "torchao") if importlib.util.find_spec(name) is None]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.end_to_end if page.name in LONG else (), id=page.name) for page in PAGES],
+)
 def test_code_blocks_run(page, tmp_path):
     blocks = code_blocks(page)
     assert {language for language, _ in blocks} <= {"python", "bash", "make", "yaml", "text", "bibtex"}

@@ -61,13 +61,18 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
     ("extra", "command"),
     [
         ("video", ["train", "ucf101_smoke", "--data_dir", "."]),
-        ("volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
-        ("experiments", ["train", "digits"]),
-        ("plots", ["demo"]),
-        ("experiments", ["reproduce", "rope"]),
         ("experiments", ["benchmark"]),
-        ("experiments", ["benchmark", "exponential"]),
-        ("video", ["benchmark", "data"]),
+        *(
+            pytest.param(*case, marks=pytest.mark.extensive)
+            for case in (
+                ("volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
+                ("experiments", ["train", "digits"]),
+                ("plots", ["demo"]),
+                ("experiments", ["reproduce", "rope"]),
+                ("experiments", ["benchmark", "exponential"]),
+                ("video", ["benchmark", "data"]),
+            )
+        ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
 )

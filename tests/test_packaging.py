@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.end_to_end
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from preloaded import ONLY_TORCH, preloaded
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -96,7 +97,7 @@ def test_auto_processors(config, tmp_path):
 
 def modules_after(code):
     process = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"],
+        [preloaded("python", ONLY_TORCH), "-c", f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"],
         cwd=Path(liere_hf.__file__).parents[1],
         capture_output=True,
         text=True,

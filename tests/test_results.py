@@ -164,6 +164,7 @@ def test_checkpoint_works_in_a_pipeline():
     assert AutoImageProcessor.from_pretrained(CHECKPOINT).size == {"height": 28, "width": 28}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="the real test set is not there: make fashion-mnist")
 def test_checkpoint_has_the_accuracy_in_its_results(tmp_path):
     flags = ["--data_dir", str(FASHION_MNIST), "--output_dir", str(tmp_path), "--model_name_or_path", str(CHECKPOINT)]

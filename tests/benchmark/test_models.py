@@ -65,6 +65,7 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
 
 
+@pytest.mark.end_to_end
 def test_contestants_are_optional(tmp_path, monkeypatch):
     """Table and chart do not need the published implementations."""
     monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
@@ -78,6 +79,7 @@ def test_contestants_are_optional(tmp_path, monkeypatch):
     assert Image.open(tmp_path / "benchmark.png").size[0] > 500
 
 
+@pytest.mark.end_to_end
 def test_a_terminated_process_is_reported_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "tiny-cifar", Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=1 << 40))
     with pytest.raises(SystemExit) as exit_info:

@@ -71,15 +71,9 @@ def publish_all(command_line, trained, tokens):
     return {repo_id: command_line.wait(number) for repo_id, number in started.items()}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
-    "kind, when",
-    [
-        pytest.param("drop", "before", marks=pytest.mark.extensive),
-        ("drop", "after"),
-        pytest.param(500, "after", marks=pytest.mark.extensive),
-        pytest.param(429, "before", marks=pytest.mark.extensive),
-        pytest.param(403, "before", marks=pytest.mark.extensive),
-    ],
+    "kind, when", [("drop", "before"), ("drop", "after"), (500, "after"), (429, "before"), (403, "before")]
 )
 def test_persistent_faults(kind, when, server, command_line, requests, token_of, trained, tmp_path):
     """The Hub fails from each request on; then it recovers."""

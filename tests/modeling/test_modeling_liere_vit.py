@@ -386,8 +386,9 @@ def test_compiled_model_equals_eager():
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("encoding", ["liere", pytest.param("absolute", marks=pytest.mark.extensive)])
+@pytest.mark.parametrize("encoding", ["liere", "absolute"])
 def test_one_graph_forward_and_backward(encoding):
     """The traced graph, run without the slow code generation, and at another size too."""
     model = classifier(position_encoding=encoding, num_hidden_layers=1)

@@ -182,6 +182,7 @@ def test_two_processes_of_one_command(tmp_path):
     assert [row["counts"][1] for row in rows] == [16] * 15
 
 
+@pytest.mark.end_to_end
 def test_two_commands_share_the_work_and_an_interrupted_one_resumes(tmp_path):
     code = (
         "from liere_hf.reproduction import reproduce, runner; from liere_hf_cli.main import main; "

@@ -350,6 +350,7 @@ def write_card(directory: Path) -> None:
     (directory / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n")
 
 
+@pytest.mark.end_to_end
 def test_hub_streams_and_downloads_only_the_validation_files(hub):
     printed, requests = hub
     assert printed["open"] == f"{NUM_TRAIN} {NUM_SHARDS} True {[*range(NUM_TEST)]}"
@@ -358,6 +359,7 @@ def test_hub_streams_and_downloads_only_the_validation_files(hub):
     assert shards == {"validation-00000-of-00001.parquet"}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("name", ["gated", "gated_files"])
 def test_gated_hub_data_without_access(hub, name):
     assert hub[0][name] == (
@@ -366,6 +368,7 @@ def test_gated_hub_data_without_access(hub, name):
     )
 
 
+@pytest.mark.end_to_end
 def test_hub_data_of_unknown_length(hub):
     message = "org/of_unknown_length does not say how many training examples it has: set train_examples"
     assert hub[0]["of_unknown_length"] == message
