@@ -181,11 +181,24 @@ def how_to_resume(directory: Path) -> str:
     return f"the last checkpoint is {checkpoint}, continue from it with --resume_from_checkpoint true"
 
 
+def train_seconds(training: dict[str, Any]) -> float:
+    """Seconds of training over all sessions of a run, from its train_results.json."""
+    return training.get("train_seconds", training["train_runtime"])
+
+
+def train_examples_seen(training: dict[str, Any]) -> float:
+    """Number of training examples that a run has seen in all its sessions, from its train_results.json.
+
+    Files that lack it have the rate of the last session.
+    """
+    rate = training["train_samples_per_second"]
+    return training.get("train_examples_seen", training["train_runtime"] * rate)
+
+
 def learning_curve(directory: Path) -> list[dict[str, float]]:
     """The number of training `examples` seen and the `accuracy` at each evaluation of a finished run."""
     state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
-    training = _read_json(directory / TRAINING_FILE)
-    examples_per_step = training["train_runtime"] * training["train_samples_per_second"] / state.max_steps
+    examples_per_step = train_examples_seen(_read_json(directory / TRAINING_FILE)) / state.max_steps
     return [
         {"examples": round(entry["step"] * examples_per_step), "accuracy": entry["eval_accuracy"]}
         for entry in state.log_history

@@ -9,6 +9,7 @@ Where larger tests prove an override, they are not repeated here:
 - `push_to_hub` by PublishingCallback: tests/hub/test_publishing.
 """
 
+import json
 import os
 import re
 import signal
@@ -27,9 +28,11 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
+from liere_hf.cards import build_model_card
 from liere_hf.configuration import parse_recipe
 from liere_hf.data.batching import StreamedExamples
-from liere_hf.errors import RunError
+from liere_hf.errors import RunError, TrainingInterruptedError
+from liere_hf.run_directory import learning_curve, read_checkpoint
 from liere_hf.training.epochs import EpochCallback
 from liere_hf.training.interruption import InterruptionCallback
 from liere_hf.training.run import train
@@ -372,6 +375,18 @@ def test_a_run_that_diverges_unseen_saves_no_model(digits, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def interrupt_first_step(monkeypatch, seconds: float = 0.0) -> None:
+    """Runs stop after their first step, which takes at least some seconds."""
+    begin = InterruptionCallback.on_train_begin
+
+    def interrupted(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(InterruptionCallback, "on_train_begin", interrupted)
+
+
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
@@ -382,13 +397,7 @@ def test_a_run_that_diverges_unseen_saves_no_model(digits, tmp_path):
 )
 def test_an_interrupted_command_says_how_to_continue(command, advice, digits, tmp_path, monkeypatch, capsys):
     """Only a command that has this flag names it."""
-    begin = InterruptionCallback.on_train_begin
-
-    def interrupted(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(InterruptionCallback, "on_train_begin", interrupted)
+    interrupt_first_step(monkeypatch)
     words = {
         "train": [digits, "--output_dir", tmp_path / "run"],
         "reproduce": ["spatial", "--results_dir", tmp_path / "results", "--work_dir", tmp_path / "run"],
@@ -403,3 +412,25 @@ def test_an_interrupted_command_says_how_to_continue(command, advice, digits, tm
     assert re.fullmatch(
         rf"liere-hf {command}: interrupted after step 1 of \d+, checkpoint saved in \S+/checkpoint-1{advice}", message
     )
+
+
+def test_the_numbers_of_a_resumed_run_are_of_all_its_sessions(digits, tmp_path, monkeypatch):
+    """Of 56 examples, an epoch takes three steps of 16 and one of 8; the run has two epochs."""
+    run = tmp_path / "run"
+    flags = ["--train_examples", "56", "--max_steps", "8", "--eval_strategy", "steps", "--eval_steps", "4"]
+    flags += ["--output_dir", str(run), "--resume_from_checkpoint"]
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterruptedError):
+        interrupt_first_step(patch, seconds=1.0)
+        train(*parse_recipe(str(digits), [*flags, "false"]))
+    train(*parse_recipe(str(digits), [*flags, "true"]))
+    training = json.loads((run / "train_results.json").read_text())
+    assert training["train_examples_seen"] == 2 * 56
+    assert training["train_runtime"] + 0.5 < training["train_seconds"] < training["train_runtime"] + 10
+    assert [point["examples"] for point in learning_curve(run)] == [56, 112]
+    card = (run / "README.md").read_text()
+    assert "112 examples were seen" in card
+    assert "on the last weights" in card
+    # A finished run may be evaluated with other weights than the last ones.
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("load_best_model_at_end: false", "load_best_model_at_end: true"))
+    assert "once, on the weights of the best checkpoint." in str(build_model_card(read_checkpoint(run)))
