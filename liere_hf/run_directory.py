@@ -37,6 +37,8 @@ LOCAL_OPTIONS = {
     "run_name",
     "local_rank",
 }
+# Of a checkpoint: written by Trainer alone or with FSDP, and by DeepSpeed.
+OPTIMIZER_STATES = ("optimizer*", "global_step*")
 METRICS = ("accuracy", "top5_accuracy", "loss")
 
 
@@ -151,8 +153,8 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
         options: of the run, as from `recipe_options`.
 
     Raises:
-        InputError: a new run whose directory is not empty; no checkpoint to resume from, or one of a run with other
-            options.
+        InputError: a new run whose directory is not empty; no checkpoint to resume from, one without optimizer
+            state, or one of a run with other options.
     """
     if resume is None or str(resume).lower() == "false":
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -169,6 +171,11 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
         checkpoint = str(resume)
         if not Path(checkpoint).is_dir():
             raise InputError(f"resume_from_checkpoint {checkpoint} is not a directory")
+    if not any(any(Path(checkpoint).glob(pattern)) for pattern in OPTIMIZER_STATES):
+        raise InputError(
+            f"{checkpoint} has no state of the optimizer, which save_only_model leaves out: the run cannot be "
+            f"resumed, start a new one with --model_name_or_path {checkpoint}"
+        )
     _require_same_options(Path(checkpoint).parent / RECIPE_FILE, options)
     return checkpoint
 

@@ -93,9 +93,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
     metrics = {name: with_interval(run.metrics, name) for name in ("accuracy", "top5_accuracy")}
     values = metrics | {
         "loss": with_interval(run.metrics, "loss", percent=False),
-        "measured_weights": "the weights of the best checkpoint"
-        if recipe.get("load_best_model_at_end")
-        else "the last weights",
+        "has_best_weights": recipe.get("load_best_model_at_end", False),
         "paper": _paper_accuracy(run),
         "start": f"fine-tuned from {source}" if source else "trained from scratch",
         "dataset_title": dataset.title,

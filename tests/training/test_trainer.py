@@ -29,9 +29,10 @@ from transformers.trainer_callback import ExportableState
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf.cards import build_model_card
-from liere_hf.configuration import parse_recipe
+from liere_hf.configuration import DataArguments, RunArguments, parse_recipe
+from liere_hf.data import Splits, prepare
 from liere_hf.data.batching import StreamedExamples
-from liere_hf.errors import RunError, TrainingInterruptedError
+from liere_hf.errors import InputError, RunError, TrainingInterruptedError
 from liere_hf.run_directory import learning_curve, read_checkpoint
 from liere_hf.training.epochs import EpochCallback
 from liere_hf.training.interruption import InterruptionCallback
@@ -434,3 +435,39 @@ def test_the_numbers_of_a_resumed_run_are_of_all_its_sessions(digits, tmp_path, 
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("load_best_model_at_end: false", "load_best_model_at_end: true"))
     assert "once, on the weights of the best checkpoint." in str(build_model_card(read_checkpoint(run)))
+
+
+def test_only_a_checkpoint_with_optimizer_state_is_resumed(digits, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--save_only_model", "true", "--output_dir", str(run), "--resume_from_checkpoint"]
+    train(*parse_recipe(str(digits), [*flags, "false"]))
+    for resume in ("true", str(run / "checkpoint-2")):
+        with pytest.raises(InputError, match=r"checkpoint-\d has no state of the optimizer"):
+            train(*parse_recipe(str(digits), [*flags, resume]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prediction_loss_only", "true"], "prediction_loss_only is True, allowed is False"),
+        (["--batch_eval_metrics", "true"], "batch_eval_metrics is True, allowed is False"),
+        (["--label_names", "foo"], r"label_names is \['foo'\], allowed is \['labels'\]"),
+        (
+            ["--auto_find_batch_size", "true", "--effective_batch_size", "32"],
+            "auto_find_batch_size is True, allowed is False with effective_batch_size 32",
+        ),
+    ],
+)
+def test_options_that_training_cannot_use_are_refused_before_it(digits, flags, message):
+    with pytest.raises(InputError, match=message):
+        parse_recipe(str(digits), flags)
+
+
+def test_a_stream_has_a_fixed_batch_size(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = datasets.Dataset.from_dict({"image": [None], "label": [0]}, features=features)
+    splits = Splits(rows.to_iterable_dataset(), rows, [], num_train=64)
+    config = LiereViTConfig(image_size=8, patch_size=4)
+    arguments = RunArguments(str(tmp_path), auto_find_batch_size=True, use_cpu=True)
+    with pytest.raises(InputError, match="auto_find_batch_size is True, allowed is False for a stream"):
+        prepare(splits, config, DataArguments(), arguments)
