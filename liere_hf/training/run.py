@@ -22,7 +22,7 @@ from ..run_directory import RECIPE_FILE, checkpoint_to_resume, how_to_resume, re
 from .annealing import PositionTableAnnealing
 from .duration import DurationCallback
 from .epochs import EpochCallback
-from .interruption import InterruptionCallback
+from .interruption import InterruptionCallback, ignore_sigterm
 from .metrics import ClassificationMetric
 from .publication import PublishingCallback
 from .saving import atomic_save
@@ -150,6 +150,8 @@ def _other_processes_expected(output_dir: Path) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RunError) or not _is_lost_connection(error):
             raise
+        # The launcher is about to end this process, too.
+        ignore_sigterm()
         raise RunError(f"another process of this run has ended; {how_to_resume(output_dir)}") from error
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from preloaded import preloaded
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, default_collate
 from transformers import TrainerCallback, TrainerState, TrainingArguments
@@ -471,3 +473,28 @@ def test_a_stream_has_a_fixed_batch_size(tmp_path):
     arguments = RunArguments(str(tmp_path), auto_find_batch_size=True, use_cpu=True)
     with pytest.raises(InputError, match="auto_find_batch_size is True, allowed is False for a stream"):
         prepare(splits, config, DataArguments(), arguments)
+
+
+# A process of a group that another one has left; its launcher ends it while it says so.
+LOST = """
+import os, signal, sys
+from pathlib import Path
+from torch import distributed
+from liere_hf.training.interruption import InterruptionCallback
+from liere_hf.training.run import _other_processes_expected
+
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+try:
+    with _other_processes_expected(Path(sys.argv[1])), InterruptionCallback().handling_signals():
+        raise RuntimeError("Connection closed by peer")
+except RuntimeError as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error)
+"""
+
+
+def test_a_launcher_does_not_cut_off_the_error(tmp_path):
+    words = [preloaded("python"), "-c", LOST, str(tmp_path)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "another process of this run has ended; no checkpoint was saved before" in result.stdout
