@@ -37,6 +37,8 @@ LOCAL_OPTIONS = {
     "run_name",
     "local_rank",
 }
+# Of a checkpoint: written by Trainer alone or with FSDP, and by DeepSpeed.
+OPTIMIZER_STATES = ("optimizer*", "global_step*")
 # What an evaluation measures, each with the ends of its 95% interval.
 METRICS = tuple(f"{name}{end}" for name in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high"))
 
@@ -152,8 +154,8 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
         options: of the run, as from `recipe_options`.
 
     Raises:
-        InputError: a new run whose directory is not empty; no checkpoint to resume from, or one of a run with other
-            options.
+        InputError: a new run whose directory is not empty; no checkpoint to resume from, one without optimizer
+            state, or one of a run with other options.
     """
     if resume is None or str(resume).lower() == "false":
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -170,6 +172,11 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
         checkpoint = str(resume)
         if not Path(checkpoint).is_dir():
             raise InputError(f"resume_from_checkpoint {checkpoint} is not a directory")
+    if not any(any(Path(checkpoint).glob(pattern)) for pattern in OPTIMIZER_STATES):
+        raise InputError(
+            f"{checkpoint} has no state of the optimizer, which save_only_model leaves out: the run cannot be "
+            f"resumed, start a new one with --model_name_or_path {checkpoint}"
+        )
     _require_same_options(Path(checkpoint).parent / RECIPE_FILE, options)
     return checkpoint
 
@@ -182,11 +189,24 @@ def how_to_resume(directory: Path) -> str:
     return f"the last checkpoint is {checkpoint}, continue from it with --resume_from_checkpoint true"
 
 
+def train_seconds(training: dict[str, Any]) -> float:
+    """Seconds of training over all sessions of a run, from its train_results.json."""
+    return training.get("train_seconds", training["train_runtime"])
+
+
+def train_examples_seen(training: dict[str, Any]) -> float:
+    """Number of training examples that a run has seen in all its sessions, from its train_results.json.
+
+    Files that lack it have the rate of the last session.
+    """
+    rate = training["train_samples_per_second"]
+    return training.get("train_examples_seen", training["train_runtime"] * rate)
+
+
 def learning_curve(directory: Path) -> list[dict[str, float]]:
     """The number of training `examples` seen and the `accuracy` at each evaluation of a finished run."""
     state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
-    training = _read_json(directory / TRAINING_FILE)
-    examples_per_step = training["train_runtime"] * training["train_samples_per_second"] / state.max_steps
+    examples_per_step = train_examples_seen(_read_json(directory / TRAINING_FILE)) / state.max_steps
     return [
         {"examples": round(entry["step"] * examples_per_step), "accuracy": entry["eval_accuracy"]}
         for entry in state.log_history

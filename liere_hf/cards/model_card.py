@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..configuration import DATASETS, paper_accuracy
 from ..metric_display import with_interval
 from ..modeling.position_encodings import POSITION_ENCODINGS
-from ..run_directory import Checkpoint, Conversion, Run, encoding_title
+from ..run_directory import Checkpoint, Conversion, Run, encoding_title, train_examples_seen, train_seconds
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
@@ -93,15 +93,16 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
     metrics = {name: with_interval(run.metrics, name) for name in ("accuracy", "top5_accuracy")}
     values = metrics | {
         "loss": with_interval(run.metrics, "loss", percent=False),
+        "has_best_weights": recipe.get("load_best_model_at_end", False),
         "paper": _paper_accuracy(run),
         "start": f"fine-tuned from {source}" if source else "trained from scratch",
         "dataset_title": dataset.title,
         "other_sizes": [{"size": _size(row), "accuracy": with_interval(row, "accuracy")} for row in run.other_sizes],
         "num_parameters": training["num_parameters"],
         "num_processes": training["num_processes"],
-        "examples": f"{round(training['train_runtime'] * training['train_samples_per_second']):,}",
+        "examples": f"{round(train_examples_seen(training)):,}",
         "epochs": round(training["epoch"], 2),
-        "minutes": round(training["train_runtime"] / 60, 1),
+        "minutes": round(train_seconds(training) / 60, 1),
         "needs_files": dataset.needs_files,
         "recipe": yaml.safe_dump(recipe, sort_keys=False).strip(),
     }

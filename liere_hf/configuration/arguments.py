@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from transformers import TrainingArguments
+from transformers import TrainingArguments, integrations
 from transformers.trainer_utils import HubStrategy
 
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from .data_sets import DATASETS
 
+# The trackers of the extra `tracking`.
+TRACKERS = ("tensorboard", "trackio", "wandb")
 PRESETS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text())
 
 # The authors of LieRE normalize every data set by these values, which are CIFAR-10's.
@@ -89,11 +91,31 @@ class RunArguments(TrainingArguments):
             self.dataloader_persistent_workers = False
         if self.train_sampling_strategy != "random":
             raise InputError(f"train_sampling_strategy is {self.train_sampling_strategy!r}, allowed is 'random'")
+        for name in ("prediction_loss_only", "batch_eval_metrics"):
+            if getattr(self, name):
+                raise InputError(f"{name} is True, allowed is False: metrics are computed from all predictions")
+        if self.label_names not in (None, ["labels"]):
+            raise InputError(f"label_names is {self.label_names}, allowed is ['labels']")
+        if self.auto_find_batch_size and self.effective_batch_size is not None:
+            raise InputError(
+                "auto_find_batch_size is True, allowed is False with effective_batch_size "
+                f"{self.effective_batch_size}: it changes the batch size"
+            )
+        if self.report_to:
+            self._require_trackers()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise InputError(
                 f"hub_strategy is {self.hub_strategy.value!r}, allowed are 'end' and 'every_save': optimizer states "
                 "are not published"
             )
+
+    def _require_trackers(self) -> None:
+        installed = integrations.get_available_reporting_integrations()
+        for name in self.report_to:
+            if name in TRACKERS and name not in installed:
+                raise InputError(
+                    f'report_to is {self.report_to}, but {name} is not installed: pip install "liere_hf[tracking]"'
+                )
 
     def resolve_batch_size(self) -> None:
         """Set per_device_train_batch_size and gradient_accumulation_steps to get effective_batch_size.

@@ -105,13 +105,16 @@ def _training_examples(
 ) -> TrainingExamples | StreamedExamples:
     """
     Raises:
-        InputError: fewer examples than a step takes, or fewer shards than processes or workers.
+        InputError: fewer examples than a step takes, fewer shards than processes or workers, or a stream with
+            auto_find_batch_size.
     """
     step_size = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
     if arguments.dataloader_drop_last and splits.num_train < step_size:
         raise InputError(f"a step takes {step_size} examples, the training split has {splits.num_train}")
     if not isinstance(splits.train, datasets.IterableDataset):
         return TrainingExamples(splits.train, transform)
+    if arguments.auto_find_batch_size:
+        raise InputError("auto_find_batch_size is True, allowed is False for a stream, which has a fixed batch size")
     examples = StreamedExamples(
         splits.train,
         transform,

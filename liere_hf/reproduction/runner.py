@@ -22,7 +22,7 @@ from ..data import load_splits
 from ..data.decoding.images import decode_image
 from ..evaluation import evaluate
 from ..output_files import write_json
-from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning_curve, recipe_options
+from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning_curve, recipe_options, train_seconds
 from ..training.run import train
 
 Options = dict[str, Any]
@@ -136,7 +136,7 @@ class ExperimentRunner:
             "metrics": metrics,
             "curve": learning_curve(directory),
             "num_parameters": training["num_parameters"],
-            "train_seconds": round(training["train_runtime"], 1),
+            "train_seconds": round(train_seconds(training), 1),
             "hardware": training["hardware"],
         }
 

@@ -11,6 +11,16 @@ from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
+def ignore_sigterm() -> None:
+    """For a process that ends with an error of its own, which a launcher must not cut off. Only in the main thread."""
+    if _is_main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 class InterruptionCallback(TrainerCallback):
     """Saves a checkpoint and stops at the end of the step in which a signal arrives; a second Ctrl-C stops at once.
 
@@ -27,7 +37,7 @@ class InterruptionCallback(TrainerCallback):
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
         """Only the main thread can handle signals: in another one, this does nothing."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _is_main_thread():
             yield
             return
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}

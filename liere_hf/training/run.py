@@ -20,8 +20,9 @@ from ..model_loading import build_model
 from ..output_files import write_bytes
 from ..run_directory import RECIPE_FILE, checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
 from .annealing import PositionTableAnnealing
+from .duration import DurationCallback
 from .epochs import EpochCallback
-from .interruption import InterruptionCallback
+from .interruption import InterruptionCallback, ignore_sigterm
 from .metrics import ClassificationMetric
 from .publication import PublishingCallback
 from .saving import atomic_save
@@ -101,7 +102,7 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             # Unlike transformers' default, it collates into shared memory of the workers.
             data_collator=default_collate,
             compute_metrics=compute_metrics,
-            callbacks=[EpochCallback(data.train.transform)],
+            callbacks=[DurationCallback(), EpochCallback(data.train.transform)],
         )
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
@@ -126,9 +127,14 @@ def _require_all_steps(trainer: LiereTrainer) -> None:
 
 def _training_facts(trainer: LiereTrainer, splits: Splits, result: TrainOutput) -> dict[str, Any]:
     """What train_results.json says beside Trainer's own metrics."""
+    state, step_size = trainer.state, trainer.get_total_train_batch_size(trainer.args)
     return {
         "num_parameters": trainer.model.num_parameters(),
         "num_processes": trainer.args.world_size,
+        # Trainer's own numbers are of the last session of a run that was resumed. Without drop_last, the last step of
+        # an epoch is smaller than others.
+        "train_examples_seen": min(state.global_step * step_size, round(state.epoch * splits.num_train)),
+        "train_seconds": round(DurationCallback.seconds(state), 4),
         "train_data_wait_share": trainer.data_wait_seconds / result.metrics["train_runtime"],
         "skipped_files": len(splits.skipped_files),
         "skipped_file_names": splits.skipped_files,
@@ -144,6 +150,8 @@ def _other_processes_expected(output_dir: Path) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, RunError) or not _is_lost_connection(error):
             raise
+        # The launcher is about to end this process, too.
+        ignore_sigterm()
         raise RunError(f"another process of this run has ended; {how_to_resume(output_dir)}") from error
 
 

@@ -369,4 +369,4 @@ def test_missing_tracker(capsys, directory, tmp_path, tracker):
         capsys, 2, "train", directory / "tiny.yaml", "--output_dir", tmp_path / "run", "--report_to", tracker
     )
     assert f"report_to is ['{tracker}']" in error
-    assert "install" in error
+    assert f'{tracker} is not installed: pip install "liere_hf[tracking]"' in error

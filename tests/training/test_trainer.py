@@ -9,9 +9,11 @@ Overrides that larger tests cover are not tested again here:
 - `push_to_hub` by PublishingCallback: tests/hub/test_publishing.
 """
 
+import json
 import os
 import re
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,15 +23,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from preloaded import preloaded
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, default_collate
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
-from liere_hf.configuration import parse_recipe
+from liere_hf.cards import build_model_card
+from liere_hf.configuration import DataArguments, RunArguments, parse_recipe
+from liere_hf.data import Splits, prepare
 from liere_hf.data.batching import StreamedExamples
-from liere_hf.errors import RunError
+from liere_hf.errors import InputError, RunError, TrainingInterruptedError
+from liere_hf.run_directory import learning_curve, read_checkpoint
 from liere_hf.training.epochs import EpochCallback
 from liere_hf.training.interruption import InterruptionCallback
 from liere_hf.training.run import train
@@ -372,6 +378,18 @@ def test_a_run_that_diverges_unseen_saves_no_model(digits, tmp_path):
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+def interrupt_first_step(monkeypatch, seconds: float = 0.0) -> None:
+    """Runs stop after their first step, which takes at least some seconds."""
+    begin = InterruptionCallback.on_train_begin
+
+    def interrupted(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(InterruptionCallback, "on_train_begin", interrupted)
+
+
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
@@ -382,13 +400,7 @@ def test_a_run_that_diverges_unseen_saves_no_model(digits, tmp_path):
 )
 def test_an_interrupted_command_says_how_to_continue(command, advice, digits, tmp_path, monkeypatch, capsys):
     """Only a command that has this flag names it."""
-    begin = InterruptionCallback.on_train_begin
-
-    def interrupted(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(InterruptionCallback, "on_train_begin", interrupted)
+    interrupt_first_step(monkeypatch)
     words = {
         "train": [digits, "--output_dir", tmp_path / "run"],
         "reproduce": ["spatial", "--results_dir", tmp_path / "results", "--work_dir", tmp_path / "run"],
@@ -403,3 +415,86 @@ def test_an_interrupted_command_says_how_to_continue(command, advice, digits, tm
     assert re.fullmatch(
         rf"liere-hf {command}: interrupted after step 1 of \d+, checkpoint saved in \S+/checkpoint-1{advice}", message
     )
+
+
+def test_the_numbers_of_a_resumed_run_are_of_all_its_sessions(digits, tmp_path, monkeypatch):
+    """Of 56 examples, an epoch takes three steps of 16 and one of 8; the run has two epochs."""
+    run = tmp_path / "run"
+    flags = ["--train_examples", "56", "--max_steps", "8", "--eval_strategy", "steps", "--eval_steps", "4"]
+    flags += ["--output_dir", str(run), "--resume_from_checkpoint"]
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterruptedError):
+        interrupt_first_step(patch, seconds=1.0)
+        train(*parse_recipe(str(digits), [*flags, "false"]))
+    train(*parse_recipe(str(digits), [*flags, "true"]))
+    training = json.loads((run / "train_results.json").read_text())
+    assert training["train_examples_seen"] == 2 * 56
+    assert training["train_runtime"] + 0.5 < training["train_seconds"] < training["train_runtime"] + 10
+    assert [point["examples"] for point in learning_curve(run)] == [56, 112]
+    card = (run / "README.md").read_text()
+    assert "112 examples were seen" in card
+    assert "on the last weights" in card
+    # A finished run may be evaluated with other weights than the last ones.
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("load_best_model_at_end: false", "load_best_model_at_end: true"))
+    assert "once, on the weights of the best checkpoint." in str(build_model_card(read_checkpoint(run)))
+
+
+def test_only_a_checkpoint_with_optimizer_state_is_resumed(digits, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--save_only_model", "true", "--output_dir", str(run), "--resume_from_checkpoint"]
+    train(*parse_recipe(str(digits), [*flags, "false"]))
+    for resume in ("true", str(run / "checkpoint-2")):
+        with pytest.raises(InputError, match=r"checkpoint-\d has no state of the optimizer"):
+            train(*parse_recipe(str(digits), [*flags, resume]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prediction_loss_only", "true"], "prediction_loss_only is True, allowed is False"),
+        (["--batch_eval_metrics", "true"], "batch_eval_metrics is True, allowed is False"),
+        (["--label_names", "foo"], r"label_names is \['foo'\], allowed is \['labels'\]"),
+        (
+            ["--auto_find_batch_size", "true", "--effective_batch_size", "32"],
+            "auto_find_batch_size is True, allowed is False with effective_batch_size 32",
+        ),
+    ],
+)
+def test_options_that_training_cannot_use_are_refused_before_it(digits, flags, message):
+    with pytest.raises(InputError, match=message):
+        parse_recipe(str(digits), flags)
+
+
+def test_a_stream_has_a_fixed_batch_size(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = datasets.Dataset.from_dict({"image": [None], "label": [0]}, features=features)
+    splits = Splits(rows.to_iterable_dataset(), rows, [], num_train=64)
+    config = LiereViTConfig(image_size=8, patch_size=4)
+    arguments = RunArguments(str(tmp_path), auto_find_batch_size=True, use_cpu=True)
+    with pytest.raises(InputError, match="auto_find_batch_size is True, allowed is False for a stream"):
+        prepare(splits, config, DataArguments(), arguments)
+
+
+# A process of a group that another one has left; its launcher ends it while it says so.
+LOST = """
+import os, signal, sys
+from pathlib import Path
+from torch import distributed
+from liere_hf.training.interruption import InterruptionCallback
+from liere_hf.training.run import _other_processes_expected
+
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+try:
+    with _other_processes_expected(Path(sys.argv[1])), InterruptionCallback().handling_signals():
+        raise RuntimeError("Connection closed by peer")
+except RuntimeError as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error)
+"""
+
+
+def test_a_launcher_does_not_cut_off_the_error(tmp_path):
+    words = [preloaded("python"), "-c", LOST, str(tmp_path)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "another process of this run has ended; no checkpoint was saved before" in result.stdout
