@@ -25,7 +25,7 @@ OTHER_SIZES = "eval_results_*.json"
 # A directory for what is being saved, until that is complete.
 UNFINISHED = "unfinished"
 # Options that do not change what a run computes: where it ran, and how it reported. They may change when it is
-# resumed, are not published, and do not tell two runs apart.
+# resumed, are not published, and do not distinguish two runs.
 LOCAL_OPTIONS = {
     "output_dir",
     "data_dir",

@@ -96,7 +96,7 @@ def test_liere64_trains_in_little_more_memory(name, num_tokens, gibibytes):
     peak = {row["name"]: row["peak_memory_mib"] for row in results["models"]}
     extra = peak["liere64"] - peak["absolute"]
     assert extra < 1024 * gibibytes
-    assert f"LieRE64 takes {extra:,.0f} MiB above the absolute model" in (ROOT / "docs" / "speed.md").read_text()
+    assert f"LieRE64 uses {extra:,.0f} MiB more than the absolute model" in (ROOT / "docs" / "speed.md").read_text()
 
 
 def test_speed_page_quotes_the_benchmark_of_the_exponential():
@@ -143,7 +143,7 @@ def test_the_input_side_is_fast_enough():
     for name, rate in rates.items():
         assert f"| {name} | {rate['median']:,.0f} ({min(rate['all']):,.0f} to {max(rate['all']):,.0f}) |" in page
     arrows, cifar, _, jpeg, clips, _ = (rate["median"] for rate in rates.values())
-    assert f"{round(jpeg / 2)} images a second each, the rate above" in page
+    assert f"{round(jpeg / 2)} images per second each, the rate above" in page
     assert (arrows >= 10_000, cifar >= 8_000, clips >= 60) == (True, True, True)
     step = results["step"]
     assert f"{1000 * step['seconds']:,.0f} ms" in page

@@ -208,7 +208,7 @@ def _waiting(splits: Splits) -> dict[str, float]:
 
 
 def _print(rates: dict[str, list[float]], waiting: dict[str, float]) -> None:
-    table = Table("data", "examples a second (median, range)", title=f"{_num_processes()} processes")
+    table = Table("data", "examples per second (median, range)", title=f"{_num_processes()} processes")
     for name, values in rates.items():
         table.add_row(name, f"{np.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})")
     console = Console()

@@ -77,8 +77,8 @@ def draw_benchmark(results: dict[str, Any]) -> Figure:
         ]
         axes.barh([row["name"] for row in shown], ratios, xerr=errors, color="#4477aa", ecolor="#222222")
         axes.axvline(1, color="#222222", linewidth=0.8)
-        beside = "".join(f" (LieRE64 the published way: {row[f'{step}_ratio']:.1f})" for row in published)
-        axes.set_title(f"{step} step{beside}", fontsize=10)
+        published_ratios = "".join(f" (LieRE64 the published way: {row[f'{step}_ratio']:.1f})" for row in published)
+        axes.set_title(f"{step} step{published_ratios}", fontsize=10)
         axes.set_xlabel("time, transformers' ViT = 1")
         axes.invert_yaxis()
     figure.suptitle(f"{results['preset']}, {results['dtype']}, {results['hardware']['device']}", fontsize=11)

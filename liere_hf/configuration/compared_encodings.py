@@ -8,7 +8,7 @@ from ..modeling.position_encodings import POSITION_ENCODINGS, PositionEncoding
 
 @dataclass(frozen=True)
 class ComparedEncoding:
-    """An entry of `POSITION_ENCODINGS` at one of the block sizes that it has a colour for.
+    """An entry of `POSITION_ENCODINGS` at one of the block sizes for which it has a color.
 
     Attributes:
         name: the entry's, in configurations.

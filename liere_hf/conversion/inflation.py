@@ -22,7 +22,7 @@ def inflate(
 
     The patch weights are spread evenly over the frames of a tubelet, and the encoding's parameters for time start at
     0. A still clip then gives the image's outputs exactly if it is a single tubelet, or if the model has no prefix
-    tokens. With several tubelets a CLS token has a smaller share in the softmax than beside one image;
+    tokens. With several tubelets a CLS token has a smaller share of the softmax than with one image;
     `balance_prefix` sets `config.prefix_attention_bias` to the logarithm of their number, which gives that share back
     in attention.
 

@@ -247,7 +247,7 @@ def _require_representable(config: LiereViTConfig) -> None:
         ),
         "generators differ by layer, and their code uses those of layer 0 for all": encoding.has_free_generators
         and not config.share_generators_across_layers,
-        f"position_mode is {config.position_mode!r}, their code has 'linspace' alone": encoding.is_rotary
+        f"position_mode is {config.position_mode!r}, their code only has 'linspace'": encoding.is_rotary
         and config.position_mode != "linspace",
         f"position_embedding_interpolation is {config.position_embedding_interpolation!r}, in their code "
         f"{_interpolation(config.num_axes)!r} with {config.num_axes} axes": encoding.has_table
@@ -256,7 +256,7 @@ def _require_representable(config: LiereViTConfig) -> None:
         "it has no CLS token": not config.use_cls_token,
         "it has register tokens": config.num_register_tokens > 0,
         "it has LayerScale": config.layer_scale_init_value != 0,
-        "a position table stands beside a rotary encoding": config.use_absolute_position_embeddings
+        "it has a position table in addition to a rotary encoding": config.use_absolute_position_embeddings
         and not encoding.has_table,
         f"head_dim is {config.head_dim}, in their code {HEAD_DIM}": config.head_dim != HEAD_DIM,
         f"layer_norm_eps is {config.layer_norm_eps}, in their code 1e-05": config.layer_norm_eps != 1e-5,

@@ -208,7 +208,7 @@ class Target:
         return call(*args, **kwargs)
 
     def holds(self, folder: Path, revision: str | None = None) -> bool:
-        """Whether the repository holds exactly the files of `folder`, byte for byte, beside .gitattributes."""
+        """Whether the repository holds exactly the files of `folder`, byte for byte, except .gitattributes."""
         there = {
             entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
             for entry in self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision or self.revision)

@@ -85,7 +85,7 @@ def count_flops(fields: dict[str, Any]) -> dict[str, float]:
         and `num_parameters`.
     """
     config = _config(fields)
-    # What is kept is kept for real weights alone; eager attention is counted everywhere.
+    # Rotations are cached only for real (not meta) weights. FLOPs of eager attention are counted everywhere.
     model, image = (
         LiereViTForImageClassification._from_config(config, attn_implementation="eager"),
         torch.zeros(1, 3, 224, 224),
@@ -146,7 +146,7 @@ def rope_deviation(width: int, num_positions: int = 64, seed: int = 0) -> float:
 
     schur, basis = (torch.from_numpy(part) for part in scipy.linalg.schur(skew.numpy()))
     frequencies = -torch.diagonal(schur, offset=1)[::2]
-    # transformers' RoPE rotates the pairs (i, i + 32). In the Schur basis pairs are neighbours.
+    # transformers' RoPE rotates the pairs (i, i + 32). In the Schur basis pairs are adjacent.
     order = torch.cat((torch.arange(0, 64, 2), torch.arange(1, 64, 2)))
     angles = (positions[:, None] * frequencies).repeat(1, 2)
     in_basis = [(states @ basis)[None, None, :, order] for states in (query, key)]

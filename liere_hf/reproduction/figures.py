@@ -10,7 +10,7 @@ from ..configuration import compared_encodings
 from .experiments import Experiment
 from .summary import Results, Row, full_curves
 
-# Okabe and Ito's colours, of series that are no encodings.
+# Okabe and Ito's colors, for series that are not encodings.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
@@ -111,7 +111,7 @@ def _lines(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
 
 
 def _lines_by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> None:
-    """One line per model, over its evaluations. A fine-tuned model has the colour of the one it started from."""
+    """One line per model, over its evaluations. A fine-tuned model has the color of the one it started from."""
     column, last = next(iter(rows[0].estimates)), parts[-1]
     places = sorted({row.labels[last] for row in rows}, key=lambda name: int(name.split()[0]))
     by_model: dict[tuple[str, ...], list[Row]] = {}

@@ -1,1 +1,1 @@
-"""Data sets, transforms, metrics and the training run."""
+"""Metrics and the training run."""

@@ -15,7 +15,7 @@ class PositionTableAnnealing(TrainerCallback):
         num_steps: optimizer steps until they are zero.
 
     Raises:
-        InputError: the model has no absolute position embeddings beside another encoding.
+        InputError: the model has no absolute position embeddings in addition to a rotary encoding.
     """
 
     def __init__(self, model: LiereViTPreTrainedModel, num_steps: int):
@@ -38,5 +38,5 @@ def _find_table(model: LiereViTPreTrainedModel) -> nn.Parameter:
             return module.position_embeddings
     raise InputError(
         "anneal_position_embeddings_steps is set, but the model (position_encoding "
-        f"{model.config.position_encoding!r}) has no absolute position embeddings beside another encoding"
+        f"{model.config.position_encoding!r}) has no absolute position embeddings in addition to a rotary encoding"
     )

@@ -16,7 +16,7 @@ def build_train_dataloader(
 ) -> DataLoader:
     """Batches for this process: from its own shards of a stream, otherwise every `world_size`-th batch of an epoch.
 
-    With `dataloader_drop_last` an epoch leaves out the examples beyond whole optimizer steps, other ones in each
+    With `dataloader_drop_last` an epoch drops the examples beyond whole optimizer steps, different ones in each
     epoch, so that its length does not depend on the number of processes.
 
     Args:

@@ -51,5 +51,5 @@ def test_training_does_not_restore_the_table(tmp_path):
 
 @pytest.mark.parametrize("overrides", [{"use_absolute_position_embeddings": False}, {"position_encoding": "absolute"}])
 def test_models_without_a_table_to_lose(overrides):
-    with pytest.raises(InputError, match="has no absolute position embeddings beside another"):
+    with pytest.raises(InputError, match="has no absolute position embeddings in addition to a rotary"):
         PositionTableAnnealing(small_model(**overrides), 4)

@@ -14,7 +14,7 @@ def shuffle_patches(pixel_values: torch.Tensor, patch_size: tuple[int, ...], ind
     Args:
         pixel_values: (batch, channels, height, width), or (batch, frames, channels, height, width).
         patch_size: per axis; divides the size of the pixels.
-        indices: of the examples. The permutation of an example depends on its index alone.
+        indices: of the examples. The permutation of an example depends only on its index.
     """
     num_axes = len(patch_size)
     grid = to_patches(channels_first(pixel_values, num_axes), patch_size)

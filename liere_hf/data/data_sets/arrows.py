@@ -64,7 +64,7 @@ class ArrowsTask:
         grid_size: cells along each side of the canvas (paper: 9, 14 and 23).
         cell_size: pixels along each side of a cell.
         num_distractor_arrows: arrows that do not lie on the ray.
-        num_distractor_letters: letters A, B, ... beside the Y, at most 5.
+        num_distractor_letters: letters A, B, ... in addition to the Y, at most 5.
         seed: together with the index of an example it determines that example.
     """
 

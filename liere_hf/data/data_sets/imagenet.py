@@ -147,7 +147,7 @@ def _from_shards(kind: str, train: list[str], test: list[str], num_train: int, *
         stream = datasets.load_dataset(kind, data_files={"train": train}, split="train", streaming=True, **options)
         rows = datasets.load_dataset(kind, data_files={"test": test}, split="test", **options)
     except _READ_ERRORS as error:
-        # `datasets` raises its own error; the cause tells what is wrong with the file.
+        # `datasets` raises its own error; its cause says what is wrong with the file.
         raise InputError(
             f"{train[0]}, {test[0]} or those beside them cannot be read: {_one_line(error.__cause__ or error)}"
         ) from error
@@ -183,7 +183,7 @@ def _from_columns(
 
 def _image_and_label(dataset: Any, name: str) -> Any:
     image, label = _required_columns(dataset.column_names or (), name)
-    # First of all, as other operations would decode the images.
+    # Must come first: other operations would decode the images.
     dataset = dataset.select_columns([image, label]).cast_column(image, encoded_feature("image"))
     renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
     return dataset.rename_columns(renamed) if renamed else dataset

@@ -20,10 +20,10 @@ DIRECTIONS = {
     "up left": (-1, -1),
 }
 NUM_FRAMES, SIDE, SQUARE = 8, 32, 5
-# Frames between two steps. A patch of two frames shows the square at rest, so no single patch tells the direction.
+# Frames between two steps. A patch of two frames shows the square at rest, so no single patch shows the direction.
 HOLD = 2
 NUM_STILL_SQUARES = 6
-# Intensities: the background is below NOISE and squares have BRIGHT, so that they are plain to see in every frame.
+# Intensities: the background is below NOISE and squares have BRIGHT, so that they are clearly visible in every frame.
 NOISE, BRIGHT = 40, 215
 # Clips are drawn in blocks of this size with one random generator each, so another size would give other clips.
 BLOCK_SIZE = 1000
@@ -55,7 +55,7 @@ def clips(first: int, count: int) -> np.ndarray:
     """Clips number `first` to `first + count - 1`, uint8 (clips, frames, height, width).
 
     Each has a moving square among still ones, in noise. Its direction is the clip's number modulo the number of
-    directions. A single frame does not tell which square moves.
+    directions. A single frame does not show which square moves.
     """
     blocks = range(first // BLOCK_SIZE, (first + count - 1) // BLOCK_SIZE + 1)
     frames = np.concatenate([_block(number) for number in blocks])

@@ -27,7 +27,7 @@ def minimum_frames(size: Sequence[int], frame_stride: int) -> int:
 
 
 def count_frames(video: dict[str, Any]) -> int:
-    """How many frames a video has, or 0 for a file that is no video or has no frame that can be decoded.
+    """How many frames a video has, or 0 for a file that is not a video or has no decodable frame.
 
     Args:
         video: `bytes`, or None and the `path` of a file: a row of a `datasets.Video(decode=False)` column.

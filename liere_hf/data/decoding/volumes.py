@@ -19,7 +19,7 @@ def read_volume(volume: dict[str, Any]) -> np.ndarray:
     (depth, height, width) already. Voxels that are not finite become the smallest finite value.
 
     Args:
-        volume: `bytes`, or None and the `path` of a file; the content, not the name, tells the format.
+        volume: `bytes`, or None and the `path` of a file; the content, not the name, determines the format.
 
     Raises:
         InputError: a volume that cannot be read, that does not have three axes, whose values are not real numbers, or

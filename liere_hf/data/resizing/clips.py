@@ -96,7 +96,7 @@ class EvaluationClips:
         rows = zip(videos, segments, views, strict=True)
         for (video, segment), group in groupby(rows, key=lambda row: row[:2]):
             frames = _resize(self._decode(video, segment), self.size[1:])
-            # A single crop is the middle one.
+            # With one crop, it is the center crop.
             places = [view % self.num_crops if self.num_crops > 1 else 1 for _, _, view in group]
             clips += [_crop(frames, self.size[1:], place) for place in places]
         return normalize(torch.stack(clips), self.image_mean, self.image_std)

@@ -34,8 +34,8 @@ def test_draws_are_uniform():
     numbers = Draws(0, 0, range(2000)).next(5)
     assert stats.kstest(numbers.ravel(), "uniform").pvalue > 1e-3
     assert (np.abs(np.corrcoef(numbers.T) - np.eye(5)) < 0.1).all()
-    neighbours = np.corrcoef(numbers[:-1, 0], numbers[1:, 0])
-    assert abs(neighbours[0, 1]) < 0.1
+    correlation = np.corrcoef(numbers[:-1, 0], numbers[1:, 0])
+    assert abs(correlation[0, 1]) < 0.1
 
 
 @given(

@@ -13,8 +13,8 @@ def motion(clip):
     """Displacement of the center of the moving brightness from the first frame to the last."""
     bright = clip >= BRIGHT
     moving = bright & ~bright.all(axis=0)
-    centres = [np.argwhere(frame).mean(axis=0) for frame in moving if frame.any()]
-    return centres[-1] - centres[0]
+    centers = [np.argwhere(frame).mean(axis=0) for frame in moving if frame.any()]
+    return centers[-1] - centers[0]
 
 
 def test_the_label_is_the_direction():

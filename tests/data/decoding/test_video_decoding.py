@@ -81,7 +81,7 @@ def test_variable_rate_gives_the_first_frame_at_or_after(video_folder, suffix):
     with av.open(str(path)) as container:
         rate = container.streams.video[0].average_rate
     numbers = [round((time - times[0]) * rate / 100) for time in times.tolist()]
-    # Matroska's header says 100 frames a second, MP4's the mean.
+    # Matroska's header says 100 frames per second, MP4's the mean.
     assert (numbers[24] == numbers[23]) == (suffix == "mp4")
     assert len(set(np.diff(numbers))) > 2
     for index in sorted({*numbers, *range(0, numbers[-1], 7)}):
