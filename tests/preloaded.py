@@ -102,12 +102,20 @@ class PreloadedPrograms:
         shutil.rmtree(self.folder)
 
 
-@functools.cache
+_started: dict[Sequence[str], PreloadedPrograms] = {}
+
+
 def programs(modules: Sequence[str] = EVERYTHING) -> PreloadedPrograms:
-    """Programs in the environment of the tests. The process starts when the first test needs it."""
-    programs = PreloadedPrograms(os.environ, modules)
-    atexit.register(programs.close)
-    return programs
+    """Those of the tests' own environment; the process starts when the first test needs it."""
+    if modules not in _started:
+        _started[modules] = PreloadedPrograms(os.environ, modules)
+    return _started[modules]
+
+
+def close_all() -> None:
+    """End the processes of `programs`."""
+    for programs in _started.values():
+        programs.close()
 
 
 def preloaded(name: str, modules: Sequence[str] = EVERYTHING) -> str:

@@ -170,6 +170,18 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             size // patch for size, patch in zip(self.spatial_image_size, self.spatial_patch_size, strict=True)
         )
 
+    def grid_of(self, image_size: int | Sequence[int]) -> tuple[int, ...]:
+        """Patches along each axis of an input of this size."""
+        size, patch_size = self._per_axis(image_size), self.spatial_patch_size
+        if len(size) != len(patch_size) or any(
+            extent % patch or extent <= 0 for extent, patch in zip(size, patch_size, strict=False)
+        ):
+            raise ValueError(
+                f"image_size is {image_size!r}, each of {self.num_axes} values must be a positive multiple of "
+                f"patch_size {patch_size}"
+            )
+        return tuple(extent // patch for extent, patch in zip(size, patch_size, strict=True))
+
     @property
     def num_prefix_tokens(self) -> int:
         """CLS and register tokens, which come before the patches and are not rotated."""

@@ -1,13 +1,11 @@
 """LiereViT: a vision transformer for inputs of any number of axes, whose attention rotates queries and keys."""
 
+import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._python_dispatch import _disable_current_modes
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -21,16 +19,17 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
+from .kept_rotations import KeptRotations
 from .position_encodings import POSITION_ENCODINGS
 from .positions import grid_positions, interpolate_position_table, stretched_positions
-from .rotary_application import in_fast_layout, rotate_queries_and_keys
-from .rotations import rotations_by_layer
-from .skew_exponential import values_are_known
+from .rotary_application import rotate_queries_and_keys
+
+logger = logging.get_logger(__name__)
 
 # Where the Auto classes find each class when a saved directory is loaded with trust_remote_code.
 AUTO_MAP = {
@@ -219,11 +218,11 @@ class LiereViTRotations(nn.Module):
         super().__init__()
         self.config = config
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        # In a dict, so that they are no further parameters: traces replace parameters by tensors without values.
-        self._real_parameters: dict[str, nn.Parameter] = {}
         for name, shape in POSITION_ENCODINGS[config.position_encoding].parameter_shapes(config).items():
             setattr(self, name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
-        self._cache: _RotationCache | None = None
+        self.kept = KeptRotations()
+        self._frozen: dict[FrozenGrid, list[str]] = {}
+        self.register_load_state_dict_post_hook(_freeze_again)
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
@@ -233,96 +232,104 @@ class LiereViTRotations(nn.Module):
             return moved
 
         super()._apply(keep_precision, recurse)
-        self._cache = None
-        self._real_parameters = dict(self._parameters)
+        self.kept.clear()
+        self._refreeze(fn)
         return self
 
-    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, positions: torch.Tensor, dtype: torch.dtype, grid_size: tuple[int, ...] | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Rotations of prefix and patch tokens, one tensor a layer.
 
         Args:
             positions: coordinates of the patches, shape (batch or 1, patches, axes).
             dtype: dtype of the rotations returned.
+            grid_size: the patches along each axis if `positions` are those of a grid, for which frozen rotations are
+                taken.
 
         Returns:
             Per layer, shape (batch or 1, prefix + patches, heads or 1, blocks, b, b). Prefix tokens get the identity:
             they stand at the origin.
         """
-        names = POSITION_ENCODINGS[self.config.position_encoding].parameters
-        parameters = {name: getattr(self, name) for name in names}
-        if not values_are_known() or positions.is_meta:
-            return self._compute(positions, parameters, dtype)
-        trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters.values())
-        if positions.shape[0] > 1 or trains:
-            self._cache = None
-            return self._compute(positions, parameters, dtype)
-        cache = self._cache
-        if cache is None or not cache.holds(positions, parameters, dtype):
-            # First, so that memory need not hold both.
-            self._cache = None
-            # Tensors of inference mode could not be used in training later.
-            with torch.inference_mode(False), torch.no_grad():
-                positions = positions.clone()
-                layers = self._generators(parameters, positions.device).split(1)
-                # Layer by layer, since another layout is another copy.
-                rotations = (self._rotations(positions, layer, dtype)[0] for layer in layers)
-                cache = _RotationCache(
-                    positions,
-                    {name: parameter.detach().clone() for name, parameter in parameters.items()},
-                    self._for_every_layer(tuple(map(in_fast_layout, rotations))),
-                )
-            self._cache = cache
-        return cache.rotations
-
-    def constants(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """The rotations as plain tensors while the module is being traced, from the parameters it is traced for."""
-        parameters = {name: parameter.detach() for name, parameter in self._real_parameters.items()}
-        return self._compute(positions, parameters, dtype)
-
-    def _compute(
-        self, positions: torch.Tensor, parameters: dict[str, torch.Tensor], dtype: torch.dtype
-    ) -> tuple[torch.Tensor, ...]:
-        generators = self._generators(parameters, positions.device)
-        return self._for_every_layer(self._rotations(positions, generators, dtype))
-
-    def _generators(self, parameters: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
-        encoding = POSITION_ENCODINGS[self.config.position_encoding]
-        with maybe_autocast(device.type, enabled=False):
-            return encoding.generators(self.config, parameters, device)
-
-    def _rotations(
-        self, positions: torch.Tensor, generators: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, ...]:
-        positions = nn.functional.pad(positions.to(generators), (0, 0, self.config.num_prefix_tokens, 0))
-        with maybe_autocast(positions.device.type, enabled=False):
-            return tuple(rotation.to(dtype) for rotation in rotations_by_layer(positions, generators))
-
-    def _for_every_layer(self, rotations: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """All layers share one, or each has its own."""
+        rotations = self._frozen_rotations(grid_size)
+        if rotations:
+            rotations = tuple(rotation.to(dtype) for rotation in rotations)
+        else:
+            rotations = self._rotations(positions, dtype)
+        # All layers share one, or each has its own.
         return rotations * (self.config.num_hidden_layers // len(rotations))
 
-    def __setattr__(self, name, value):
-        super().__setattr__(name, value)
-        if isinstance(value, nn.Parameter):
-            self._real_parameters = {**self._real_parameters, name: value}
+    def _rotations(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        with maybe_autocast(positions.device.type, enabled=False):
+            generators = self._generators(positions.device)
+            dtype_inside = torch.promote_types(positions.dtype, generators.dtype)
+            generators, positions = generators.to(dtype_inside), positions.to(generators.device, dtype_inside)
+            positions = nn.functional.pad(positions, (0, 0, self.config.num_prefix_tokens, 0))
+            return self.kept.rotations(positions, generators, dtype)
 
-    def __getstate__(self):
-        return {**super().__getstate__(), "_cache": None}
+    @torch.no_grad()
+    def freeze(self, grid_sizes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+        """Turn the rotations of these grids into buffers, from the parameters as they are now."""
+        for grid_size in grid_sizes:
+            grid = (tuple(grid_size), self.config.position_mode)
+            positions = grid_positions(grid_size, self.config.grid_size, self.config.position_mode, device=device)
+            names = []
+            for layer, rotation in enumerate(self._rotations(positions[None], dtype)):
+                names.append(f"frozen_{'x'.join(map(str, grid_size))}_{self.config.position_mode}_{layer}")
+                self.register_buffer(names[-1], rotation, persistent=False)
+            self._frozen[grid] = names
+        self.kept.clear()
+
+    def unfreeze(self) -> None:
+        for name in itertools.chain(*self._frozen.values()):
+            delattr(self, name)
+        self._frozen = {}
+
+    def _frozen_rotations(self, grid_size: tuple[int, ...] | None) -> tuple[torch.Tensor, ...]:
+        if not self._frozen or grid_size is None:
+            return ()
+        if torch.jit.is_tracing():
+            grid_size = tuple(map(int, grid_size))
+        if not all(isinstance(steps, int) for steps in grid_size):
+            return ()
+        return tuple(getattr(self, name) for name in self._frozen.get((grid_size, self.config.position_mode), ()))
+
+    def _refreeze(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Freeze again after other weights were loaded or moved, with the dtype and device that `fn` gives."""
+        grids = {grid: fn(getattr(self, names[0])[:0]) for grid, names in self._frozen.items()}
+        self.unfreeze()
+        for (grid_size, _), like in grids.items():
+            self.freeze([grid_size], like.dtype, like.device)
+
+    def train(self, mode: bool = True):
+        if mode and self._frozen:
+            raise RuntimeError("rotations are frozen, so they cannot train: call unfreeze_rotations() first")
+        return super().train(mode)
+
+    def _generators(self, device: torch.device) -> torch.Tensor:
+        """Raw generators (layers, axes, heads, blocks, b, b), from the parameters as this module has them now."""
+        encoding = POSITION_ENCODINGS[self.config.position_encoding]
+        parameters = {name: _full_tensor(getattr(self, name)) for name in encoding.parameters}
+        generators = encoding.generators(self.config, parameters, device)
+        if torch.finfo(generators.dtype).bits < 32 and not torch.compiler.is_compiling():
+            logger.warning_once(
+                f"The parameters of rotations are {generators.dtype}, which rounds angles by up to 0.1: keep them in "
+                "float32, as from_pretrained(dtype=...) and LiereTrainer do."
+            )
+        return generators.to(torch.promote_types(generators.dtype, torch.float32))
 
 
-class _RotationCache(NamedTuple):
-    """Rotations and their inputs, which are compared by value, since weights can change in many ways."""
+# The patches along each axis, and the mode of their positions.
+FrozenGrid = tuple[tuple[int, ...], str]
 
-    positions: torch.Tensor
-    parameters: dict[str, torch.Tensor]
-    rotations: tuple[torch.Tensor, ...]
 
-    def holds(self, positions: torch.Tensor, parameters: dict[str, torch.Tensor], dtype: torch.dtype) -> bool:
-        pairs = [(positions, self.positions), *((parameters[name], self.parameters[name]) for name in self.parameters)]
-        return self.rotations[0].dtype == dtype and all(
-            now.device == before.device and now.dtype == before.dtype and torch.equal(now, before)
-            for now, before in pairs
-        )
+def _freeze_again(module: LiereViTRotations, _) -> None:
+    module._refreeze(lambda tensor: tensor)
+
+
+def _full_tensor(parameter: torch.Tensor) -> torch.Tensor:
+    """All of a parameter that is sharded over several processes (DTensor), any other as it is."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def eager_attention_forward(
@@ -510,6 +517,33 @@ class LiereViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LiereViTLayerScale):
             init.constant_(module.lambda1, self.config.layer_scale_init_value)
 
+    def freeze_rotations(self, *image_sizes: int | Sequence[int], dtype: torch.dtype | None = None) -> None:
+        """Compute the rotations of inputs of some sizes once and for all, as buffers that are not saved.
+
+        Compilers and exporters then take them as constants, and no forward pass at these sizes compares weights.
+        Rotations follow when weights are loaded, moved or cast, but not when they change otherwise.
+
+        Args:
+            image_sizes: each an int or one value per axis, `config.image_size` by default.
+            dtype: of the rotations. By default that of the model; under autocast, give autocast's.
+
+        Raises:
+            RuntimeError: the model is in training mode.
+            ValueError: a size has the wrong number of axes, or the patch size does not divide it.
+        """
+        if self.training:
+            raise RuntimeError("the model is in training mode, in which rotations change: call eval() first")
+        grid_sizes = [self.config.grid_of(size) for size in image_sizes or (self.config.image_size,)]
+        for module in self.modules():
+            if isinstance(module, LiereViTRotations):
+                module.freeze(grid_sizes, dtype or self.dtype, self.device)
+
+    def unfreeze_rotations(self) -> None:
+        """Take `freeze_rotations` back, so that the model can train."""
+        for module in self.modules():
+            if isinstance(module, LiereViTRotations):
+                module.unfreeze()
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Save weights, configuration and the code of this model, so that it loads without this package too."""
         self.config.auto_map = dict(AUTO_MAP)
@@ -609,18 +643,8 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_states.dtype
         if positions is not None:
             return self.rotations(positions, dtype)
-        arguments = (grid_size, self.config.grid_size, self.config.position_mode)
-        if self._exports_constants(grid_size):
-            # Without the modes of the trace tensors have values, and the trace takes them as constants.
-            with _disable_current_modes():
-                return self.rotations.constants(grid_positions(*arguments, device=device)[None], dtype)
-        return self.rotations(grid_positions(*arguments, device=device)[None], dtype)
-
-    def _exports_constants(self, grid_size: tuple[int, ...]) -> bool:
-        """Whether torch.export traces a model that does not train, with plain parameters, at a size that is fixed."""
-        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-        is_fixed = not is_parametrized(self.rotations) and all(isinstance(steps, int) for steps in grid_size)
-        return exporting and not self.training and is_fixed
+        positions = grid_positions(grid_size, self.config.grid_size, self.config.position_mode, device=device)
+        return self.rotations(positions[None], dtype, grid_size)
 
 
 class LiereViTModel(LiereViTEncoder):

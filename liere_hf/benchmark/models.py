@@ -206,7 +206,9 @@ def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
 class PublishedRotations(LiereViTRotations):
     """As in the authors' code: torch.matrix_exp at every position of every layer, in every forward pass."""
 
-    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, positions: torch.Tensor, dtype: torch.dtype, grid_size: tuple[int, ...] | None = None
+    ) -> tuple[torch.Tensor, ...]:
         positions = nn.functional.pad(positions, (0, 0, self.config.num_prefix_tokens, 0)).to(self.generators)
         upper = self.generators.triu(1)
         skew = upper - upper.mT

@@ -41,7 +41,7 @@ Multiples = tuple[int, ...]
 def point_exponentials(positions: torch.Tensor, bases: torch.Tensor, scratch: ScratchBuffers) -> torch.Tensor:
     """exp(sum_i p_i A_i) for positions (points, axes) and A of shape (axes, blocks, n, n): (points, blocks, n, n)."""
     rotations = bases.new_empty(len(positions), *bases.shape[1:])
-    rotations[(positions == 0).all(1)] = torch.eye(bases.shape[-1], dtype=bases.dtype)
+    rotations[(positions == 0).all(1)] = torch.eye(bases.shape[-1], dtype=bases.dtype, device=bases.device)
     for chunk in _Exponents(positions, bases).chunks(scratch):
         powers = chunk.exponential_powers(scratch)
         for indices, power in zip(chunk.indices, powers.rotations, strict=True):
@@ -67,7 +67,9 @@ def point_exponentials_backward(
         gradient_scratch.reset()
         powers = chunk.exponential_powers(scratch, for_gradient=True)
         grads = [
-            torch.index_select(grad.mT, 0, torch.tensor(indices)).flatten(0, 1).to(powers.quadratics.dtype)
+            torch.index_select(grad.mT, 0, torch.tensor(indices, device=grad.device))
+            .flatten(0, 1)
+            .to(powers.quadratics.dtype)
             for indices in chunk.indices
         ]
         quadratics_grad = powers.backward(grads, gradient_scratch).view(len(chunk.coefficients), -1)
@@ -112,7 +114,7 @@ class _Exponents:
     def __init__(self, positions: torch.Tensor, bases: torch.Tensor, for_gradient_only: bool = False):
         num_axes, num_blocks, size, _ = bases.shape
         largest_entry = (positions.abs() @ bases.abs().amax((1, 2, 3))).max().item()
-        self.scaling = choose_scaling(bases.dtype, size, largest_entry, for_gradient_only)
+        self.scaling = choose_scaling(bases, largest_entry, for_gradient_only)
         # Coordinates such as 1 / 3 are rounded, so multiples agree to rounding only. That is as accurate as
         # exponentials in float32, but not as those in float64.
         tolerance = 0.0 if self.scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
@@ -121,7 +123,7 @@ class _Exponents:
         self.pairs = list(itertools.combinations_with_replacement(range(num_axes), 2))
         first, second = map(list, zip(*self.pairs, strict=True))
         squares = [self._symmetric_product(*pair) for pair in self.pairs]
-        identity = torch.eye(size, dtype=self.scaling.dtype).expand(1, num_blocks, -1, -1)
+        identity = torch.eye(size, dtype=self.scaling.dtype, device=bases.device).expand(1, num_blocks, -1, -1)
         self.monomials = torch.cat((identity, self.bases, torch.stack(squares)))
         pair_positions = positions[:, first] * positions[:, second]
         self.point_monomials = torch.cat((torch.ones_like(positions[:, :1]), positions, pair_positions), dim=1)

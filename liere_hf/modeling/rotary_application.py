@@ -4,12 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .skew_exponential import values_are_known
-
-try:
-    from .rotation_kernels import rotate, rotations_backward
-except ImportError:
-    rotate = None
+from .differentiation import FastFunction, Tensors, halves, runs_eagerly
+from .kernel_gate import has_rotation, rotate, rotations_backward
 
 # On a CPU neighbouring blocks are merged into one block-diagonal matrix of up to this size: many small products cost
 # more than multiplying by zeros.
@@ -36,7 +32,7 @@ def rotate_queries_and_keys(
         Rotated query and key, of their shapes and dtype.
     """
     if _has_fast_path(query, rotations):
-        return _Rotation.apply(rotations[0].to(query.dtype), query, key)
+        return _Rotation.call(rotations[0].to(query.dtype), query, key)
     rotate_states = apply_plane_rotations if rotations.shape[-1] == 2 else apply_rotations
     return rotate_states(query, rotations), rotate_states(key, rotations)
 
@@ -58,7 +54,7 @@ def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torc
     """
     cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
     pairs = states.unflatten(-1, (-1, 2))
-    if not values_are_known() or states.dtype not in (torch.float32, torch.float64):
+    if not runs_eagerly(states, rotations) or states.dtype not in (torch.float32, torch.float64):
         # Compilers fuse real arithmetic only, and complex numbers of half precision are rarely supported.
         cos, sin = cos.to(states.dtype), sin.to(states.dtype)
         first, second = pairs.unbind(-1)
@@ -90,50 +86,74 @@ def apply_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tens
 
 def _has_fast_path(states: torch.Tensor, rotations: torch.Tensor) -> bool:
     """Whether `_Rotation` applies: to blocks of more than 2 x 2 on a CPU, to all that the Triton kernel supports."""
-    if rotations.shape[0] > 1 or not values_are_known():
+    if rotations.shape[0] > 1 or not runs_eagerly(states, rotations):
         return False
     width = rotations.shape[-1]
     if states.device.type == "cpu":
         return width > 2
-    is_power_of_two = width & (width - 1) == 0
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    return rotate is not None and states.is_cuda and is_power_of_two and width <= 128 and states.dtype in dtypes
+    return has_rotation(states, width)
 
 
-class _Rotation(torch.autograd.Function):
-    """y = R x for any number of states x: by a Triton kernel on a GPU, by batched matrix products on a CPU.
+class _Rotation(FastFunction):
+    """y = R x for queries and keys x: by a Triton kernel on a GPU, by batched matrix products on a CPU.
 
     Only R and y are kept for the backward pass, and attention keeps y anyway. The gradient g of y gives R^T g for x
     and, since x = R^T y, g x^T = g y^T R for R.
     """
 
     @staticmethod
-    def forward(ctx, rotations: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        rotated = (rotate_by_kernel if rotations.is_cuda else _rotate_by_bmm)(rotations, states)
-        ctx.save_for_backward(rotations, *rotated)
-        return rotated
+    def fast(rotations: torch.Tensor, *states: torch.Tensor) -> Tensors:
+        return (rotate_by_kernel if rotations.is_cuda else _rotate_by_bmm)(rotations, states)
 
     @staticmethod
-    def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def plain(rotations: torch.Tensor, *states: torch.Tensor) -> Tensors:
+        return tuple(apply_rotations(each, rotations[None]) for each in states)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        rotations, *_ = inputs
+        ctx.save_for_backward(rotations, *output)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
         rotations, *rotated = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _differentiable_gradients(rotations, rotated, grads)
+        gradient = _RotationGradients if ctx.needs_input_grad[0] else _StatesGradients
+        found = gradient.call(rotations, *rotated, *grads)
+        return found if ctx.needs_input_grad[0] else (None, *found)
+
+
+class _RotationGradients(FastFunction):
+    """Gradients with respect to R and all x, from R, all y = R x and the gradients with respect to them."""
+
+    @staticmethod
+    def fast(rotations: torch.Tensor, *rotated_and_grads: torch.Tensor) -> Tensors:
         gradients = gradients_by_kernel if rotations.is_cuda else _gradients_by_bmm
-        return gradients(rotations, rotated, grads, of_rotations=ctx.needs_input_grad[0])
+        return gradients(rotations, *halves(rotated_and_grads), of_rotations=True)
+
+    @staticmethod
+    def plain(rotations: torch.Tensor, *rotated_and_grads: torch.Tensor) -> Tensors:
+        inverse, outer = rotations.mT[None], 0
+        rotated, grads = halves(rotated_and_grads)
+        for each, grad in zip(rotated, grads, strict=True):
+            states = apply_rotations(each, inverse)
+            blocks = (vectors.unflatten(-1, rotations.shape[2:4]) for vectors in (grad, states))
+            outer = outer + torch.einsum("bthni,bthnj->thnij", *blocks)
+        rotations_grad = outer.sum(1, keepdim=True) if rotations.shape[1] == 1 else outer
+        return rotations_grad, *(apply_rotations(grad, inverse) for grad in grads)
 
 
-def _differentiable_gradients(
-    rotations: torch.Tensor, rotated: Sequence[torch.Tensor], grads: Sequence[torch.Tensor]
-) -> tuple[torch.Tensor, ...]:
-    """Gradients that can be differentiated again."""
-    inverse = rotations.mT[None]
-    outer = 0
-    for each, grad in zip(rotated, grads, strict=True):
-        states = apply_rotations(each, inverse)
-        blocks = (vectors.unflatten(-1, rotations.shape[2:4]) for vectors in (grad, states))
-        outer = outer + torch.einsum("bthni,bthnj->thnij", *blocks)
-    rotations_grad = outer.sum(1, keepdim=True) if rotations.shape[1] == 1 else outer
-    return rotations_grad, *(apply_rotations(grad, inverse) for grad in grads)
+class _StatesGradients(FastFunction):
+    """The same with respect to all x only."""
+
+    @staticmethod
+    def fast(rotations: torch.Tensor, *rotated_and_grads: torch.Tensor) -> Tensors:
+        gradients = gradients_by_kernel if rotations.is_cuda else _gradients_by_bmm
+        return gradients(rotations, *halves(rotated_and_grads), of_rotations=False)[1:]
+
+    @staticmethod
+    def plain(rotations: torch.Tensor, *rotated_and_grads: torch.Tensor) -> Tensors:
+        return _RotationGradients.plain(rotations, *rotated_and_grads)[1:]
 
 
 def rotate_by_kernel(rotations: torch.Tensor, states: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -169,7 +189,7 @@ def _gradients_by_bmm(
     The gradient of R is transposed in memory, which `point_exponentials_backward` reads fastest.
     """
     states_grads = tuple(torch.empty_like(grad, memory_format=torch.contiguous_format) for grad in grads)
-    rotations_grad = torch.empty(rotations.shape, dtype=rotations.dtype) if of_rotations else None
+    rotations_grad = rotations.new_empty(rotations.shape) if of_rotations else None
     for tokens, matrices in _merged_blocks(rotations, grads[0], for_rotations_grad=of_rotations):
         rows = [_rows(grad[:, tokens], matrices) for grad in grads]
         for each, state_grad in zip(rows, states_grads, strict=True):

@@ -28,6 +28,8 @@ NUM_SQUARINGS_WITHOUT_IDENTITY = 4
 # Size of one batch of matrices that is processed at a time. With all its intermediate results a chunk then stays in
 # the cache of a CPU. Timings were the same from 100 kB to 1 MB.
 CHUNK_BYTES = 1 << 19
+# On a GPU a chunk has to keep the device busy.
+GPU_CHUNK_BYTES = 1 << 26
 
 
 def polynomial_coefficients(theta: float) -> tuple[float, ...]:
@@ -90,12 +92,15 @@ FLOAT32_VIA_FLOAT64 = Scaling(torch.float64, 0.5, polynomial_coefficients(0.5))
 FLOAT32_FOR_GRADIENT = Scaling(torch.float32, 1.3, polynomial_coefficients(1.3))
 
 
-def choose_scaling(dtype: torch.dtype, size: int, largest_entry: float, for_gradient_only: bool = False) -> Scaling:
-    """The scaling of (size, size) matrices on a CPU."""
-    if dtype == torch.float64:
+def choose_scaling(matrices: torch.Tensor, largest_entry: float, for_gradient_only: bool = False) -> Scaling:
+    """The scaling of matrices (..., n, n) whose largest entry is known."""
+    size = matrices.shape[-1]
+    if matrices.dtype == torch.float64:
         return FLOAT64
+    if matrices.device.type == "mps":  # It has no float64.
+        return FLOAT32
     limit = MAX_FLOAT32_ENTRY_OF_SMALL_MATRICES if size < SMALL_MATRIX_SIZE else MAX_FLOAT32_ENTRY
-    if largest_entry > limit or _float32_products_are_reduced():
+    if largest_entry > limit or (matrices.device.type == "cpu" and _float32_products_are_reduced()):
         return FLOAT32_VIA_FLOAT64
     return FLOAT32_FOR_GRADIENT if for_gradient_only else FLOAT32
 
@@ -123,7 +128,8 @@ def quadratic_coefficients(scaling: Scaling) -> tuple[tuple[float, float, float]
 class ScratchBuffers:
     """Memory that is reused for every chunk. On a CPU, page faults of new memory cost more than the products in it."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
+        self._device = device
         self._buffers: list[torch.Tensor] = []
         self._views: dict[tuple, torch.Tensor] = {}
         self._next = 0
@@ -138,9 +144,9 @@ class ScratchBuffers:
         if key not in self._views:
             num_bytes = math.prod(shape) * dtype.itemsize
             if self._next == len(self._buffers):
-                self._buffers.append(torch.empty(num_bytes, dtype=torch.uint8))
+                self._buffers.append(torch.empty(num_bytes, dtype=torch.uint8, device=self._device))
             elif len(self._buffers[self._next]) < num_bytes:
-                self._buffers[self._next] = torch.empty(num_bytes, dtype=torch.uint8)
+                self._buffers[self._next] = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
                 self._views.clear()
             self._views[key] = self._buffers[self._next][:num_bytes].view(dtype).view(shape)
         self._next += 1

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from transformers.utils.generic import maybe_autocast
 
+from .differentiation import FastFunction, compiled_as_operator, pull_back
+from .kernel_gate import exponential, exponential_backward, has_exponential
 from .scaling_and_squaring import (
     CHUNK_BYTES,
     FLOAT32,
     FLOAT32_VIA_FLOAT64,
     FLOAT64,
+    GPU_CHUNK_BYTES,
     ExponentialPowers,
     ScratchBuffers,
     choose_scaling,
@@ -24,27 +26,22 @@ from .scaling_and_squaring import (
     quadratic_coefficients,
 )
 
-try:
-    from .rotation_kernels import exponential as kernel_exponential
-    from .rotation_kernels import exponential_backward as kernel_exponential_backward
-except ImportError:
-    kernel_exponential = None
-
 # The intermediate results of one call are kept for the gradient up to this size, 256 MiB. Larger ones are computed
 # again, which was measured to take a quarter longer.
 MAX_KEPT_BYTES = 1 << 28
 # Matrices kept per input matrix: B, B^2, the quadratics P1 ... P4, Q, and at norm 250 nine squarings.
 NUM_KEPT_MATRICES = 16
-# Squarings where the norms are not known. From theta = 0.5 (`FLOAT32_VIA_FLOAT64`) they reach norms of 2,000.
-MAX_SQUARINGS = 12
+# Squarings where the norms are not known. From theta = 0.5 (`FLOAT32_VIA_FLOAT64`) they reach norms of 500,000.
+MAX_SQUARINGS = 20
 
 
 def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     """exp(A) for skew-symmetric A, which is orthogonal with determinant 1.
 
     That the input is skew-symmetric is not checked. In float32 the result is within 1e-5 of the exact rotation for
-    spectral norms up to 250, at any size. The gradient is exact along skew-symmetric directions. Works under
-    torch.compile and torch.export, there for norms up to 2,000.
+    spectral norms up to 250; where all singular values are equal, within 4e-5 at width 128 (see docs/speed.md).
+    The gradient is exact along skew-symmetric directions. Works under torch.compile, the transforms of torch.func, and
+    torch.export, there for norms up to 500,000.
 
     Args:
         skew: shape (..., n, n), float32 or float64.
@@ -58,9 +55,16 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     if size == 4:
         return _exponential_of_size_4(skew)
     matrices = skew.reshape(-1, size, size)
-    exponential = _SkewExponential.apply if has_fast_path(skew) else traceable_exponential
-    with maybe_autocast(skew.device.type, enabled=False):
-        return exponential(matrices).reshape(skew.shape)
+    keeps = [[]] if torch.is_grad_enabled() and skew.requires_grad else []
+    (rotations,) = _SkewExponential.call(matrices, *keeps)
+    return rotations.reshape(skew.shape)
+
+
+def skew_matrix_exp_backward(skew: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """The gradient with respect to A (..., n, n) with n > 4, from that with respect to exp(A). Not differentiable."""
+    shape = (-1, *skew.shape[-2:])
+    (skew_grad,) = _SkewExponentialGradient.fast(skew.reshape(shape), grad.reshape(shape))
+    return skew_grad.view(skew.shape)
 
 
 def _exponential_of_size_2(skew: torch.Tensor) -> torch.Tensor:
@@ -98,25 +102,6 @@ def _quaternion_exponential(vector: torch.Tensor) -> torch.Tensor:
     return torch.cat((cos, sinc * vector), dim=-1)
 
 
-def values_are_known() -> bool:
-    """Whether code may depend on the values of tensors: neither a compiler nor a torch.func transform traces it."""
-    return not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-
-
-def has_fast_path(matrices: torch.Tensor) -> bool:
-    """Whether matrices (..., n, n) take the code for a CPU or the Triton kernels, not `traceable_exponential`."""
-    return values_are_known() and (matrices.device.type == "cpu" or _has_kernels(matrices))
-
-
-def _has_kernels(matrices: torch.Tensor) -> bool:
-    return (
-        kernel_exponential is not None
-        and matrices.is_cuda
-        and matrices.dtype == torch.float32
-        and matrices.shape[-1] in (8, 16, 32, 64, 128)
-    )
-
-
 def norm_bounds(skew: torch.Tensor) -> torch.Tensor:
     """Upper bounds of the spectral norms of skew-symmetric matrices, shape (...).
 
@@ -125,41 +110,67 @@ def norm_bounds(skew: torch.Tensor) -> torch.Tensor:
     return torch.linalg.matrix_norm(skew.detach()) / math.sqrt(2)
 
 
-class _SkewExponential(torch.autograd.Function):
-    """Chunks of matrices of similar norm on a CPU, Triton kernels on a GPU."""
+@compiled_as_operator
+class _SkewExponential(FastFunction):
+    """exp(A) of a batch (matrices, n, n), in chunks of similar norm. `chunks` takes what the gradient needs."""
 
     @staticmethod
-    def forward(ctx, matrices: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(matrices)
-        if matrices.is_cuda:
+    def fast(matrices: torch.Tensor, chunks: list["_Chunk"] | None = None) -> tuple[torch.Tensor, ...]:
+        if has_exponential(matrices):
             scaling = kernel_scaling(matrices.shape[-1])
-            return kernel_exponential(matrices.new_ones(1, 1), matrices[None], matrices.dtype, scaling)[0]
+            return (exponential(matrices.new_ones(1, 1), matrices[None], matrices.dtype, scaling)[0],)
         rotations = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-        keep = ctx.needs_input_grad[0] and NUM_KEPT_MATRICES * rotations.nbytes <= MAX_KEPT_BYTES
-        ctx.chunks = list(_chunks(matrices, for_gradient=True)) if keep else None
-        for chunk in ctx.chunks or _chunks(matrices, ScratchBuffers()):
+        keeps = chunks is not None and NUM_KEPT_MATRICES * rotations.nbytes <= MAX_KEPT_BYTES
+        if keeps:
+            chunks += _chunks(matrices, for_gradient=True)
+        for chunk in chunks if keeps else _chunks(matrices, ScratchBuffers(matrices.device)):
             rotations.index_copy_(0, chunk.index, chunk.exponential.rotations[0].to(matrices.dtype))
-        return rotations
+        return (rotations,)
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        with maybe_autocast(grad.device.type, enabled=False):
-            return _SkewExponential._gradient(ctx, grad)
+    def plain(matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (plain_exponential(matrices),)
 
     @staticmethod
-    def _gradient(ctx, grad: torch.Tensor) -> torch.Tensor:
-        (matrices,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return torch.autograd.grad(traceable_exponential(matrices), matrices, grad, create_graph=True)[0]
-        if matrices.is_cuda:
+    def graph(matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (traceable_exponential(matrices),)
+
+    @staticmethod
+    def results(matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (torch.empty_like(matrices, memory_format=torch.contiguous_format),)
+
+    @staticmethod
+    def gradients(inputs, needed, grads, chunks=None):
+        return _SkewExponentialGradient.call(*inputs, *grads, *([chunks] if chunks else []))
+
+
+@compiled_as_operator
+class _SkewExponentialGradient(FastFunction):
+    """The gradient with respect to A, from that with respect to exp(A)."""
+
+    @staticmethod
+    def fast(
+        matrices: torch.Tensor, grad: torch.Tensor, chunks: list["_Chunk"] | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        if has_exponential(matrices):
             arguments = (matrices.new_ones(1, 1), matrices[None], grad[None], FLOAT32_VIA_FLOAT64)
-            return kernel_exponential_backward(*arguments)[0]
+            return (exponential_backward(*arguments)[0],)
         matrices_grad = torch.empty_like(matrices, memory_format=torch.contiguous_format)
-        chunks, ctx.chunks, scratch = ctx.chunks, None, ScratchBuffers()
-        for chunk in chunks or _chunks(matrices, ScratchBuffers(), for_gradient=True):
+        kept, scratch = list(chunks or ()), ScratchBuffers(matrices.device)
+        for chunk in kept or _chunks(matrices, ScratchBuffers(matrices.device), for_gradient=True):
             scratch.reset()
             matrices_grad.index_copy_(0, chunk.index, chunk.backward(grad, scratch).to(matrices.dtype))
-        return matrices_grad
+        if kept:
+            chunks.clear()
+        return (matrices_grad,)
+
+    @staticmethod
+    def plain(matrices: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return pull_back(_SkewExponential.plain, (matrices,), (grad,))
+
+    @staticmethod
+    def results(matrices: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (torch.empty_like(matrices, memory_format=torch.contiguous_format),)
 
 
 class _Chunk(NamedTuple):
@@ -196,11 +207,12 @@ def _chunks(
     if not len(matrices):
         return
     size = matrices.shape[-1]
-    scaling = choose_scaling(matrices.dtype, size, matrices.abs().max().item())
-    coefficients = torch.tensor(quadratic_coefficients(scaling), dtype=scaling.dtype)
-    chunk_size = max(1, CHUNK_BYTES // (size * size * scaling.dtype.itemsize))
+    scaling = choose_scaling(matrices, matrices.abs().max().item())
+    coefficients = matrices.new_tensor(quadratic_coefficients(scaling), dtype=scaling.dtype)
+    chunk_bytes = CHUNK_BYTES if matrices.device.type == "cpu" else GPU_CHUNK_BYTES
+    chunk_size = max(1, chunk_bytes // (size * size * scaling.dtype.itemsize))
     for index in norm_bounds(matrices).argsort().split(chunk_size):
-        scratch = shared or ScratchBuffers()
+        scratch = shared or ScratchBuffers(matrices.device)
         scratch.reset()
         powers, quadratics = (scratch.empty(count, len(index), size, size, dtype=scaling.dtype) for count in (2, 4))
         b, square = powers
@@ -215,11 +227,16 @@ def _chunks(
         yield _Chunk(index, powers, coefficients, exponential)
 
 
-def traceable_exponential(matrices: torch.Tensor) -> torch.Tensor:
-    """The exponential by scaling and squaring, without control flow that depends on the values.
+def plain_exponential(matrices: torch.Tensor) -> torch.Tensor:
+    """The exponential of matrices (..., n, n) by torch's own, which has all derivatives, in float64 where there is."""
+    work = matrices if matrices.device.type == "mps" else matrices.double()
+    return torch.linalg.matrix_exp(work).to(matrices.dtype)
 
-    For compiled and exported graphs, for devices that would have to synchronize, and for second derivatives. All
-    matrices go through `MAX_SQUARINGS` squarings, and each keeps the results of as many as its norm needs.
+
+def traceable_exponential(matrices: torch.Tensor) -> torch.Tensor:
+    """The exponential by scaling and squaring, without control flow that depends on the values, for exporters.
+
+    All matrices go through `MAX_SQUARINGS` squarings, and each keeps the results of as many as its norm needs.
 
     Computed in float64 where the device has it: that is accurate for entries of any size, and is not affected by
     reduced precision of float32 products (TF32).

@@ -15,6 +15,7 @@ from ..data.batching import EvaluationExamples, StreamedExamples
 from .dataloader import StreamResumption, build_train_dataloader
 from .divergence import DivergenceCheck
 from .saving import atomic_save
+from .sharding import shard_rotations_in_float32
 
 
 class LiereTrainer(Trainer):
@@ -34,6 +35,12 @@ class LiereTrainer(Trainer):
         # The arguments are saved with every checkpoint: no place for a secret.
         args.push_to_hub, args.hub_token = False, None
         super().__init__(args=args, **kwargs)
+        if self.is_fsdp_enabled and self.accelerator.is_fsdp2:
+            # Before accelerate shards the rest of the model.
+            mesh = self.accelerator.torch_device_mesh
+            if mesh is not None:
+                mesh = mesh[tuple(self.accelerator.parallelism_config.fsdp_dim_names)]
+            shard_rotations_in_float32(self.model, mesh)
         # The filter hides losses that are not finite, and waits for the device in every step. See DivergenceCheck.
         self.args.logging_nan_inf_filter = False
         # Losses are means over the examples of a process; every process has the same number.

@@ -185,7 +185,7 @@ def test_only_the_first_layers_generators_are_used():
         ({"num_register_tokens": 1}, "register tokens"),
         ({"layer_scale_init_value": 0.1}, "LayerScale"),
         ({"head_dim": 32}, "head_dim is 32"),
-        ({"use_absolute_position_embeddings": True}, "beside a rotary encoding"),
+        ({"use_absolute_position_embeddings": True}, "in addition to a rotary encoding"),
     ],
 )
 def test_what_the_authors_code_cannot_represent(overrides, reason):

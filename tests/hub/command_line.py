@@ -1,5 +1,6 @@
 """liere-hf commands in the environment of a Hub client, in processes that start immediately."""
 
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -49,3 +50,4 @@ class CommandLine:
 
     def close(self) -> None:
         self.programs.close()
+        shutil.rmtree(self.directory)

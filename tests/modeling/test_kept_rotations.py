@@ -10,7 +10,8 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from liere_hf import LiereViTForImageClassification
-from liere_hf.modeling import modeling_liere_vit
+from liere_hf.modeling import kept_rotations
+from liere_hf.modeling.kept_rotations import MAX_GRIDS
 
 LARGER_GRID = (3, 5)
 
@@ -32,13 +33,13 @@ def logits(model, pixel_values):
 def computed(monkeypatch):
     """A list with one entry per computation of a layer's rotations."""
     calls = []
-    rotations_by_layer = modeling_liere_vit.rotations_by_layer
+    rotations_by_layer = kept_rotations.rotations_by_layer
 
     def spy(positions, generators):
         calls.extend(generators)
         return rotations_by_layer(positions, generators)
 
-    monkeypatch.setattr(modeling_liere_vit, "rotations_by_layer", spy)
+    monkeypatch.setattr(kept_rotations, "rotations_by_layer", spy)
     return calls
 
 
@@ -58,8 +59,7 @@ def test_inference_computes_rotations_once(computed, encoding, context):
 @pytest.mark.parametrize("sharing", [{"position_encoding": "visionllama"}, {"share_generators_across_layers": True}])
 def test_layers_that_share_rotations_keep_one(sharing):
     model = classifier(**sharing)
-    logits(model, random_input(model.config))
-    kept = model.liere_vit.rotations._cache.rotations
+    kept = model.liere_vit.rotations(torch.rand(1, 6, 2), torch.float32)
     assert len(kept) == model.config.num_hidden_layers > 1
     assert len({rotation.data_ptr() for rotation in kept}) == 1
 
@@ -78,7 +78,22 @@ def test_training_computes_rotations_in_every_step_and_keeps_none(computed):
     for _ in range(2):
         model(random_input(model.config)).logits.sum().backward()
     assert len(computed) == 3 * model.config.num_hidden_layers
-    assert not any(isinstance(value, tuple) for value in vars(model.liere_vit.rotations).values())
+    assert len(pickle.dumps(vars(model.liere_vit.rotations.kept))) < 1000
+
+
+def test_several_sizes_in_turn_are_computed_once_and_the_oldest_goes_first(computed):
+    model = classifier()
+    inputs = [random_input(model.config, grid_size=(2, columns)) for columns in range(2, 3 + MAX_GRIDS)]
+    for _ in range(2):
+        expected = [logits(model, each) for each in inputs[:MAX_GRIDS]]
+    assert len(computed) == MAX_GRIDS * model.config.num_hidden_layers
+    logits(model, inputs[0])
+    logits(model, inputs[MAX_GRIDS])
+    computed.clear()
+    assert torch.equal(logits(model, inputs[0]), expected[0])
+    assert not computed
+    assert torch.equal(logits(model, inputs[1]), expected[1])
+    assert len(computed) == model.config.num_hidden_layers
 
 
 def step_of_an_optimizer(model):
@@ -189,16 +204,6 @@ def test_copies_are_independent_and_carry_no_rotations(clone):
 
 def products(program):
     return [node for node in program.graph.nodes if "bmm" in str(node.target) or "cos" in str(node.target)]
-
-
-@pytest.mark.parametrize("encoding", ["liere", "rope_mixed", "visionllama"])
-def test_export_holds_the_rotations_as_constants(tmp_path, encoding):
-    classifier(position_encoding=encoding).save_pretrained(tmp_path)
-    model = LiereViTForImageClassification.from_pretrained(tmp_path)
-    pixel_values = random_input(model.config)
-    program = torch.export.export(model, (pixel_values,))
-    assert not products(program)
-    torch.testing.assert_close(program.module()(pixel_values).logits, logits(model, pixel_values), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["through .data", "another parameter", "loaded by assignment", "double"])

@@ -1024,15 +1024,7 @@ def meta_by_default():
 
 
 @pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize(
-    "encoding",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.xfail(strict=True, reason="a tensor without a device")] * (name == "liere")
-        )
-        for name in ENCODINGS
-    ],
-)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_tensors_are_on_the_device_of_the_input(num_axes, encoding, attention, request):
     """A tensor created without a device would be on `meta`, and could not be combined with other tensors."""

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from liere_hf.modeling import rotary_application, rotation_kernels
+from liere_hf.modeling import kernel_gate, rotary_application, rotation_kernels
 from liere_hf.modeling.scaling_and_squaring import FLOAT32_VIA_FLOAT64, kernel_scaling
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
@@ -73,8 +73,8 @@ def call(name: str, *arguments):
         arguments += (kernel_scaling(arguments[1].shape[-1]),)
     elif name == "exponential_backward":
         arguments += (FLOAT32_VIA_FLOAT64,)
-    module = rotary_application if name.endswith("by_kernel") else rotation_kernels
-    return getattr(module, name)(*arguments)
+    modules = (kernel_gate, rotary_application, rotation_kernels)
+    return getattr(next(module for module in modules if hasattr(module, name)), name)(*arguments)
 
 
 def run_packed(name: str, arguments: bytes) -> bytes:

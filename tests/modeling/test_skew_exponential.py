@@ -1,5 +1,8 @@
 """The exponential against SciPy's, closed forms and the properties of a rotation."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -229,11 +232,11 @@ def test_polynomial_is_the_exponential(scaling):
 
 
 def test_products_of_reduced_precision_are_avoided():
-    assert choose_scaling(torch.float32, 64, 1.0).dtype == torch.float32
+    assert choose_scaling(torch.empty(64, 64), 1.0).dtype == torch.float32
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        assert choose_scaling(torch.float32, 64, 1.0).dtype == torch.float64
+        assert choose_scaling(torch.empty(64, 64), 1.0).dtype == torch.float64
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -250,3 +253,37 @@ def test_autocast_changes_nothing(size):
             (rotation * skew.cumsum(-1)).sum().backward()
         results.append((rotation, leaf.grad))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def documented_errors():
+    """Rows of the table in docs/speed.md: width, and the largest error by structure."""
+    page = (Path(__file__).parents[2] / "docs" / "speed.md").read_text()
+    table = page.split("| width | initial generators | normal entries | equal singular values |\n", 1)[1]
+    rows = re.findall(r"^\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|$", table.split("\n\n")[0], flags=re.MULTILINE)
+    return [(int(width), *map(float, errors)) for width, *errors in rows]
+
+
+def of_norm_one(structure, size):
+    raw = random_skew(8, size, size, seed=5)
+    if structure == "initial":
+        upper = torch.rand(raw.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).triu(1)
+        raw = upper - upper.mT
+    elif structure == "equal":
+        plane = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+        basis, _ = torch.linalg.qr(raw + torch.eye(size))
+        raw = basis @ torch.block_diag(*[plane] * (size // 2)) @ basis.mT
+    return raw / torch.linalg.matrix_norm(raw, 2)[:, None, None]
+
+
+@pytest.mark.parametrize("row", documented_errors(), ids=lambda row: f"width {row[0]}")
+def test_errors_are_as_documented(row):
+    size, *errors = row
+    for structure, documented in zip(("initial", "normal", "equal"), errors, strict=True):
+        unit = of_norm_one(structure, size)
+        largest = 0
+        for norm in (1, 10, 40, 60, 80, 100, 120, 160, 200, 250):
+            skew = (norm * unit).float()
+            error = skew_matrix_exp(skew).double() - torch.linalg.matrix_exp(skew.double())
+            largest = max(largest, error.abs().max().item())
+        assert largest < documented, (structure, largest)
+    assert len(documented_errors()) == 6
