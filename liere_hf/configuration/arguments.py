@@ -74,7 +74,7 @@ ModelArguments.__doc__ = "The model: a preset or a checkpoint, and fields of Lie
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """transformers' TrainingArguments, and the total batch size."""
+    """transformers' TrainingArguments, the total batch size, and the pace of generators."""
 
     effective_batch_size: int | None = field(
         default=None,
@@ -82,6 +82,10 @@ class RunArguments(TrainingArguments):
             "help": "Total batch size of an optimizer step over all devices. Gradients are accumulated over batches "
             "of at most per_device_train_batch_size."
         },
+    )
+    generator_learning_rate_factor: float = field(
+        default=1.0,
+        metadata={"help": "Learning rate of the parameters of rotations, as a multiple of learning_rate."},
     )
 
     def __post_init__(self):
@@ -101,6 +105,9 @@ class RunArguments(TrainingArguments):
                 "auto_find_batch_size is True, allowed is False with effective_batch_size "
                 f"{self.effective_batch_size}: it changes the batch size"
             )
+        factor = self.generator_learning_rate_factor
+        if not (math.isfinite(factor) and factor >= 0):
+            raise InputError(f"generator_learning_rate_factor is {factor}, allowed is 0 or more")
         if self.report_to:
             self._require_trackers()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from ..data.batching import EvaluationExamples, StreamedExamples
 from .dataloader import StreamResumption, build_train_dataloader
 from .divergence import DivergenceCheck
+from .optimizer import rotation_parameter_names, set_learning_rate
 from .saving import atomic_save
 from .sharding import shard_rotations_in_float32
 
@@ -49,6 +50,22 @@ class LiereTrainer(Trainer):
         self._divergence = DivergenceCheck(self.args.device)
         if isinstance(self.train_dataset, StreamedExamples):
             self.add_callback(StreamResumption(self.train_dataset))
+
+    # ---- Optimizer ----
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """All but the parameters of rotations, whose size is a frequency: decay would turn rotations off."""
+        rotations = rotation_parameter_names(model)
+        return [name for name in super().get_decay_parameter_names(model) if name not in rotations]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The parameters of rotations get their own learning rate, where the arguments have a factor for it."""
+        factor, is_new = getattr(self.args, "generator_learning_rate_factor", 1.0), self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and factor != 1:
+            model = self.model if model is None else model
+            set_learning_rate(optimizer, model, rotation_parameter_names(model), factor * self.args.learning_rate)
+        return optimizer
 
     # ---- Data ----
 
