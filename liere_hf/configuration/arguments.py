@@ -83,9 +83,11 @@ class RunArguments(TrainingArguments):
             "of at most per_device_train_batch_size."
         },
     )
-    generator_learning_rate_factor: float = field(
-        default=1.0,
-        metadata={"help": "Learning rate of the parameters of rotations, as a multiple of learning_rate."},
+    generator_learning_rate_factor: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the parameters of rotations, as a multiple of learning_rate (default: 1)."
+        },
     )
 
     def __post_init__(self):
@@ -106,7 +108,7 @@ class RunArguments(TrainingArguments):
                 f"{self.effective_batch_size}: it changes the batch size"
             )
         factor = self.generator_learning_rate_factor
-        if not (math.isfinite(factor) and factor >= 0):
+        if factor is not None and not (math.isfinite(factor) and factor >= 0):
             raise InputError(f"generator_learning_rate_factor is {factor}, allowed is 0 or more")
         if self.report_to:
             self._require_trackers()

@@ -1,6 +1,7 @@
 """Trainings and evaluations of experiments. Each runs once, even if several experiments or processes need it."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import shutil
@@ -17,7 +18,7 @@ from accelerate import PartialState
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import parse_recipe
-from ..configuration.arguments import ARCHITECTURE_OPTIONS
+from ..configuration.arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments, RunArguments
 from ..data import load_splits
 from ..data.decoding.images import decode_image
 from ..evaluation import evaluate
@@ -98,9 +99,17 @@ class ExperimentRunner:
         self.state = PartialState()
 
     def key(self, setting: Setting, seed: int) -> str:
-        """Hash of everything that the training of a setting depends on, sixteen characters."""
-        options = recipe_options(*self._parse(setting, seed, "start" if setting.start else None))
-        options = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
+        """Hash of the options that a setting is trained with, sixteen characters.
+
+        Options at their defaults are left out: a new option then leaves finished runs valid.
+        """
+        options, defaults = (
+            recipe_options(*self._parse(setting, seed, "start" if setting.start else None)),
+            _defaults(),
+        )
+        options = {
+            name: value for name, value in options.items() if name not in LOCAL_OPTIONS and value != defaults.get(name)
+        }
         return _hash([options, self.key(setting.start, seed) if setting.start else None])
 
     def evaluation_key(self, setting: Setting, seed: int, name: str) -> str:
@@ -228,6 +237,11 @@ class ExperimentRunner:
                 yield False
                 return
             yield True
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return recipe_options(ModelArguments(), DataArguments(), RunArguments())
 
 
 def _hash(content: Any) -> str:

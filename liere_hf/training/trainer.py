@@ -60,9 +60,9 @@ class LiereTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The parameters of rotations get their own learning rate, where the arguments have a factor for it."""
-        factor, is_new = getattr(self.args, "generator_learning_rate_factor", 1.0), self.optimizer is None
+        factor, is_new = getattr(self.args, "generator_learning_rate_factor", None), self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and factor != 1:
+        if is_new and factor is not None:
             model = self.model if model is None else model
             set_learning_rate(optimizer, model, rotation_parameter_names(model), factor * self.args.learning_rate)
         return optimizer

@@ -126,6 +126,15 @@ def test_experiments_share_their_runs(tmp_path):
     assert len(keys["pooling"] & keys["accuracy"]) == 3
 
 
+def test_an_option_at_its_default_does_not_change_a_run(tmp_path):
+    """So that runs stay valid when an option is added."""
+    setting = EXPERIMENTS["spatial"].settings(read_scale("cpu"))[0]
+    plain = ExperimentRunner(tmp_path, {}, []).key(setting, 0)
+    assert ExperimentRunner(tmp_path, {}, ["--random_erasing", "0.0", "--adam_beta1", "0.9"]).key(setting, 0) == plain
+    assert ExperimentRunner(tmp_path, {}, ["--random_erasing", "0.1"]).key(setting, 0) != plain
+    assert ExperimentRunner(tmp_path, {}, ["--adam_beta1", "0.8"]).key(setting, 0) != plain
+
+
 def test_from_command_to_table_without_repeated_runs(tmp_path, capsys):
     assert run(*command(tmp_path)) == 0
     directory = tmp_path / "results" / "spatial" / "gpu"
