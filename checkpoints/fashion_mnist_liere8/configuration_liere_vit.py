@@ -1,10 +1,12 @@
 """LiereViT model configuration."""
 
+import math
 from collections.abc import Sequence
 
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .generator_initialization import GENERATOR_INITS
 from .position_encodings import POSITION_ENCODINGS
 from .positions import INTERPOLATIONS, POSITION_MODES
 
@@ -51,7 +53,14 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
             always 2 for `rope_mixed` and `visionllama`.
-        generator_init_scale: initial generators are uniform in [0, generator_init_scale).
+        generator_init: initial generators. `uniform`, as in the paper; or with frequencies between the two below:
+            `planar` (RoPE-Mixed's function: each plane is a pair of neighbouring dimensions), `random_basis` (each
+            block in a random basis, which all axes share) or `random_bases` (each axis in its own).
+        generator_init_scale: `uniform` is in [0, generator_init_scale).
+        generator_min_frequency, generator_max_frequency: initial angular frequencies in radians per patch.
+        pos_embed_shift, pos_embed_jitter, pos_embed_rescale: largest random shift of each axis, factor of each axis
+            and factor of all axes, by which the coordinates of rotary encodings are changed in each training batch
+            (DINOv3); None for no change.
         share_generators_across_layers: one set of generators for all layers.
         share_generators_across_heads: one set of generators for all heads of a layer.
         encoder_stride: pixels that one patch token is decoded to in masked image modeling; patch_size if not given.
@@ -104,7 +113,13 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_mode: str = "sequential"
     prefix_attention_bias: float = 0.0
     generator_block_size: int = 8
+    generator_init: str = "uniform"
     generator_init_scale: float = 6.283185307179586
+    generator_min_frequency: float = 0.1
+    generator_max_frequency: float = 1.5
+    pos_embed_shift: float | None = None
+    pos_embed_jitter: float | None = None
+    pos_embed_rescale: float | None = None
     share_generators_across_layers: bool = False
     share_generators_across_heads: bool = False
     encoder_stride: int | list[int] | tuple[int, ...] | None = None
@@ -207,6 +222,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             ("position_mode", POSITION_MODES),
             ("position_embedding_interpolation", INTERPOLATIONS),
             ("pooling", POOLINGS),
+            ("generator_init", GENERATOR_INITS),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are {', '.join(allowed)}")
@@ -221,6 +237,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         self._validate_sizes()
         self._validate_blocks()
+        self._validate_initial_generators()
+        self._validate_position_augmentation()
 
     def _validate_sizes(self) -> None:
         fields = ["patch_size", "image_size"] + ["encoder_stride"] * (self.encoder_stride is not None)
@@ -261,6 +279,25 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 f"generator_block_size is {block_size!r}, it must be even and divide head_dim ({self.head_dim}): "
                 f"allowed are {', '.join(divisors) or 'none, since head_dim is odd'}"
             )
+
+    def _validate_initial_generators(self) -> None:
+        low, high = self.generator_min_frequency, self.generator_max_frequency
+        for field, value in (("generator_min_frequency", low), ("generator_max_frequency", high)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{field} is {value!r}, allowed are numbers above 0, in radians per patch")
+        if low > high:
+            raise ValueError(
+                f"generator_min_frequency is {low!r}, allowed is at most generator_max_frequency, {high!r}"
+            )
+        encoding = POSITION_ENCODINGS[self.position_encoding]
+        if self.generator_init != "uniform" and encoding.parameters and encoding.initial_values is None:
+            raise ValueError(f"generator_init is {self.generator_init!r}, {self.position_encoding} allows uniform")
+
+    def _validate_position_augmentation(self) -> None:
+        for field, minimum in (("pos_embed_shift", 0), ("pos_embed_jitter", 1), ("pos_embed_rescale", 1)):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value >= minimum):
+                raise ValueError(f"{field} is {value!r}, allowed is None or a number of {minimum} or more")
 
     def _require_positive_integers(self, *fields: str) -> None:
         for field in fields:

@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_liere_vit import LiereViTConfig
 from .kept_rotations import KeptRotations
 from .position_encodings import POSITION_ENCODINGS
-from .positions import grid_positions, interpolate_position_table, stretched_positions
+from .positions import augment_positions, grid_positions, interpolate_position_table, stretched_positions
 from .rotary_application import rotate_queries_and_keys
 
 logger = logging.get_logger(__name__)
@@ -223,6 +223,16 @@ class LiereViTRotations(nn.Module):
         self.kept = KeptRotations()
         self._frozen: dict[FrozenGrid, list[str]] = {}
         self.register_load_state_dict_post_hook(_freeze_again)
+
+    def initialize(self) -> None:
+        """Initial values of the parameters, as `config.generator_init` says."""
+        encoding = POSITION_ENCODINGS[self.config.position_encoding]
+        if self.config.generator_init == "uniform":
+            for name in encoding.parameters:
+                init.uniform_(getattr(self, name), 0, self.config.generator_init_scale)
+        elif encoding.parameters:
+            for name, value in encoding.initial_values(self.config).items():
+                init.copy_(getattr(self, name), value)
 
     def _apply(self, fn, recurse=True):
         def keep_precision(tensor: torch.Tensor) -> torch.Tensor:
@@ -512,8 +522,7 @@ class LiereViTPreTrainedModel(PreTrainedModel):
             if module.mask_token is not None:
                 init.zeros_(module.mask_token)
         elif isinstance(module, LiereViTRotations):
-            for parameter in module.parameters():
-                init.uniform_(parameter, 0, self.config.generator_init_scale)
+            module.initialize()
         elif isinstance(module, LiereViTLayerScale):
             init.constant_(module.lambda1, self.config.layer_scale_init_value)
 
@@ -641,10 +650,17 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         # The meta device has no autocast and refuses the question.
         autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_states.dtype
-        if positions is not None:
-            return self.rotations(positions, dtype)
-        positions = grid_positions(grid_size, self.config.grid_size, self.config.position_mode, device=device)
-        return self.rotations(positions[None], dtype, grid_size)
+        if positions is None:
+            positions = grid_positions(grid_size, self.config.grid_size, self.config.position_mode, device=device)
+            positions = positions[None]
+        else:
+            grid_size = None
+        if self.training:
+            config = self.config
+            positions = augment_positions(
+                positions, config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale
+            )
+        return self.rotations(positions, dtype, grid_size)
 
 
 class LiereViTModel(LiereViTEncoder):

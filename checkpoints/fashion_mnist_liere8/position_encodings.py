@@ -11,6 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
+from .generator_initialization import (
+    circulant_initial_values,
+    dimension_sizes,
+    factored_initial_values,
+    free_initial_values,
+    partitioned_initial_values,
+)
+
 Generators = Callable[[PreTrainedConfig, Mapping[str, torch.Tensor], torch.device], torch.Tensor]
 
 
@@ -28,6 +36,8 @@ class PositionEncoding:
             b, b), where layers and heads are 1 if shared. None if nothing is rotated.
         parameters: what the generators are computed from, by name: the dimensions of each learned tensor, in words
             that `parameter_shapes` knows.
+        initial_values: from a configuration whose `generator_init` is not `uniform` to values of all parameters. None
+            if the encoding starts uniform only.
         block_size: the width b of its blocks, None if `config.generator_block_size` decides.
         has_table: whether a learned table of absolute positions is added to the patches.
         check: raises a ValueError for a configuration that the encoding does not allow.
@@ -38,6 +48,7 @@ class PositionEncoding:
     colors: Mapping[int | None, str] = field(default_factory=dict)
     generators: Generators | None = None
     parameters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    initial_values: Callable[[PreTrainedConfig], dict[str, torch.Tensor]] | None = None
     block_size: int | None = None
     has_table: bool = False
     check: Callable[[PreTrainedConfig], None] | None = None
@@ -58,13 +69,7 @@ class PositionEncoding:
 
     def parameter_shapes(self, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
         """Shapes of the learned tensors that the generators are computed from."""
-        sizes = {
-            "layers": 1 if config.share_generators_across_layers else config.num_hidden_layers,
-            "axes": config.num_axes,
-            "heads": 1 if config.share_generators_across_heads else config.num_attention_heads,
-            "blocks": config.head_dim // config.generator_block_size,
-            "width": config.generator_block_size,
-        }
+        sizes = dimension_sizes(config)
         return {name: tuple(sizes[word] for word in dimensions) for name, dimensions in self.parameters.items()}
 
 
@@ -95,6 +100,49 @@ def axial_generators(
     return generators
 
 
+def factored_generators(
+    config: PreTrainedConfig, parameters: Mapping[str, torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """ComRoPE-LD (arXiv 2506.03737): A_i = f_i A, one matrix for each block and a factor for each axis."""
+    return parameters["factors"][..., None, None] * parameters["basis"][:, None]
+
+
+def partitioned_generators(
+    config: PreTrainedConfig, parameters: Mapping[str, torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """ComRoPE-AP (arXiv 2506.03737): every block turns with one axis, which the blocks take in turn."""
+    axis_of_block = torch.arange(parameters["basis"].shape[2], device=device) % config.num_axes
+    is_axis = axis_of_block == torch.arange(config.num_axes, device=device)[:, None]
+    return is_axis[:, None, :, None, None] * parameters["basis"][:, None]
+
+
+def circulant_generators(
+    config: PreTrainedConfig, parameters: Mapping[str, torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """Circulant-STRING (arXiv 2502.02562): A_i = C_i - C_i^T with circulant C_i, whose first rows are learned."""
+    rows = parameters["rows"]
+    index = torch.arange(rows.shape[-1], device=device)
+    offset = index - index[:, None]
+    return rows[..., offset % len(index)] - rows[..., -offset % len(index)]
+
+
+def _require_a_block_per_axis(config: PreTrainedConfig) -> None:
+    blocks = config.head_dim // config.generator_block_size
+    if blocks < config.num_axes:
+        raise ValueError(
+            f"generator_block_size is {config.generator_block_size}, which makes {blocks} blocks of head_dim "
+            f"{config.head_dim}: comrope_ap needs at least one for each of {config.num_axes} axes"
+        )
+
+
+def _require_wide_blocks(config: PreTrainedConfig) -> None:
+    if config.generator_block_size < 4:
+        raise ValueError(
+            f"generator_block_size is {config.generator_block_size}, allowed for string is 4 or more: a narrower "
+            "circulant matrix is symmetric"
+        )
+
+
 def _require_a_pair_per_axis(config: PreTrainedConfig) -> None:
     if config.head_dim < 2 * config.num_axes:
         raise ValueError(
@@ -122,6 +170,7 @@ POSITION_ENCODINGS: dict[str, PositionEncoding] = {
         colors={None: "#009E73"},
         generators=free_generators,
         parameters=FREE_GENERATORS,
+        initial_values=free_initial_values,
         block_size=2,
     ),
     "liere": PositionEncoding(
@@ -130,6 +179,33 @@ POSITION_ENCODINGS: dict[str, PositionEncoding] = {
         colors={8: "#CC79A7", 64: "#E69F00"},
         generators=free_generators,
         parameters=FREE_GENERATORS,
+        initial_values=free_initial_values,
     ),
     "none": PositionEncoding(title="no", paper_name="none"),
+    "comrope_ld": PositionEncoding(
+        title="ComRoPE-LD{block_size}",
+        paper_name="comrope_ld{block_size}",
+        generators=factored_generators,
+        parameters={
+            "basis": ("layers", "heads", "blocks", "width", "width"),
+            "factors": ("layers", "axes", "heads", "blocks"),
+        },
+        initial_values=factored_initial_values,
+    ),
+    "comrope_ap": PositionEncoding(
+        title="ComRoPE-AP{block_size}",
+        paper_name="comrope_ap{block_size}",
+        generators=partitioned_generators,
+        parameters={"basis": ("layers", "heads", "blocks", "width", "width")},
+        initial_values=partitioned_initial_values,
+        check=_require_a_block_per_axis,
+    ),
+    "string": PositionEncoding(
+        title="STRING{block_size}",
+        paper_name="string{block_size}",
+        generators=circulant_generators,
+        parameters={"rows": ("layers", "axes", "heads", "blocks", "width")},
+        initial_values=circulant_initial_values,
+        check=_require_wide_blocks,
+    ),
 }

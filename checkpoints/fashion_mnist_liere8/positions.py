@@ -49,6 +49,26 @@ def grid_positions(
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
+def augment_positions(
+    positions: torch.Tensor, shift: float | None = None, jitter: float | None = None, rescale: float | None = None
+) -> torch.Tensor:
+    """Coordinates changed at random, the same for all patches and samples of a batch (DINOv3, arXiv 2508.10104).
+
+    Args:
+        positions: (batch or 1, patches, axes).
+        shift: largest shift, drawn for each axis, in units of the coordinates. DINOv3's unit is half the image.
+        jitter: largest factor, drawn for each axis between 1 / jitter and jitter, evenly in its logarithm.
+        rescale: largest factor, the same for all axes.
+    """
+    num_axes, like = positions.shape[-1], {"device": positions.device, "dtype": positions.dtype}
+    if shift is not None:
+        positions = positions + shift * (2 * torch.rand(num_axes, **like) - 1)
+    for factor, count in ((jitter, num_axes), (rescale, 1)):
+        if factor is not None:
+            positions = positions * factor ** (2 * torch.rand(count, **like) - 1)
+    return positions
+
+
 def stretched_positions(
     grid_size: Sequence[int], training_grid_size: Sequence[int], device: torch.device | str | None = None
 ) -> torch.Tensor:
