@@ -11,6 +11,7 @@ import yaml
 from ..configuration import ComparedEncoding, compared_encodings, encoding_options, paper_accuracy, parse_recipe
 from ..configuration.arguments import PRESETS
 from ..modeling.positions import POSITION_MODES
+from .curves import examples_to_reach
 from .runner import Options, Setting, Task
 
 
@@ -40,10 +41,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table: the value of one run, and whether it is a share of the test examples in per cent."""
+    """A column of the table: the value of one run, and whether it is a share of the test examples in per cent.
+
+    The value is None for tasks without it.
+    """
 
     title: str
-    of_run: Callable[[dict[str, Any]], float]
+    of_run: Callable[[dict[str, Any]], float | None]
     is_proportion: bool = True
 
 
@@ -79,9 +83,9 @@ class Experiment:
     curves_against: str | None = None
 
 
-def accuracy_of(evaluation: str) -> Callable[[dict[str, Any]], float]:
+def accuracy_of(evaluation: str) -> Callable[[dict[str, Any]], float | None]:
     """Accuracy in per cent of one of a run's evaluations. `training` is the one at the end of training."""
-    return lambda result: 100 * result["metrics"][evaluation]["accuracy"]
+    return lambda result: 100 * result["metrics"][evaluation]["accuracy"] if evaluation in result["metrics"] else None
 
 
 ACCURACY = Measure("accuracy, %", accuracy_of("training"))
@@ -260,6 +264,52 @@ def _pooling(scale: Scale) -> list[Setting]:
     ]
 
 
+# The options of generators to compare, by label. Frequencies are the defaults of LiereViTConfig.
+STARTS: dict[str, Options] = {
+    f"{start}{pace}": options | factor
+    for start, options in {
+        "published": {"generator_init": "uniform"},
+        "planar": {"generator_init": "planar"},
+        "random basis": {"generator_init": "random_basis"},
+        "random bases": {"generator_init": "random_bases"},
+    }.items()
+    for pace, factor in {"": {}, ", fast": {"generator_learning_rate_factor": 10.0}}.items()
+}
+
+
+def _start(scale: Scale) -> list[Setting]:
+    """Starts and paces for every encoding with free generators. Spatial tasks are also tested on larger canvases."""
+    tasks = [scale.tasks[name] for name in scale["start"]]
+    return [
+        Setting(
+            task,
+            {"start": label, "encoding": compared.title},
+            compared.options | options,
+            evaluations={name: _larger_canvas(task, cells) for name, cells in LARGER_CANVASES.items() if task.cells},
+        )
+        for task in tasks
+        for compared in compared_encodings().values()
+        for label, options in STARTS.items()
+        # Blocks of width 2 have one basis.
+        if compared.encoding.has_free_generators
+        and not (compared.encoding.block_size == 2 and options["generator_init"].startswith("random"))
+    ]
+
+
+LARGER_CANVASES = {"7 x 7": 7, "9 x 9": 9}
+
+
+def _examples_to(accuracy: float) -> Callable[[dict[str, Any]], float | None]:
+    """Training examples until a spatial task is solved to this accuracy; all of them if it never is."""
+
+    def of_run(result: dict[str, Any]) -> float | None:
+        if not result["metrics"].keys() & LARGER_CANVASES.keys():
+            return None
+        return examples_to_reach(result["curve"], accuracy) or result["curve"][-1]["examples"]
+
+    return of_run
+
+
 EXPERIMENTS = {
     "accuracy": Experiment(
         "Accuracy by encoding", "tables 1 and 2, appendix E", _accuracy, (ACCURACY, LOSS), "LieRE8"
@@ -309,6 +359,17 @@ EXPERIMENTS = {
         _initialization,
         (ACCURACY,),
         line=Line("initial values, uniform from 0 to", "encoding", log_x=True),
+    ),
+    "start": Experiment(
+        "Start and pace of the generators",
+        "beyond the paper",
+        _start,
+        (
+            ACCURACY,
+            *(Measure(f"{name} cells, %", accuracy_of(name)) for name in LARGER_CANVASES),
+            Measure("examples until 90%", _examples_to(0.9), is_proportion=False),
+        ),
+        "published",
     ),
     "pooling": Experiment("CLS or mean pooling", "section 5", _pooling, (ACCURACY,)),
 }

@@ -1,13 +1,15 @@
 """Figures of experiments: points or lines with intervals."""
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from ..configuration import compared_encodings
-from .experiments import Experiment
+from .experiments import Experiment, Measure
 from .summary import Results, Row, full_curves
 
 # Okabe and Ito's colors, for series that are not encodings.
@@ -15,34 +17,68 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = "osD^vPX"
 
 
+# Panels side by side.
+MAX_COLUMNS = 3
+
+
+class Panel(NamedTuple):
+    """A part of a figure: what it shows of some rows."""
+
+    title: str
+    measures: tuple[Measure, ...]
+    rows: list[Row]
+
+
 def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) -> None:
-    """Write the figure of an experiment: one panel per task, and learning curves if it has them."""
-    # The last part of an evaluation's name is the horizontal axis, the other parts are the panels.
-    parts = experiment.by_evaluation[:-1]
-    by_panel: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        by_panel.setdefault((row.task, *(row.labels[part] for part in parts)), []).append(row)
-    num_panels = len(by_panel) + bool(experiment.curves_against)
-    figure, panels = plt.subplots(
-        1, num_panels, figsize=(6.4 * num_panels, 4.4), layout="constrained", squeeze=False, sharey=bool(parts)
-    )
-    for axes, (name, chosen) in zip(panels[0], by_panel.items(), strict=False):
+    """Write the figure of an experiment: its panels, and learning curves if it has them."""
+    panels = _panels(experiment, rows)
+    count = len(panels) + bool(experiment.curves_against)
+    columns = min(count, MAX_COLUMNS)
+    lines = math.ceil(count / columns)
+    size, shares = (6.4 * columns, 4.4 * lines), len(experiment.by_evaluation) > 1
+    figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=shares)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    for axes, panel in zip(grid.flat, panels, strict=False):
         if experiment.by_evaluation:
-            _lines_by_evaluation(axes, chosen, experiment.by_evaluation)
+            _lines_by_evaluation(axes, panel.rows, experiment.by_evaluation)
         elif experiment.line is not None:
-            _lines(axes, chosen, experiment)
+            _lines(axes, panel.rows, experiment)
         else:
-            _points(axes, chosen, experiment)
+            _points(axes, panel)
         low, high = axes.get_ylim()
-        axes.set(title=", ".join(name), ylabel="accuracy, %", ylim=(max(low, 0), min(high, 101)))
+        is_proportion = panel.measures[0].is_proportion
+        axes.set(title=panel.title, ylim=(max(low, 0), min(high, 101) if is_proportion else high))
+        axes.set_ylabel(panel.measures[0].title if len(panel.measures) == 1 else "accuracy, %")
         axes.grid(axis="y", alpha=0.3)
     if experiment.by_evaluation:
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper")
+        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper")
     if experiment.curves_against:
-        _curves(panels[0][-1], results)
+        _curves(grid.flat[count - 1], results)
     figure.suptitle(f"{experiment.title} (95% intervals)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _panels(experiment: Experiment, rows: list[Row]) -> list[Panel]:
+    """One for each task and each evaluation, whose name's last part is the horizontal axis.
+
+    Points with two labels have a panel for each measure.
+    """
+    grouped: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        parts = (row.task, *(row.labels[part] for part in experiment.by_evaluation[:-1]))
+        grouped.setdefault(parts, []).append(row)
+    panels = []
+    for parts, chosen in grouped.items():
+        title, measures = ", ".join(parts), [each for each in experiment.measures if each.title in chosen[0].values]
+        if experiment.by_evaluation or experiment.line is not None:
+            panels.append(Panel(title, (measures[0],), chosen))
+        elif len(chosen[0].labels) > 1:
+            panels += [Panel(title, (measure,), chosen) for measure in measures]
+        else:
+            panels.append(Panel(title, tuple(each for each in measures if each.is_proportion), chosen))
+    return panels
 
 
 def _style(name: str, index: int) -> dict[str, str]:
@@ -60,16 +96,15 @@ def _errors(rows: list[Row], column: str) -> np.ndarray:
                      [(e.high if e.high is not None else e.mean) - e.mean for e in estimates]]).clip(0)  # fmt: skip
 
 
-def _points(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
+def _points(axes: Axes, panel: Panel) -> None:
     """Points grouped by the first label. Within a group, one point for each second label or each measure."""
-    first, *others = rows[0].labels
-    places = list(dict.fromkeys(row.labels[first] for row in rows))
-    measures = [measure.title for measure in experiment.measures if measure.is_proportion]
+    first, *others = panel.rows[0].labels
+    places = list(dict.fromkeys(row.labels[first] for row in panel.rows))
     series = {}
-    for row in rows:
-        for title in measures:
-            name = row.labels[others[0]] if others else title
-            series.setdefault(name, []).append((places.index(row.labels[first]), row, title))
+    for row in panel.rows:
+        for measure in panel.measures:
+            name = row.labels[others[0]] if others else measure.title
+            series.setdefault(name, []).append((places.index(row.labels[first]), row, measure.title))
     for index, (name, points) in enumerate(series.items()):
         axes.errorbar(
             [place + 0.6 * ((index + 0.5) / len(series) - 0.5) for place, _, _ in points],

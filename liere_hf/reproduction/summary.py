@@ -1,15 +1,14 @@
 """Table rows from the results of runs: means over seeds with intervals, and the paper's results."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .curves import Curve, examples_to_reach
 from .experiments import Experiment, Scale
 from .runner import Setting
-from .statistics import Estimate, over_seeds, two_proportion_z_test
+from .statistics import MANY_SEEDS, Estimate, over_seeds, paired_permutation_test, two_proportion_z_test
 
 Results = dict[tuple[str, int], dict[str, Any]]
-# Points with `examples` and `accuracy`, in the order of training.
-Curve = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,8 @@ class Row:
         values: one value per seed, by column.
         estimates: their means, by column.
         counts: correct test examples of all seeds, and all of them.
-        p_value: of the comparison of `counts` with those of the reference's row.
+        p_values: of the comparison with the reference's row, by column. With few seeds, only of the first column, by
+            `counts`.
     """
 
     task: str
@@ -32,7 +32,7 @@ class Row:
     counts: tuple[int, int]
     x: float | None = None
     paper: float | None = None
-    p_value: float | None = None
+    p_values: dict[str, float] = field(default_factory=dict)
 
 
 def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Row]:
@@ -46,7 +46,7 @@ def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Ro
         for name, title in {"training": setting.evaluated, **{name: name for name in setting.evaluations}}.items():
             labels = dict(zip(experiment.by_evaluation, title.split(", "), strict=True))
             rows.append(_row(experiment, setting, runs, name, labels))
-    return [_with_p_value(experiment, row, rows) for row in rows]
+    return [_with_p_values(experiment, row, rows) for row in rows]
 
 
 def _row(
@@ -55,7 +55,8 @@ def _row(
     if labels:
         values = {"accuracy, %": [100 * run["metrics"][evaluation]["accuracy"] for run in runs]}
     else:
-        values = {measure.title: [measure.of_run(run) for run in runs] for measure in experiment.measures}
+        measured = {measure.title: [measure.of_run(run) for run in runs] for measure in experiment.measures}
+        values = {title: each for title, each in measured.items() if None not in each}
     estimates = {title: over_seeds(each) for title, each in values.items()}
     metrics = [run["metrics"][evaluation] for run in runs]
     first = next(iter(estimates))
@@ -84,17 +85,23 @@ def _num_examples(metrics: dict[str, float]) -> int:
     return round(metrics["runtime"] * metrics["samples_per_second"])
 
 
-def _with_p_value(experiment: Experiment, row: Row, rows: list[Row]) -> Row:
+def _with_p_values(experiment: Experiment, row: Row, rows: list[Row]) -> Row:
     first = next(iter(row.labels))
     if experiment.reference is None or row.labels[first] == experiment.reference:
         return row
     for other in rows:
         same = {**row.labels, first: experiment.reference}
         if other.task == row.task and other.labels == same:
-            successes, trials = zip(row.counts, other.counts, strict=True)
-            _, p_value = two_proportion_z_test(successes, trials)
-            return Row(**{**vars(row), "p_value": p_value})
+            return replace(row, p_values=_p_values(row, other))
     return row
+
+
+def _p_values(row: Row, reference: Row) -> dict[str, float]:
+    if len(row.seeds) >= MANY_SEEDS and row.seeds == reference.seeds:
+        columns = row.values.keys() & reference.values.keys()
+        return {name: paired_permutation_test(row.values[name], reference.values[name]) for name in columns}
+    successes, trials = zip(row.counts, reference.counts, strict=True)
+    return {next(iter(row.values)): two_proportion_z_test(successes, trials)[1]}
 
 
 def full_curves(results: Results) -> dict[str, list[Curve]]:
@@ -122,15 +129,3 @@ def training_saved(baseline: str, results: Results) -> dict[str, Estimate | None
             factors.append(reference[-1]["examples"] / examples if examples else None)
         saved[encoding] = over_seeds(factors) if None not in factors else None
     return saved
-
-
-def examples_to_reach(curve: Curve, accuracy: float) -> float | None:
-    """Training examples needed for an accuracy, by linear interpolation between evaluations. None if not reached."""
-    for before, after in zip([None, *curve], curve, strict=False):
-        if after["accuracy"] < accuracy:
-            continue
-        if before is None:
-            return after["examples"]
-        share = (accuracy - before["accuracy"]) / (after["accuracy"] - before["accuracy"])
-        return before["examples"] + share * (after["examples"] - before["examples"])
-    return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..output_files import write_bytes, write_json
 from .experiments import Experiment, Scale
-from .statistics import Estimate
+from .statistics import MANY_SEEDS, Estimate
 from .summary import Results, Row, training_saved
 
 # Figure 9: how many times less training the relative encodings need for the accuracy of absolute positions.
@@ -33,10 +33,11 @@ def write_tables(directory: Path, experiment: Experiment, scale: Scale, rows: li
 def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: str) -> str:
     """The table, with its heading and the differences of the scale from the paper."""
     labels = list(dict.fromkeys(label for row in rows for label in row.labels))
-    columns = list(rows[0].estimates)
-    has_paper, has_p = (any(getattr(row, name) is not None for row in rows) for name in ("paper", "p_value"))
+    columns, tested = _columns(rows), [name for name in _columns(rows) if any(name in row.p_values for row in rows)]
+    has_paper = any(row.paper is not None for row in rows)
     header = ["task", *labels, "parameters", *(f"{column} (95% interval)" for column in columns)]
-    header += [*(["paper, %"] if has_paper else []), *([f"p, against {experiment.reference}"] if has_p else [])]
+    header += ["paper, %"] * has_paper
+    header += [f"p, against {experiment.reference}" + (f": {name}" if len(tested) > 1 else "") for name in tested]
     lines = [
         f"# {experiment.title} ({experiment.source}), scale {scale.name}",
         "",
@@ -46,18 +47,31 @@ def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: st
     lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     for row in rows:
         cells = [row.task, *(row.labels.get(label, "") for label in labels), f"{row.num_parameters:,}"]
-        cells += [as_text(row.estimates[column]) for column in columns]
+        cells += [as_text(row.estimates[column]) if column in row.estimates else "" for column in columns]
         if has_paper:
             cells.append("" if row.paper is None else f"{row.paper:g}")
-        if has_p:
-            cells.append("" if row.p_value is None else p_text(row.p_value))
+        cells += [p_text(row.p_values[name]) if name in row.p_values else "" for name in tested]
         lines.append(f"| {' | '.join(cells)} |")
     seeds = rows[0].seeds
-    how = "Student's t over the seeds" if len(seeds) > 1 else "Wilson, over the test examples"
-    lines += ["", f"Seeds: {', '.join(map(str, seeds))}. Intervals: {how}. Measured on {hardware}."]
-    if has_p:
+    lines += ["", f"Seeds: {', '.join(map(str, seeds))}. Intervals: {_intervals(seeds)}. Measured on {hardware}."]
+    if tested and len(seeds) >= MANY_SEEDS:
+        lines.append(
+            "p values: exact permutation test over paired seeds, two-sided, without correction for their number."
+        )
+    elif tested:
         lines.append("p values: two-proportion z-test over the test examples of all seeds, which are the same ones.")
     return "\n".join(lines) + "\n"
+
+
+def _columns(rows: list[Row]) -> list[str]:
+    """Those of all tasks, in the order of the measures."""
+    return list(dict.fromkeys(column for row in rows for column in row.values))
+
+
+def _intervals(seeds: list[int]) -> str:
+    if len(seeds) >= MANY_SEEDS:
+        return "bootstrap over the seeds"
+    return "Student's t over the seeds" if len(seeds) > 1 else "Wilson, over the test examples"
 
 
 def _saved_markdown(baseline: str, saved: dict[str, Estimate | None]) -> str:
@@ -96,13 +110,13 @@ def _as_json(experiment: Experiment, scale: Scale, rows: list[Row], hardware: st
 
 def _as_csv(rows: list[Row]) -> str:
     labels = list(dict.fromkeys(label for row in rows for label in row.labels))
-    columns = list(rows[0].values)
+    columns = _columns(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["task", *labels, "seed", "num_parameters", *columns])
     for row in rows:
         for index, seed in enumerate(row.seeds):
-            values = [f"{row.values[column][index]:.4f}" for column in columns]
+            values = [f"{row.values[column][index]:.4f}" if column in row.values else "" for column in columns]
             writer.writerow(
                 [row.task, *(row.labels.get(label, "") for label in labels), seed, row.num_parameters, *values]
             )

@@ -109,7 +109,9 @@ def test_the_table_has_every_result_and_the_figure_is_drawn(name, scale_name, tm
     assert len({len(line) for line in lines}) == 1 + (experiment.curves_against is not None)
     if name != "shuffling":
         with (tmp_path / "results.csv").open() as file:
-            assert {record["accuracy, %"] for record in csv.DictReader(file)} == accuracies
+            records = [*csv.DictReader(file)]
+        titles = {measure.title for measure in experiment.measures if measure.is_proportion}
+        assert {record[title] for record in records for title in titles} - {""} == accuracies
     assert Image.open(tmp_path / "figure.png").width > 500
 
 
