@@ -24,8 +24,10 @@ from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..modeling.position_encodings import POSITION_ENCODINGS
 from ..modeling.skew_exponential import skew_matrix_exp
 from ..output_files import write_bytes, write_json
+from . import equivariance
 from .experiments import Scale
 from .runner import ExperimentRunner, Setting
+from .tables import table_lines
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,23 @@ def _flops(directory: Path, scale: Scale, runner: ExperimentRunner, console: Con
             rows.append(row)
     lines = ["# FLOPs (table 8)", ""]
     lines += textwrap.wrap(FLOPS_TEXT, 118)
-    lines += [
-        "",
-        "| size | encoding | parameters | GFLOPs | applying alone, % | inference, % | training, % | paper, % |",
+    header = [
+        "size",
+        "encoding",
+        "parameters",
+        "GFLOPs",
+        "applying alone, %",
+        "inference, %",
+        "training, %",
+        "paper, %",
     ]
-    lines.append(f"|{'---|' * 8}")
+    body = []
     for row in rows:
         paper = "" if row["paper_percent"] is None else f"+{row['paper_percent']:g}"
         cells = [row["size"], row["encoding"], f"{row['num_parameters']:,}", f"{row['inference'] / 1e9:.2f}"]
         kinds = ("applying_percent", "inference_overhead_percent", "training_overhead_percent")
-        cells += [*(f"{row[kind]:+.2f}" for kind in kinds), paper]
-        lines.append(f"| {' | '.join(cells)} |")
+        body.append([*cells, *(f"{row[kind]:+.2f}" for kind in kinds), paper])
+    lines += ["", *table_lines(header, body)]
     _write(directory, rows, lines, console)
 
 
@@ -126,8 +134,8 @@ def _rope(directory: Path, scale: Scale, runner: ExperimentRunner, console: Cons
         "against transformers' RoPE at the generators' angular frequencies after a change of basis.",
         "",
     ]
-    lines += ["| block size | largest deviation of a score |", "|---|---|"]
-    lines += [f"| {row['block size']} | {row['largest_deviation']:.1e} |" for row in rows]
+    cells = [[str(row["block size"]), f"{row['largest_deviation']:.1e}"] for row in rows]
+    lines += table_lines(["block size", "largest deviation of a score"], cells)
     _write(directory, rows, lines, console)
 
 
@@ -175,10 +183,9 @@ def _attention(directory: Path, scale: Scale, runner: ExperimentRunner, console:
     lines = ["# Attention of CLS by layer (figure 12)", ""]
     lines += [f"Entropy of CLS's attention to the patches, mean of heads and {NUM_PICTURES} test images, in bits.", ""]
     layers = sorted({row["layer"] for row in entropies})
-    lines += [f"| encoding | {' | '.join(f'layer {layer}' for layer in layers)} |", f"|{'---|' * (len(layers) + 1)}"]
-    for encoding in maps:
-        bits = [f"{row['entropy_bits']:.2f}" for row in entropies if row["encoding"] == encoding]
-        lines.append(f"| {encoding} | {' | '.join(bits)} |")
+    bits = {name: [f"{row['entropy_bits']:.2f}" for row in entropies if row["encoding"] == name] for name in maps}
+    header = ["encoding", *(f"layer {layer}" for layer in layers)]
+    lines += table_lines(header, [[encoding, *of_layers] for encoding, of_layers in bits.items()])
     _draw_attention(directory / "figure.png", maps, pictures[0].permute(1, 2, 0).numpy())
     _write(directory, entropies, lines, console)
 
@@ -225,8 +232,14 @@ def _write(directory: Path, rows: list[dict[str, Any]], lines: list[str], consol
     console.print("\n".join(lines), markup=False)
 
 
+def _equivariance(directory: Path, scale: Scale, runner: ExperimentRunner, console: Console) -> None:
+    rows = equivariance.measure_equivariance(scale, runner, console)
+    _write(directory, rows, equivariance.table(rows), console)
+
+
 ANALYSES = {
     "flops": Analysis("FLOPs of all sizes and encodings", "table 8", _flops),
     "rope": Analysis("LieRE in one dimension is RoPE", "appendix A", _rope),
+    "equivariance": Analysis("How far encodings are from relative ones", "beyond the paper", _equivariance),
     "attention": Analysis("Attention of CLS by layer", "figure 12", _attention),
 }

@@ -110,7 +110,7 @@ def _by_encoding(task: Task, **further: Any) -> list[Setting]:
             task,
             {"encoding": compared.title},
             compared.options,
-            **{"paper": paper_accuracy(task.compare, compared.paper_name), **further},
+            **{"paper": paper_accuracy(task.paper_results, compared.paper_name), **further},
         )
         for compared in compared_encodings().values()
     ]
@@ -151,9 +151,9 @@ def _block_size(scale: Scale) -> list[Setting]:
     settings = []
     for width in (2, 4, 8, 16, 32, 64):
         options = encoding_options("liere", width)
-        paper = paper_accuracy(scale.images.compare, f"liere{width}")
+        paper = paper_accuracy(scale.images.paper_results, f"liere{width}")
         if width == 2:
-            options, paper = encoding_options("rope_mixed"), paper_accuracy(scale.images.compare, "rope_mixed")
+            options, paper = encoding_options("rope_mixed"), paper_accuracy(scale.images.paper_results, "rope_mixed")
         settings.append(Setting(scale.images, {"block size": str(width)}, options, paper=paper, x=width))
     return settings
 

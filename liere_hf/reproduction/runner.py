@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration import parse_recipe
@@ -22,6 +23,7 @@ from ..configuration.arguments import ARCHITECTURE_OPTIONS, DataArguments, Model
 from ..data import load_splits
 from ..data.decoding.images import decode_image
 from ..evaluation import evaluate
+from ..model_loading import build_model
 from ..output_files import write_json
 from ..run_directory import LOCAL_OPTIONS, METRICS_FILE, TRAINING_FILE, learning_curve, recipe_options, train_seconds
 from ..training.run import train
@@ -36,7 +38,7 @@ class Task:
     """A data set with its recipe.
 
     Attributes:
-        compare: name of the paper's results to compare with.
+        paper_results: name of the paper's results to compare with.
         cells: cells per side, for a spatial task.
         seeds: instead of those of the scale.
     """
@@ -44,7 +46,7 @@ class Task:
     name: str
     title: str
     recipe: str
-    compare: str
+    paper_results: str
     options: Options = field(default_factory=dict)
     cells: int | None = None
     seeds: list[int] | None = None
@@ -181,6 +183,12 @@ class ExperimentRunner:
                 return directory
             time.sleep(POLLING_SECONDS)
 
+    def untrained_model(self, setting: Setting, seed: int) -> PreTrainedModel:
+        """The model with which training starts, but for its classes."""
+        model_arguments, *_ = self._parse(setting, seed, None)
+        set_seed(seed)
+        return build_model(model_arguments, ["0", "1"])
+
     def test_pictures(self, task: Task, count: int) -> list[torch.Tensor]:
         """The first test images of an image task, uint8 (3, height, width)."""
         _, data_arguments, training_arguments = self._parse(Setting(task, {}), 0, None)
@@ -192,7 +200,7 @@ class ExperimentRunner:
         if path.is_file():
             return json.loads(path.read_text())
         # The model brings its architecture, which these options may override.
-        flags = self._flags(setting, {"seed": seed, **setting.evaluations[name]}, with_training=False)
+        flags = self._flags(setting, {"seed": seed, **setting.evaluations[name]}, is_new_model=False)
         flags += ["--model_name_or_path", str(directory), "--output_dir", str(directory / "evaluation")]
         metrics = evaluate(*parse_recipe(setting.task.recipe, flags))
         self.state.wait_for_everyone()
@@ -205,12 +213,12 @@ class ExperimentRunner:
         options = {**setting.options, "seed": seed}
         if start is not None:
             options["model_name_or_path"] = str(start)
-        return parse_recipe(setting.task.recipe, self._flags(setting, options, with_training=start is None))
+        return parse_recipe(setting.task.recipe, self._flags(setting, options, is_new_model=start is None))
 
-    def _flags(self, setting: Setting, options: Options, with_training: bool) -> list[str]:
+    def _flags(self, setting: Setting, options: Options, is_new_model: bool) -> list[str]:
         """Options as flags. For a checkpoint, the task's options of the architecture are left out."""
         given = {**setting.task.options, **options}
-        if not with_training:
+        if not is_new_model:
             left_out = ARCHITECTURE_OPTIONS - options.keys()
             given = {name: value for name, value in given.items() if name not in left_out}
         dataset = parse_recipe(setting.task.recipe)[1].dataset

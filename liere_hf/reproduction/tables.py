@@ -3,6 +3,7 @@
 import csv
 import io
 import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,20 @@ def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: st
         *textwrap.wrap(scale.changes, 118),
         "",
     ]
-    lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    body = []
     for row in rows:
         cells = [row.task, *(row.labels.get(label, "") for label in labels), f"{row.num_parameters:,}"]
         cells += [as_text(row.estimates[column]) if column in row.estimates else "" for column in columns]
         if has_paper:
             cells.append("" if row.paper is None else f"{row.paper:g}")
         cells += [p_text(row.p_values[name]) if name in row.p_values else "" for name in tested]
-        lines.append(f"| {' | '.join(cells)} |")
+        body.append(cells)
     seeds = rows[0].seeds
-    lines += ["", f"Seeds: {', '.join(map(str, seeds))}. Intervals: {_intervals(seeds)}. Measured on {hardware}."]
+    lines += [
+        *table_lines(header, body),
+        "",
+        f"Seeds: {', '.join(map(str, seeds))}. Intervals: {_intervals(seeds)}. Measured on {hardware}.",
+    ]
     if tested and len(seeds) >= MANY_SEEDS:
         lines.append(
             "p values: exact permutation test over paired seeds, two-sided, without correction for their number."
@@ -79,11 +84,16 @@ def _saved_markdown(baseline: str, saved: dict[str, Estimate | None]) -> str:
         "",
         f"Times less training for the final accuracy of {baseline} positions, with all data (paper: {PAPER_SAVED}):",
         "",
-        "| encoding | times (95% interval) |",
-        "|---|---|",
     ]
-    lines += [f"| {name} | {as_text(estimate) if estimate else 'not reached'} |" for name, estimate in saved.items()]
+    cells = [[name, as_text(estimate) if estimate else "not reached"] for name, estimate in saved.items()]
+    lines += table_lines(["encoding", "times (95% interval)"], cells)
     return "\n".join(lines) + "\n"
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table as lines of Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (header, *rows))
+    return [first, f"|{'---|' * len(header)}", *others]
 
 
 def as_text(estimate: Estimate) -> str:

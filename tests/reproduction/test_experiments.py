@@ -71,7 +71,7 @@ def test_every_run_has_valid_options_and_a_unique_key(name, scale_name, tmp_path
         assert len(scale.seeds_of(setting.task)) >= (3 if scale_name == "cpu" else 1)
         keys.add(runner.key(setting, 0))
         for options in setting.evaluations.values():
-            flags = runner._flags(setting, options, with_training=False)
+            flags = runner._flags(setting, options, is_new_model=False)
             parse_recipe(setting.task.recipe, [*flags, "--model_name_or_path", "x"])
     assert len(keys) == len(settings)
     assert runner.key(settings[0], 0) != runner.key(settings[0], 1)
