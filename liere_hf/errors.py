@@ -1,5 +1,7 @@
 """Errors whose message is one sentence for the user; the command line prints them without a traceback."""
 
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input: the message names it, and what is allowed."""
@@ -24,3 +26,9 @@ class TrainingInterruptedError(Exception):
 def sentence(error: InputError | RunError) -> str:
     """The message of an error, without the traceback that one from a worker process carries."""
     return str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")
+
+
+def first_names(names: Iterable[str]) -> str:
+    """Three names in alphabetical order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -135,14 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert", help="convert a checkpoint of other code to a model of this package", allow_abbrev=False
     )
-    convert.add_argument("source", help="path of the checkpoint; with --from timm or vit also a Hub id")
+    convert.add_argument("source", help="path of the checkpoint; with --from timm, vit or dinov3 also a Hub id")
     convert.add_argument("output_dir", type=Path, help="directory to create")
     convert.add_argument(
         "--from",
         dest="kind",
         required=True,
-        choices=["liere", "timm", "vit"],
-        help="origin: the authors' code, timm's RoPE-Mixed models, or transformers' ViT, DeiT and DINOv2",
+        choices=["liere", "timm", "vit", "dinov3"],
+        help="origin: the authors' code, timm's RoPE-Mixed models, transformers' ViT, DeiT and DINOv2, or its DINOv3",
     )
     convert.set_defaults(run=_convert, option_names=conversion_option_names)
 

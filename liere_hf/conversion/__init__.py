@@ -1,6 +1,7 @@
 """Conversion of checkpoints of other code, and extension of models, without changing what they compute."""
 
 from .convert import convert
+from .dinov3 import from_dinov3
 from .growth import widen_generators
 from .inflation import inflate
 from .liere import export_state_dict, from_liere
@@ -12,6 +13,7 @@ __all__ = [
     "ConversionOptions",
     "convert",
     "export_state_dict",
+    "from_dinov3",
     "from_liere",
     "from_timm",
     "from_vit",

@@ -19,6 +19,7 @@ from ..output_files import sha256, write_json
 from ..run_directory import CONVERSION_FILE, read_checkpoint
 from ..version import __version__
 from . import liere, timm
+from .dinov3 import from_dinov3
 from .files import read_tensors
 from .growth import widen_generators
 from .options import ConversionOptions
@@ -28,6 +29,7 @@ SOURCES = {
     "liere": "a checkpoint of the authors' code (StanfordMIMI/LieRE)",
     "timm": "a RoPE-Mixed vision transformer of timm",
     "vit": "a ViT, DeiT or DINOv2 of transformers",
+    "dinov3": "a DINOv3 of transformers",
 }
 
 
@@ -37,9 +39,9 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
     The directory is complete or absent: an error leaves nothing behind.
 
     Args:
-        source: a file. For `timm` also a model name or Hub id. For `vit` a directory or Hub id.
+        source: a file. For `timm` also a model name or Hub id. For `vit` and `dinov3` a directory or Hub id.
         output_dir: a directory that does not exist yet.
-        kind: `liere`, `timm` or `vit`.
+        kind: one of `SOURCES`.
 
     Raises:
         InputError: the source cannot be converted, or an option does not fit it.
@@ -55,8 +57,8 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
     elif kind == "timm":
         model = timm.from_timm(read_tensors(_timm_file(source)), options, source)
         processor = _processor(model, timm.IMAGE_MEAN, timm.IMAGE_STD, PILImageResampling.BICUBIC)
-    elif kind == "vit":
-        model = from_vit(source, options)
+    elif kind in ("vit", "dinov3"):
+        model = from_vit(source, options) if kind == "vit" else from_dinov3(source, options)
         processor = _processor_of(source)
     else:
         raise InputError(f"from is {kind!r}, allowed are {', '.join(SOURCES)}")

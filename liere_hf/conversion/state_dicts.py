@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, first_names
 
 
 class Tensors:
@@ -44,11 +44,11 @@ class Tensors:
     def require_empty(self) -> None:
         """Raise InputError if tensors are left."""
         if self._tensors:
-            raise InputError(f"{self.source} has {len(self._tensors)} unknown weights: {_first(self._tensors)}")
+            raise InputError(f"{self.source} has {len(self._tensors)} unknown weights: {first_names(self._tensors)}")
 
     def _get(self, name: str) -> torch.Tensor:
         if name not in self._tensors:
-            raise InputError(f"{self.source} lacks the weight {name} (it has {_first(self._tensors)})")
+            raise InputError(f"{self.source} lacks the weight {name} (it has {first_names(self._tensors)})")
         return self._tensors[name]
 
 
@@ -57,7 +57,7 @@ def load_exactly(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], so
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - state_dict.keys()), sorted(state_dict.keys() - expected.keys())
     if missing or extra:
-        problem = f"lacks {_first(missing)}" if missing else f"additionally has {_first(extra)}"
+        problem = f"lacks {first_names(missing)}" if missing else f"additionally has {first_names(extra)}"
         raise InputError(f"{source} {problem}, in the names of LiereViT")
     for name, tensor in state_dict.items():
         if tensor.shape != expected[name].shape:
@@ -65,8 +65,3 @@ def load_exactly(model: torch.nn.Module, state_dict: dict[str, torch.Tensor], so
                 f"{source} has {name} of shape {tuple(tensor.shape)} where {tuple(expected[name].shape)} is expected"
             )
     model.load_state_dict(state_dict)
-
-
-def _first(names) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

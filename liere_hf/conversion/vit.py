@@ -1,10 +1,12 @@
 """Import of transformers' vision transformers ViT, DeiT and DINOv2."""
 
+from collections.abc import Sequence
+
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from ..errors import InputError
+from ..errors import InputError, first_names
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTModel
 from ..modeling.position_encodings import POSITION_ENCODINGS
@@ -12,7 +14,7 @@ from .options import ConversionOptions
 from .state_dicts import Tensors, load_exactly
 from .timm import convolution_as_linear
 
-MODEL_TYPES = ("vit", "deit", "dinov2")
+MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 
 
 def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassification | LiereViTModel:
@@ -29,7 +31,7 @@ def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassific
         InputError: the model does not exist, has another architecture, or layers that LiereViT does not have.
     """
     source = load_source(name)
-    config = _read_config(source.config, options, name)
+    config = _read_config(source.config, options)
     is_classifier = hasattr(source, "classifier")
     model_class = LiereViTForImageClassification if is_classifier else LiereViTModel
     model = model_class(config).eval()
@@ -37,38 +39,40 @@ def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassific
     return model
 
 
-def load_source(name: str) -> PreTrainedModel:
+def load_source(name: str, model_types: Sequence[str] = MODEL_TYPES) -> PreTrainedModel:
     """The model at `name`, with the classifier of its checkpoint, if any."""
     try:
         config = AutoConfig.from_pretrained(name)
-        if config.model_type not in MODEL_TYPES:
-            raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(MODEL_TYPES)}")
+        if config.model_type not in model_types:
+            raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(model_types)}")
         has_classifier = any("ForImageClassification" in architecture for architecture in config.architectures or [])
         auto_class = AutoModelForImageClassification if has_classifier and config.model_type != "dinov2" else AutoModel
-        return auto_class.from_pretrained(name).eval()
+        model, report = auto_class.from_pretrained(name, output_loading_info=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"model {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    # transformers draws what is missing at random. A pooler is not converted.
+    missing = [key for key in report["missing_keys"] if "pooler." not in key]
+    if missing:
+        raise InputError(f"{name} lacks {len(missing)} weights: {first_names(missing)}")
+    return model.eval()
 
 
-def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str) -> LiereViTConfig:
-    if getattr(source, "use_swiglu_ffn", False):
-        raise InputError(f"{name} has SwiGLU MLPs, which LiereViT does not have")
+def _read_config(source: PreTrainedConfig, options: ConversionOptions) -> LiereViTConfig:
     encoding = options.position_encoding or "liere"
     allowed = [key for key, entry in POSITION_ENCODINGS.items() if entry.has_table or entry.has_free_generators]
     if encoding not in allowed:
         raise InputError(f"position_encoding is {encoding!r}, allowed are {', '.join(allowed)}")
-    hidden_size = source.hidden_size
+    is_gated = getattr(source, "use_swiglu_ffn", False)
     return options.build_config(
-        image_size=_two(source.image_size),
-        patch_size=_two(source.patch_size),
+        image_size=two_axes(source.image_size),
+        patch_size=two_axes(source.patch_size),
         num_channels=source.num_channels,
-        hidden_size=hidden_size,
+        hidden_size=source.hidden_size,
         num_hidden_layers=source.num_hidden_layers,
         num_attention_heads=source.num_attention_heads,
-        intermediate_size=int(hidden_size * source.mlp_ratio)
-        if hasattr(source, "mlp_ratio")
-        else source.intermediate_size,
-        hidden_act=source.hidden_act,
+        intermediate_size=_intermediate_size(source),
+        hidden_act="silu" if is_gated else source.hidden_act,
+        use_gated_mlp=is_gated,
         hidden_dropout_prob=source.hidden_dropout_prob,
         attention_probs_dropout_prob=source.attention_probs_dropout_prob,
         initializer_range=source.initializer_range,
@@ -76,7 +80,7 @@ def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str
         qkv_bias=source.qkv_bias,
         drop_path_rate=getattr(source, "drop_path_rate", 0.0),
         layer_scale_init_value=getattr(source, "layerscale_value", 0.0),
-        num_register_tokens=1 if source.model_type == "deit" else 0,
+        num_register_tokens=1 if source.model_type == "deit" else getattr(source, "num_register_tokens", 0),
         pooling=options.pooling or "cls",
         position_encoding=encoding,
         generator_block_size=options.generator_block_size or 8,
@@ -86,7 +90,16 @@ def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str
     )
 
 
-def _two(size: int | list[int] | tuple[int, ...]) -> list[int]:
+def _intermediate_size(source: PreTrainedConfig) -> int:
+    if not hasattr(source, "mlp_ratio"):
+        return source.intermediate_size
+    width = int(source.hidden_size * source.mlp_ratio)
+    # As DINOv2's SwiGLU, which has two thirds of the width, rounded up to a multiple of 8.
+    return (int(width * 2 / 3) + 7) // 8 * 8 if getattr(source, "use_swiglu_ffn", False) else width
+
+
+def two_axes(size: int | list[int] | tuple[int, ...]) -> list[int]:
+    """A size for both axes, or one for each, as the latter."""
     return [size, size] if isinstance(size, int) else list(size)
 
 
@@ -106,6 +119,9 @@ LAYER_PARTS = {
     "norm2": "layernorm_after",
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
+    "mlp.gate_proj": "mlp.gate_proj",
+    "mlp.up_proj": "mlp.up_proj",
+    "mlp.down_proj": "mlp.down_proj",
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
@@ -124,6 +140,8 @@ def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[
     # The rows of the table for prefix tokens are added to our prefix tokens.
     for row, target in enumerate(("cls_token", "register_tokens")[: len(prefix_tokens)]):
         renamed[f"embeddings.{target}"] = prefix_tokens[row] + table[:, row : row + 1]
+    if "embeddings.register_tokens" in weights:
+        renamed["embeddings.register_tokens"] = weights.take("embeddings.register_tokens")
     encoding = POSITION_ENCODINGS[config.position_encoding]
     if config.use_absolute_position_embeddings or encoding.has_table:
         renamed["embeddings.position_embeddings"] = table[:, len(prefix_tokens) :].clone()
@@ -134,6 +152,8 @@ def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[
         for theirs, ours in LAYER_PARTS.items():
             if f"{layer}.{theirs}.weight" in weights:
                 weights.take_linear(f"{layer}.{theirs}", f"{layer}.{ours}", renamed)
+        if f"{layer}.mlp.weights_in.weight" in weights:
+            renamed |= _gated_mlp(weights, f"{layer}.mlp")
         if config.layer_scale_init_value:
             for part in ("layer_scale1", "layer_scale2"):
                 renamed[f"{layer}.{part}.lambda1"] = weights.take(f"{layer}.{part}.lambda1")
@@ -144,4 +164,14 @@ def _rename(source: PreTrainedModel, config: LiereViTConfig, name: str) -> dict[
         renamed = {f"liere_vit.{key}": value for key, value in renamed.items()}
         weights.take_linear("classifier", "classifier", renamed)
     weights.require_empty()
+    return renamed
+
+
+def _gated_mlp(weights: Tensors, name: str) -> dict[str, torch.Tensor]:
+    """DINOv2's SwiGLU in older versions of transformers: one layer holds the gate and the other factor."""
+    renamed: dict[str, torch.Tensor] = {}
+    for part in ("weight", "bias"):
+        gate, up = weights.take(f"{name}.weights_in.{part}").chunk(2)
+        renamed |= {f"{name}.gate_proj.{part}": gate.clone(), f"{name}.up_proj.{part}": up.clone()}
+    weights.take_linear(f"{name}.weights_out", f"{name}.down_proj", renamed)
     return renamed

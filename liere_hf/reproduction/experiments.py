@@ -10,7 +10,6 @@ import yaml
 
 from ..configuration import ComparedEncoding, compared_encodings, encoding_options, paper_accuracy, parse_recipe
 from ..configuration.arguments import PRESETS
-from ..modeling.positions import POSITION_MODES
 from .curves import examples_to_reach
 from .runner import Options, Setting, Task
 
@@ -190,13 +189,17 @@ def _drop(result: dict[str, Any]) -> float:
     return 100 * (before - after) / before if before else 0.0
 
 
+# Section 5.6 of the paper.
+PAPER_POSITION_MODES = ("sequential", "linspace", "rescaled")
+
+
 def _resolution(scale: Scale) -> list[Setting]:
     """Each encoding tested at several sizes with each position mode, and fine-tuned at one of them."""
     task, (finetuned,) = scale.images, scale["finetuned"]["input_size"]
     (trained_size,) = task.options.get("image_size") or parse_recipe(task.recipe)[0].image_size
     settings = []
     for compared in compared_encodings().values():
-        modes = POSITION_MODES if compared.encoding.is_rotary else POSITION_MODES[:1]
+        modes = PAPER_POSITION_MODES if compared.encoding.is_rotary else PAPER_POSITION_MODES[:1]
         evaluations = {
             f"{mode}, {size} px": {"input_size": [size], "position_mode": mode} | scale["tested"]
             for mode in modes

@@ -9,6 +9,8 @@ from transformers import (
     DeiTForImageClassification,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -60,15 +62,26 @@ def test_logits_equal_the_source(tmp_path, config_class, model_class, position_e
     assert tuple(ViTImageProcessor.from_pretrained(tmp_path / "model").image_mean) == (0.1, 0.2, 0.3)
 
 
-def test_bare_models(tmp_path):
+@pytest.mark.parametrize(
+    ("config_class", "model_class", "options"),
+    [
+        (ViTConfig, ViTModel, {}),
+        (Dinov2Config, Dinov2Model, {}),
+        (Dinov2Config, Dinov2Model, {"use_swiglu_ffn": True}),
+        (Dinov2WithRegistersConfig, Dinov2WithRegistersModel, {"num_register_tokens": 3}),
+        (Dinov2WithRegistersConfig, Dinov2WithRegistersModel, {"use_swiglu_ffn": True}),
+    ],
+)
+def test_bare_models(tmp_path, config_class, model_class, options):
+    source = saved_model(tmp_path / "source", config_class, model_class, **options)
+    convert(str(tmp_path / "source"), tmp_path / "model", "vit", ConversionOptions())
+    model = AutoModel.from_pretrained(tmp_path / "model")
     pixel_values = torch.randn(2, 3, 32, 32)
-    for name, config_class, model_class in (("vit", ViTConfig, ViTModel), ("dinov2", Dinov2Config, Dinov2Model)):
-        source = saved_model(tmp_path / name, config_class, model_class)
-        convert(str(tmp_path / name), tmp_path / f"{name}_converted", "vit", ConversionOptions())
-        model = AutoModel.from_pretrained(tmp_path / f"{name}_converted")
-        with torch.no_grad():
-            expected, converted = source(pixel_values), model(pixel_values)
-        torch.testing.assert_close(converted.last_hidden_state, expected.last_hidden_state, atol=5e-6, rtol=1e-6)
+    with torch.no_grad():
+        expected, converted = (each(pixel_values, output_hidden_states=True) for each in (source, model))
+    torch.testing.assert_close(converted.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-6)
+    for ours, theirs in zip(converted.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_generators_start_at_zero_and_learn(tmp_path):
@@ -99,9 +112,6 @@ def test_unsupported_sources(tmp_path):
     ).save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match="model_type 'bert', allowed are vit, deit, dinov2"):
         from_vit(str(tmp_path / "bert"), ConversionOptions())
-    saved_model(tmp_path / "swiglu", Dinov2Config, Dinov2Model, use_swiglu_ffn=True)
-    with pytest.raises(InputError, match="SwiGLU"):
-        from_vit(str(tmp_path / "swiglu"), ConversionOptions())
     saved_model(tmp_path / "vit", ViTConfig, ViTForImageClassification)
     with pytest.raises(InputError, match="is 'visionllama', allowed are absolute, rope_mixed, liere"):
         from_vit(str(tmp_path / "vit"), ConversionOptions(position_encoding="visionllama"))
