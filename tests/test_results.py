@@ -106,7 +106,17 @@ def test_speed_page_quotes_the_benchmark_of_the_exponential():
         assert f"| {row['width']} | {ratio_with_interval(row, 'speedup', digits=1)} |" in page
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *ANALYSES])
+# Experiments whose runs are not committed.
+NOT_RUN = ("start", "equivariance")
+
+
+def test_experiments_that_have_not_been_run_are_named():
+    page = " ".join((ROOT / "docs" / "reproduction.md").read_text().split())
+    assert "`start` and `equivariance` go beyond the paper. They have not been run yet" in page
+    assert not any((ROOT / "results" / name).exists() for name in NOT_RUN)
+
+
+@pytest.mark.parametrize("name", [name for name in (*EXPERIMENTS, *ANALYSES) if name not in NOT_RUN])
 def test_reproduction_page_quotes_the_experiment(name):
     """Every row of the page's tables is in the committed table; figure and table are linked."""
     directory = ROOT / "results" / name / "cpu"
@@ -120,7 +130,7 @@ def test_reproduction_page_quotes_the_experiment(name):
     assert (f"](../results/{name}/cpu/figure.png)" in section) == (directory / "figure.png").is_file()
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in NOT_RUN])
 def test_tables_match_the_runs(name, tmp_path):
     experiment, scale, directory = EXPERIMENTS[name], read_scale("cpu"), ROOT / "results" / name / "cpu"
     results = {
