@@ -33,12 +33,15 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         initializer_range: standard deviation of the initial weights.
         layer_norm_eps: epsilon of the layer normalizations.
         qkv_bias: whether queries, keys and values have a bias.
+        key_bias: whether keys have a bias; as qkv_bias when not given.
+        use_gated_mlp: whether the MLP is gated, as in SwiGLU.
         image_size: pixels at the training size, an int or one value per axis: (height, width),
             (frames, height, width), (length,) ...
         patch_size: pixels of a patch, an int or one value per axis. The number of values in `patch_size` (or, where
             that is an int, `image_size`) is the number of spatial axes; two when both are ints.
         num_channels: input channels.
         use_cls_token: whether a CLS token is put in front of the patches.
+        use_mask_token: whether there is a token that replaces masked patches; always there in masked image modeling.
         num_register_tokens: register tokens between CLS and the patches.
         pooling: `cls`, or `mean` over CLS and patch tokens (registers left out), then the final normalization.
         position_encoding: `liere`, `rope_mixed`, `visionllama`, `absolute`, `none`, or another entry of
@@ -48,7 +51,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_embedding_interpolation: how the table is read at other sizes, the same along every axis: `cubic` as
             in ViT, `antialiased_cubic` as in timm, or `linear` as in the authors' models with three axes.
         position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
-            `linspace` (as the authors' code) or `rescaled` (always [0, 1]).
+            `linspace` (as the authors' code), `rescaled` (always [0, 1]) or `centered` (the centers of patches in
+            [-1, 1], as in DINOv3).
         prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
             logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
@@ -101,10 +105,13 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     qkv_bias: bool = False
+    key_bias: bool | None = None
+    use_gated_mlp: bool = False
     image_size: int | list[int] | tuple[int, ...] = 224
     patch_size: int | list[int] | tuple[int, ...] = 16
     num_channels: int = 3
     use_cls_token: bool = True
+    use_mask_token: bool = False
     num_register_tokens: int = 0
     pooling: str = "cls"
     position_encoding: str = "liere"
@@ -146,6 +153,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         # The name of older configurations.
         if kwargs.pop("position_embedding_antialias", False):
             self.position_embedding_interpolation = "antialiased_cubic"
+        if self.key_bias is None:
+            self.key_bias = self.qkv_bias
         if self.pooler_output_size is None:
             self.pooler_output_size = self.hidden_size
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]

@@ -140,7 +140,8 @@ class LiereViTEmbeddings(nn.Module):
             if config.num_register_tokens
             else None
         )
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        has_mask_token = use_mask_token or config.use_mask_token
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if has_mask_token else None
         encoding = POSITION_ENCODINGS[config.position_encoding]
         has_table = encoding.has_table or config.use_absolute_position_embeddings
         self.position_embeddings = (
@@ -374,7 +375,7 @@ class LiereViTAttention(nn.Module):
 
         inner_size = config.num_attention_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner_size, bias=config.key_bias)
         self.v_proj = nn.Linear(config.hidden_size, inner_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(inner_size, config.hidden_size)
 
@@ -422,6 +423,22 @@ class LiereViTMLP(nn.Module):
         return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
 
 
+class LiereViTGatedMLP(nn.Module):
+    """SwiGLU and its kin (arXiv 2002.05202), as in DINOv3."""
+
+    def __init__(self, config: LiereViTConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gated = self.activation_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.dropout(gated))
+
+
 class LiereViTDropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): in training, drops a residual branch for a random part of the samples."""
 
@@ -458,7 +475,7 @@ class LiereViTLayer(GradientCheckpointingLayer):
         self.attention = LiereViTAttention(config)
         self.layer_scale1 = LiereViTLayerScale(config) if config.layer_scale_init_value else nn.Identity()
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = LiereViTMLP(config)
+        self.mlp = LiereViTGatedMLP(config) if config.use_gated_mlp else LiereViTMLP(config)
         self.layer_scale2 = LiereViTLayerScale(config) if config.layer_scale_init_value else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = LiereViTDropPath(drop_path_rate) if drop_path_rate else nn.Identity()
@@ -694,7 +711,8 @@ class LiereViTModel(LiereViTEncoder):
                 height, width). Each size must be a multiple of the patch size.
             bool_masked_pos: (batch, patches), 1 for patches that the mask token replaces.
             positions: (1 or batch, patches, axes), coordinates of the patches, in units of the training grid's extent:
-                0 is its first patch, 1 its last. Computed from the size of the input by default.
+                0 is its first patch, 1 its last (for `position_mode` `centered`: -1 and 1 are the edges of the image).
+                Computed from the size of the input by default.
             attention_mask: (batch, patches), 1 for patches, 0 for padding, which is ignored by all other tokens and by
                 pooling.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.utils.generic import maybe_autocast
 
-POSITION_MODES = ("sequential", "linspace", "rescaled")
+POSITION_MODES = ("sequential", "linspace", "rescaled", "centered")
 INTERPOLATIONS = ("cubic", "antialiased_cubic", "linear")
 
 
@@ -18,12 +18,13 @@ def grid_positions(
 ) -> torch.Tensor:
     """Coordinates of the patches of a grid, in row-major order (the last axis varies fastest).
 
-    At the training size the coordinates of every mode are evenly spaced from 0 to 1 along each axis. At other sizes
-    the modes differ (compared in section 5.6 of the paper). Along an axis of n patches, m at the training size:
+    At the training size the coordinates of the first three modes are evenly spaced from 0 to 1 along each axis. At
+    other sizes they differ (compared in section 5.6 of the paper). Along an axis of n patches, m at the training size:
 
     - `sequential`: index / (m - 1), which keeps the spacing of the training grid;
     - `linspace`: n points from 0 to n / m, as in the authors' code;
-    - `rescaled`: n points from 0 to 1.
+    - `rescaled`: n points from 0 to 1;
+    - `centered`: the centers of n equal parts of [-1, 1], as in DINOv3.
 
     Args:
         grid_size: patches along each axis, for example (rows, columns).
@@ -44,6 +45,8 @@ def grid_positions(
             axes.append(index / max(training_steps - 1, 1))
         elif mode == "linspace":
             axes.append(index * (steps / training_steps / max(steps - 1, 1)))
+        elif mode == "centered":
+            axes.append((2 * index + 1) / steps - 1)
         else:
             axes.append(index / max(steps - 1, 1))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
