@@ -29,6 +29,7 @@ EXTRAS = {
     "matplotlib": "plots",
     "scipy": "experiments",
     "sklearn": "experiments",
+    "timm": "conversion",
 }
 
 
@@ -98,6 +99,20 @@ def _explained(error: Exception, command: str) -> tuple[int, str]:
     raise error
 
 
+class _ConvertibleModels(argparse.Action):
+    """Prints which models of a library can be converted, and why others cannot."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace, library: str, option: str | None = None) -> None:
+        import yaml
+
+        folder = Path(find_spec("liere_hf").submodule_search_locations[0])
+        models = yaml.safe_load((folder / "conversion" / f"{library}_models.yaml").read_text())
+        width = max(map(len, models))
+        for name, obstacles in models.items():
+            print(f"{name:<{width}}  {'exact' if not obstacles else 'not: ' + ', '.join(obstacles)}")
+        parser.exit()
+
+
 class _Version(argparse.Action):
     def __init__(self, option_strings: list[str], dest: str):
         super().__init__(option_strings, dest, nargs=0, help="print the version")
@@ -142,7 +157,13 @@ def _parser() -> argparse.ArgumentParser:
         dest="kind",
         required=True,
         choices=["liere", "timm", "vit", "dinov3"],
-        help="origin: the authors' code, timm's RoPE-Mixed models, transformers' ViT, DeiT and DINOv2, or its DINOv3",
+        help="origin: the authors' code, timm's rotary models, transformers' ViT, DeiT and DINOv2, or its DINOv3",
+    )
+    convert.add_argument(
+        "--list",
+        action=_ConvertibleModels,
+        choices=["timm"],
+        help="print which rotary models of timm can be converted exactly, and why others cannot",
     )
     convert.set_defaults(run=_convert, option_names=conversion_option_names)
 

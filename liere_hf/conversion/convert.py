@@ -20,6 +20,7 @@ from ..run_directory import CONVERSION_FILE, read_checkpoint
 from ..version import __version__
 from . import liere, timm
 from .dinov3 import from_dinov3
+from .eva import build_eva, from_eva
 from .files import read_tensors
 from .growth import widen_generators
 from .options import ConversionOptions
@@ -27,7 +28,7 @@ from .vit import from_vit
 
 SOURCES = {
     "liere": "a checkpoint of the authors' code (StanfordMIMI/LieRE)",
-    "timm": "a RoPE-Mixed vision transformer of timm",
+    "timm": "a rotary vision transformer of timm",
     "vit": "a ViT, DeiT or DINOv2 of transformers",
     "dinov3": "a DINOv3 of transformers",
 }
@@ -55,8 +56,7 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
         differences = liere.stored_differences(model, tensors)
         processor = _processor(model, AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD, PILImageResampling.BILINEAR)
     elif kind == "timm":
-        model = timm.from_timm(read_tensors(_timm_file(source)), options, source)
-        processor = _processor(model, timm.IMAGE_MEAN, timm.IMAGE_STD, PILImageResampling.BICUBIC)
+        model, processor = _from_timm(source, options)
     elif kind in ("vit", "dinov3"):
         model = from_vit(source, options) if kind == "vit" else from_dinov3(source, options)
         processor = _processor_of(source)
@@ -66,6 +66,21 @@ def convert(source: str, output_dir: Path, kind: str, options: ConversionOptions
         model = widen_generators(model, options.generator_block_size)
     _save(model, processor, _record(source, kind, model, options, differences), output_dir)
     return model
+
+
+def _from_timm(source: str, options: ConversionOptions) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    file = _timm_file(source)
+    tensors = read_tensors(file)
+    # The Hub's ids are timm/ARCHITECTURE.WEIGHTS.
+    name = options.timm_model or (None if str(file) == source else source.rpartition("/")[2].partition(".")[0])
+    if name is None:
+        model = timm.from_timm(tensors, options, source)
+        return model, _processor(model, timm.IMAGE_MEAN, timm.IMAGE_STD, PILImageResampling.BICUBIC)
+    size = {} if options.image_size is None else {"img_size": tuple(options.per_axis("image_size", 2))}
+    eva = build_eva(name, tensors, **size)
+    model, settings = from_eva(eva, options, source), eva.pretrained_cfg
+    resample = PILImageResampling[settings["interpolation"].upper()]
+    return model, _processor(model, settings["mean"], settings["std"], resample)
 
 
 def _timm_file(source: str) -> Path:

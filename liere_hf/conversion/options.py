@@ -26,6 +26,9 @@ class ConversionOptions:
     drop_position_embeddings: bool = field(
         default=False, metadata={"help": "vit: drop the absolute position table, which changes the outputs."}
     )
+    timm_model: str | None = field(
+        default=None, metadata={"help": "timm: the architecture of a local file, such as vit_small_patch16_dinov3."}
+    )
     note: str | None = field(default=None, metadata={"help": "A note to put first on the model card."})
 
     def per_axis(self, name: str, num_axes: int) -> list[int] | None:

@@ -31,6 +31,10 @@ class Tensors:
         del self._tensors[name]
         return tensor.float()
 
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """A tensor that the source has implicitly, such as a bias of zeros."""
+        self._tensors[name] = tensor
+
     def take_linear(self, name: str, target: str, into: dict[str, torch.Tensor]) -> None:
         """Move the weight and, if it exists, the bias of a linear layer."""
         into[f"{target}.weight"] = self.take(f"{name}.weight")

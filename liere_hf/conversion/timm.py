@@ -1,4 +1,7 @@
-"""Import of timm's RoPE-Mixed vision transformers (`vit_*_rope_mixed_*`, from naver-ai/rope-vit)."""
+"""Import of timm's RoPE-Mixed vision transformers (`vit_*_rope_mixed_*`, from naver-ai/rope-vit) without timm.
+
+Their weights show their architecture. For timm's other rotary models see eva.py.
+"""
 
 import math
 
@@ -31,7 +34,10 @@ def from_timm(
 
 def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig:
     if "rope.freqs" not in weights:
-        raise InputError(f"{weights.source} has no rope.freqs, so it is not a rope_mixed model of timm")
+        raise InputError(
+            f"{weights.source} has no rope.freqs, so it is not a rope_mixed model of timm: name its architecture by "
+            "--timm_model"
+        )
     if options.position_encoding not in (None, "rope_mixed"):
         raise InputError(f"position_encoding is {options.position_encoding!r}, but {weights.source} is 'rope_mixed'")
     _, num_layers, num_heads, num_blocks = weights.shape("rope.freqs")
