@@ -1,8 +1,12 @@
 """Classifiers: new ones, and checkpoints from a directory or the Hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
@@ -28,7 +32,51 @@ def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
     if arguments.model_name_or_path:
         return load_checkpoint(arguments, **labels)
     config = build_model_config(arguments, **labels)
-    return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
+    _require_memory(config)
+    with _explaining_attention(arguments):
+        return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
+
+
+def require_configuration(arguments: Any) -> LiereViTConfig:
+    """The configuration of the model that the arguments describe, before data and weights are read.
+
+    Raises:
+        InputError: LiereViTConfig does not allow a value, or the checkpoint has no readable configuration.
+    """
+    if arguments.model_name_or_path:
+        return load_config(arguments.model_name_or_path, **model_overrides(arguments))
+    return build_model_config(arguments)
+
+
+def _require_memory(config: LiereViTConfig) -> None:
+    """
+    Raises:
+        InputError: weights and gradients in float32 are larger than the memory of this machine.
+    """
+    try:
+        with torch.device("meta"):
+            num_parameters = classifier_class(config)(config).num_parameters()
+    except RuntimeError as error:
+        raise InputError(f"the model is too large: {' '.join(str(error).split())}") from error
+    needed, there = 2 * 4 * num_parameters, psutil.virtual_memory().total
+    if needed > there:
+        raise InputError(
+            f"the model has {num_parameters:,} parameters: with their gradients they take {needed / 2**30:,.0f} GiB, "
+            f"this machine has {there / 2**30:,.0f} GiB of memory"
+        )
+
+
+@contextmanager
+def _explaining_attention(arguments: Any) -> Iterator[None]:
+    """Turns errors about an implementation of attention that is not available into one sentence."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if arguments.attn_implementation is None or "attention" not in str(error).lower():
+            raise
+        raise InputError(
+            f"attn_implementation is {arguments.attn_implementation!r}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
@@ -41,13 +89,16 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
     name = arguments.model_name_or_path
     config = load_config(name, **model_overrides(arguments), **labels)
     try:
-        model, report = classifier_class(config).from_pretrained(
-            name,
-            config=config,
-            attn_implementation=arguments.attn_implementation,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _explaining_attention(arguments):
+            model, report = classifier_class(config).from_pretrained(
+                name,
+                config=config,
+                attn_implementation=arguments.attn_implementation,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except InputError:
+        raise
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights of {name} cannot be read: {' '.join(str(error).split())}") from error
     missing = sorted(report["missing_keys"])

@@ -167,7 +167,7 @@ def test_fine_tuning_recipes_need_a_checkpoint(capsys):
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--dataset", "mnist"], "invalid choice: 'mnist'"),
         (["--eval_fraction", "2"], "eval_fraction is 2.0"),
-        (["--image_std", "1", "0", "1"], "image_std is [1.0, 0.0, 1.0], allowed are values above 0"),
+        (["--image_std", "1", "0", "1"], "image_std is [1.0, 0.0, 1.0], allowed is more than 0"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["--model_name_or_path", "./missing"], "model ./missing is not a directory"),
         (["--resume_from_checkpoint", "true"], "holds no checkpoint to resume from"),

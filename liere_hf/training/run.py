@@ -5,26 +5,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from torch import distributed
 from torch.utils.data import default_collate
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
+from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..cards import build_model_card
 from ..configuration import DataArguments, RunArguments
 from ..data import PreparedData, Splits, load_splits, prepare
 from ..errors import InputError, RunError, TrainingInterruptedError
-from ..hardware import hardware
-from ..model_loading import build_model
-from ..output_files import write_bytes
-from ..run_directory import RECIPE_FILE, checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
+from ..hardware import explaining_lack_of_memory, hardware
+from ..model_loading import build_model, require_configuration
+from ..output_files import removed_unless_kept, require_writable_directory, write_bytes
+from ..run_directory import checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
 from .annealing import PositionTableAnnealing
 from .duration import DurationCallback
 from .epochs import EpochCallback
 from .interruption import InterruptionCallback, ignore_sigterm
 from .metrics import ClassificationMetric
 from .publication import PublishingCallback
+from .recipe_record import RecipeRecord
 from .saving import atomic_save
 from .trainer import LiereTrainer
 
@@ -45,28 +46,43 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
         TrainingInterruptedError: stopped by a signal, after the current step.
     """
     output_dir = Path(training_arguments.output_dir)
+    require_writable_directory("output_dir", output_dir)
     options = recipe_options(model_arguments, data_arguments, training_arguments)
     checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint, options)
     training_arguments.resolve_batch_size()
+    require_configuration(model_arguments)
     # No process writes to the directory before all have checked it.
     training_arguments.distributed_state.wait_for_everyone()
+    with removed_unless_kept(output_dir) as keep:
+        recipe = RecipeRecord(output_dir, options, keep)
+        return _train(model_arguments, data_arguments, training_arguments, checkpoint, recipe)
+
+
+def _train(
+    model_arguments: Any,
+    data_arguments: DataArguments,
+    training_arguments: RunArguments,
+    checkpoint: str | None,
+    recipe: RecipeRecord,
+) -> dict[str, float]:
+    output_dir = Path(training_arguments.output_dir)
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
         splits = load_splits(data_arguments, training_arguments.seed)
     model = build_model(model_arguments, splits.label_names)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
+    _require_usable_optimizer(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
     publishing.prepare(model)
     trainer = build_trainer(model, data, training_arguments)
     interruption = InterruptionCallback()
-    trainer.add_callback(interruption)
-    trainer.add_callback(publishing)
+    for callback in (recipe, interruption, publishing):
+        trainer.add_callback(callback)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
 
-    if trainer.is_world_process_zero():
-        write_bytes(output_dir / RECIPE_FILE, yaml.safe_dump(options, sort_keys=False).encode())
-    with _other_processes_expected(output_dir):
+    advice = f"take a smaller per_device_train_batch_size or model; {how_to_resume(output_dir)}"
+    with _other_processes_expected(output_dir), explaining_lack_of_memory(training_arguments.device, advice):
         with interruption.handling_signals():
             result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.require_finite()
@@ -81,6 +97,26 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
         write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
     return metrics
+
+
+def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -> None:
+    """Build what Trainer builds when training starts: later, its errors would leave a directory behind.
+
+    Raises:
+        InputError: a package is missing, or the optimizer or the schedule lacks an option of its own.
+    """
+    try:
+        LiereTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"optim is {arguments.optim.value!r}: {' '.join(str(error).split())}") from error
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
+    try:
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 0, 1, arguments.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"lr_scheduler_type is {arguments.lr_scheduler_type.value!r}, with lr_scheduler_kwargs "
+            f"{arguments.lr_scheduler_kwargs}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments: TrainingArguments) -> LiereTrainer:
@@ -109,6 +145,9 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             raise
         # A tracker of report_to that is not installed.
         raise InputError(f"report_to is {training_arguments.report_to}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        # Trainer checks how the arguments fit together.
+        raise InputError(" ".join(str(error).split())) from error
 
 
 def _require_all_steps(trainer: LiereTrainer) -> None:
