@@ -70,6 +70,11 @@ ACCEPTED = {
             "layer_norm_eps",
             "prefix_attention_bias",
             "generator_init_scale",
+            "generator_max_frequency",
+            "generator_learning_rate_factor",
+            "pos_embed_shift",
+            "pos_embed_jitter",
+            "pos_embed_rescale",
         )
     },
 }

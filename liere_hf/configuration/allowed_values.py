@@ -118,6 +118,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "num_train_epochs": POSITIVE,
     "max_steps": NumberRange(1, whole=True, also=(-1,)),
     "learning_rate": POSITIVE,
+    "generator_learning_rate_factor": NOT_NEGATIVE,
     "lr_scheduler_type": _enum(SchedulerType),
     "warmup_steps": Steps(zero=True),
     "optim": _enum(OptimizerNames),

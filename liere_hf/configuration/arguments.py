@@ -103,9 +103,6 @@ class RunArguments(TrainingArguments):
                 "auto_find_batch_size is True, allowed is False with effective_batch_size "
                 f"{self.effective_batch_size}: it changes the batch size"
             )
-        factor = self.generator_learning_rate_factor
-        if factor is not None and not (math.isfinite(factor) and factor >= 0):
-            raise InputError(f"generator_learning_rate_factor is {factor}, allowed is 0 or more")
         if self.report_to:
             self._require_trackers()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):

@@ -218,8 +218,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate(self) -> None:
         """Raise a ValueError that names the first field whose value is not allowed."""
-        for field in ALLOWED_NUMBERS.keys() - _SIZES:
-            require_allowed_number(field, getattr(self, field))
+        for field in ALLOWED_NUMBERS:
+            if field not in _SIZES:
+                require_allowed_number(field, getattr(self, field))
         for field, allowed in (
             ("position_encoding", tuple(POSITION_ENCODINGS)),
             ("position_mode", POSITION_MODES),
