@@ -8,6 +8,7 @@ from .configuration import DataArguments, RunArguments
 from .data import load_splits, prepare
 from .errors import InputError
 from .hardware import hardware
+from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
 from .run_directory import METRICS
 from .training.run import build_trainer
@@ -27,7 +28,8 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     model = load_checkpoint(model_arguments)
     auto = AutoVideoProcessor if model.config.num_axes == 3 else AutoImageProcessor
     try:
-        processor = auto.from_pretrained(name)
+        with hub_or_cache("model", name):
+            processor = auto.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"model {name} has no readable processor: {' '.join(str(error).split())}") from error
     splits = load_splits(data_arguments, training_arguments.seed)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from .configuration.arguments import build_model_config, model_overrides
 from .errors import InputError
+from .hub_access import hub_or_cache
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
 
@@ -84,12 +84,12 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
 
     Raises:
         InputError: it does not exist, has another architecture or is truncated, or weights are missing or have other
-            shapes (unless `ignore_mismatched_sizes`).
+            shapes; with `ignore_mismatched_sizes`, except those of the classifier.
     """
     name = arguments.model_name_or_path
     config = load_config(name, **model_overrides(arguments), **labels)
     try:
-        with _explaining_attention(arguments):
+        with _explaining_attention(arguments), hub_or_cache("model", name):
             model, report = classifier_class(config).from_pretrained(
                 name,
                 config=config,
@@ -101,17 +101,38 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
         raise
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights of {name} cannot be read: {' '.join(str(error).split())}") from error
-    missing = sorted(report["missing_keys"])
+    _require_backbone(name, report, arguments.ignore_mismatched_sizes)
+    return model
+
+
+def _require_backbone(name: str, report: dict[str, Any], may_lack_classifier: bool) -> None:
+    """Check what from_pretrained could not take from a checkpoint: at most its classifier.
+
+    Raises:
+        InputError: weights of the backbone are missing or have other shapes, or those of the classifier without
+            `may_lack_classifier`.
+    """
+    missing = sorted(key for key in report["missing_keys"] if not (may_lack_classifier and _is_classifier(key)))
     if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of a LiereViT classifier, {', '.join(missing[:3])} ...")
-    mismatched = sorted(report["mismatched_keys"])
-    if mismatched and not arguments.ignore_mismatched_sizes:
-        key, shape, expected = mismatched[0]
-        raise InputError(
-            f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
-            "more such weights; set ignore_mismatched_sizes to initialize these anew"
-        )
-    return model
+    mismatched = sorted(report["mismatched_keys"], key=lambda entry: (_is_classifier(entry[0]), entry[0]))
+    if not mismatched or (may_lack_classifier and _is_classifier(mismatched[0][0])):
+        return
+    key, shape, expected = mismatched[0]
+    advice = (
+        "set ignore_mismatched_sizes to initialize these anew"
+        if _is_classifier(key)
+        else "only the classifier may differ: leave out the options of the architecture, and take input_size for "
+        "another size of inputs"
+    )
+    raise InputError(
+        f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
+        f"more such weights; {advice}"
+    )
+
+
+def _is_classifier(key: str) -> bool:
+    return key.startswith("classifier.")
 
 
 def classifier_class(config: LiereViTConfig) -> type[LiereViTForImageClassification]:
@@ -125,10 +146,11 @@ def load_config(name: str, **overrides: Any) -> LiereViTConfig:
     Raises:
         InputError: it does not exist, or is not a LiereViT model's.
     """
-    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
-        raise InputError(f"model {name} is not a directory")
     try:
-        config = AutoConfig.from_pretrained(name, **overrides)
+        with hub_or_cache("model", name):
+            config = AutoConfig.from_pretrained(name, **overrides)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"model {name} has no readable configuration: {' '.join(str(error).split())}") from error
     if not isinstance(config, LiereViTConfig):

@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import DataArguments
 from .errors import InputError
+from .hub_access import is_path
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .modeling.position_encodings import POSITION_ENCODINGS
 
@@ -72,9 +73,15 @@ class Run(Checkpoint):
         """The recipe without options and paths that only make sense on the machine where it ran."""
         recipe = {name: value for name, value in self.recipe.items() if name not in LOCAL_OPTIONS}
         source = recipe.get("model_name_or_path")
-        if source and Path(source).exists():
+        if source and is_path(source):
             recipe["model_name_or_path"] = Path(source).name
         return without_paths(recipe)
+
+    @property
+    def starts_from_directory(self) -> bool:
+        """Whether it fine-tunes a model of the machine where it ran; a published recipe has only the model's name."""
+        source = self.recipe.get("model_name_or_path")
+        return bool(source) and (is_path(source) or "/" not in source)
 
 
 @dataclass(frozen=True)

@@ -304,3 +304,18 @@ def test_fine_tuning_a_checkpoint_with_other_classes(capsys, recipe, checkpoint,
     # The checkpoint brings its own architecture: one layer, where the recipe has two.
     assert tuned.config.num_hidden_layers == 1
     assert tuned.config.num_labels == 10
+
+
+@pytest.mark.parametrize("change", [("hidden_size", 32), ("num_attention_heads", 4), ("patch_size", 2)])
+def test_only_the_classifier_may_differ_from_the_checkpoint(capsys, recipe, checkpoint, tmp_path, change):
+    words = ["train", recipe, "--model_name_or_path", checkpoint, "--output_dir", tmp_path / "run"]
+    error = fails(capsys, *words, "--ignore_mismatched_sizes", f"--{change[0]}", change[1])
+    assert "is expected, and " in error
+    assert "only the classifier may differ: leave out the options of the architecture" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_convert_names_a_missing_source(capsys, tmp_path):
+    for kind, noun in (("vit", "directory"), ("timm", "file"), ("liere", "file")):
+        error = fails(capsys, "convert", tmp_path / "nothing", tmp_path / "model", "--from", kind)
+        assert error.endswith(f"{tmp_path / 'nothing'} is not a {noun}")

@@ -104,6 +104,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         "epochs": round(training["epoch"], 2),
         "minutes": round(train_seconds(training) / 60, 1),
         "needs_files": dataset.needs_files,
+        "needs_model": run.starts_from_directory,
         "recipe": yaml.safe_dump(recipe, sort_keys=False).strip(),
     }
     return data, "run.md", values | training["hardware"]

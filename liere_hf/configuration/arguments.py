@@ -36,7 +36,7 @@ class _ModelSource:
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Initialize weights whose shape differs from the checkpoint, such as those of a new head."},
+        metadata={"help": "Start with a new classifier where that of the checkpoint has other classes."},
     )
     anneal_position_embeddings_steps: int | None = field(
         default=None,

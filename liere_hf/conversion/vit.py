@@ -5,6 +5,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
+from ..hub_access import hub_or_cache
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTModel
 from ..modeling.position_encodings import POSITION_ENCODINGS
@@ -40,14 +41,21 @@ def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassific
 def load_source(name: str) -> PreTrainedModel:
     """The model at `name`, with the classifier of its checkpoint, if any."""
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type not in MODEL_TYPES:
-            raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(MODEL_TYPES)}")
-        has_classifier = any("ForImageClassification" in architecture for architecture in config.architectures or [])
-        auto_class = AutoModelForImageClassification if has_classifier and config.model_type != "dinov2" else AutoModel
-        return auto_class.from_pretrained(name).eval()
-    except (OSError, SafetensorError, RuntimeError) as error:
+        with hub_or_cache("model", name):
+            return _load_source(name)
+    except InputError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise InputError(f"model {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def _load_source(name: str) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type not in MODEL_TYPES:
+        raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(MODEL_TYPES)}")
+    has_classifier = any("ForImageClassification" in architecture for architecture in config.architectures or [])
+    auto_class = AutoModelForImageClassification if has_classifier and config.model_type != "dinov2" else AutoModel
+    return auto_class.from_pretrained(name).eval()
 
 
 def _read_config(source: PreTrainedConfig, options: ConversionOptions, name: str) -> LiereViTConfig:

@@ -91,10 +91,12 @@ def test_fine_tuned_models_name_their_base(run_dir):
     card = build_model_card(checkpoint, "org/tuned")
     assert card.data.base_model == "org/base-model"
     assert "fine-tuned from org/base-model" in card.text
+    assert "MODEL_DIR" not in card.text
     checkpoint.recipe["model_name_or_path"] = str(run_dir.parent / "secret" / "base")
     card = build_model_card(checkpoint, "org/tuned")
     assert card.data.base_model is None
     assert "fine-tuned from base on" in card.text
+    assert "liere-hf train tuned/recipe.yaml --output_dir runs/tuned --model_name_or_path MODEL_DIR\n" in card.text
     assert "secret" not in str(card)
 
 
