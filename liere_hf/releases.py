@@ -17,13 +17,14 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .cards import build_model_card
 from .configuration import parse_flags, parse_recipe
+from .configuration.metric_names import measured
 from .conversion import ConversionOptions, convert
 from .conversion.convert import SOURCES
 from .errors import InputError, RunError
 from .hub.publishing import publish, require_repo_id
 from .hub.staging import CODE, MODELING, stage
 from .output_files import sha256, write_bytes
-from .run_directory import CONVERSION_FILE, METRICS, Conversion, Run, encoding_title, read_checkpoint
+from .run_directory import CONVERSION_FILE, Conversion, Run, encoding_title, read_checkpoint
 from .training.run import train
 
 HEADER = """\
@@ -134,7 +135,7 @@ def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
     """The fields of an entry that come from the checkpoint: encoding, size, seed, metrics, SHA-256 of the files."""
     if isinstance(checkpoint, Run):
         seed, num_parameters = checkpoint.recipe["seed"], checkpoint.training["num_parameters"]
-        metrics = {name: checkpoint.metrics[name] for name in METRICS}
+        metrics = measured(checkpoint.metrics)
     else:
         seed, num_parameters = None, checkpoint.record["num_parameters"]
         metrics = {"largest_logit_difference": checkpoint.record["largest_logit_difference"]}

@@ -12,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import DataArguments
+from .configuration.metric_names import ENDS, MEASURES_OF, measured, problem_type
 from .errors import InputError
 from .hub_access import is_path
 from .modeling.configuration_liere_vit import LiereViTConfig
@@ -40,8 +41,8 @@ LOCAL_OPTIONS = {
 }
 # Of a checkpoint: written by Trainer alone or with FSDP, and by DeepSpeed.
 OPTIMIZER_STATES = ("optimizer*", "global_step*")
-# What an evaluation measures, each with the ends of its 95% interval.
-METRICS = tuple(f"{name}{end}" for name in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high"))
+# The last evaluation's, a table and a figure.
+CONFUSION_MATRIX = "confusion_matrix"
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,12 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
         recipe=yaml.safe_load((directory / RECIPE_FILE).read_text()),
         training=_read_json(directory / TRAINING_FILE),
         metrics=_require_metrics(
-            {name.removeprefix("eval_"): value for name, value in evaluation.items()}, directory / METRICS_FILE
+            {name.removeprefix("eval_"): value for name, value in evaluation.items()},
+            config,
+            directory / METRICS_FILE,
         ),
         other_sizes=sorted(
-            (_require_metrics(_read_json(path), path) for path in directory.glob(OTHER_SIZES)),
+            (_require_metrics(_read_json(path), config, path) for path in directory.glob(OTHER_SIZES)),
             key=lambda metrics: metrics["input_size"],
         ),
     )
@@ -254,8 +257,11 @@ def _require_same_options(recipe_file: Path, options: dict[str, Any]) -> None:
             )
 
 
-def _require_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
-    for name in METRICS:
+def _require_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The metrics. The main one and the loss must be there, and all must be finite; one example has no interval."""
+    main = MEASURES_OF[problem_type(config)][0]
+    required = (main, *(main + end for end in ENDS if main == "accuracy"), "loss")
+    for name in (*required, *measured(metrics)):
         value = metrics.get(name)
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{path} has {name} {value!r}, a card needs a finite number there")

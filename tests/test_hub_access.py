@@ -37,12 +37,10 @@ def unreachable(monkeypatch):
 
 def test_without_a_connection_the_cache_is_read_at_once(unreachable):
     start = time.monotonic()
-    with pytest.raises(
-        InputError, match=r"model org/name is not .* cache, and http://127.0.0.1:\d+ cannot be reached$"
-    ):
-        with hub_or_cache("model", "org/name"):
-            assert is_offline_mode()
-            AutoConfig.from_pretrained("org/name")
+    message = r"model org/name is not .* cache, and http://127.0.0.1:\d+ cannot be reached$"
+    with pytest.raises(InputError, match=message), hub_or_cache("model", "org/name"):
+        assert is_offline_mode()
+        AutoConfig.from_pretrained("org/name")
     assert time.monotonic() - start < 5
     assert not is_offline_mode()
 

@@ -66,7 +66,6 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
             pytest.param(*case, marks=pytest.mark.extensive)
             for case in (
                 ("volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
-                ("experiments", ["train", "digits"]),
                 ("plots", ["demo"]),
                 ("experiments", ["reproduce", "rope"]),
                 ("experiments", ["benchmark", "exponential"]),

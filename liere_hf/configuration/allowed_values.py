@@ -147,7 +147,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "metric_for_best_model": Names(lambda: MEASURES, is_other=lambda name: name.removeprefix("eval_") in MEASURES),
     "include_num_input_tokens_seen": Names(lambda: [True, False, "all", "non_padding", "no"]),
     "include_for_metrics": Only([], "metrics are computed from predictions"),
-    "batch_eval_metrics": Only(False, "metrics are computed from all predictions"),
+    "batch_eval_metrics": Only(True, "metrics are computed batch by batch"),
     "prediction_loss_only": Only(False, "metrics are computed from all predictions"),
     "eval_do_concat_batches": Only(True, "metrics are computed from predictions"),
     "label_names": Only("labels", "the model takes no others"),

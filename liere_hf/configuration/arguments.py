@@ -81,6 +81,8 @@ class RunArguments(TrainingArguments):
             "of at most per_device_train_batch_size."
         },
     )
+    # Unlike transformers' default, metrics are computed batch by batch.
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Compute metrics batch by batch."})
     generator_learning_rate_factor: float | None = field(
         default=None,
         metadata={

@@ -1,6 +1,6 @@
 """What an evaluation measures, for each kind of problem."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Measure(NamedTuple):
@@ -31,7 +31,7 @@ MEASURES = {
     "mean_absolute_error": Measure("mean absolute error", "mae", is_share=False, greater_is_better=False),
     "loss": Measure("loss", "loss", is_share=False, greater_is_better=False),
 }
-# By the `problem_type` of a model's configuration. Accuracy among five is left out where there are no more classes.
+# By the `problem_type` of a model's configuration, the main measure first.
 MEASURES_OF = {
     "single_label_classification": (
         "accuracy",
@@ -45,3 +45,16 @@ MEASURES_OF = {
     "multi_label_classification": ("mean_average_precision", "macro_precision", "macro_recall", "macro_f1", "loss"),
     "regression": ("r2", "mean_absolute_error", "loss"),
 }
+# `top5_accuracy` is left out where there are no more classes than these.
+NUM_TOP_CLASSES = 5
+ENDS = ("_low", "_high")
+
+
+def problem_type(config: dict[str, Any]) -> str:
+    """The kind of problem that a model with this config.json solves; one class for each example by default."""
+    return config.get("problem_type") or "single_label_classification"
+
+
+def measured(metrics: dict[str, Any]) -> dict[str, float]:
+    """The measures in some metrics, in the order of tables, each followed by the ends of its interval."""
+    return {key: metrics[key] for name in MEASURES for key in (name, *(name + end for end in ENDS)) if key in metrics}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.utils.data import default_collate
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, get_scheduler, set_seed
+from transformers import PreTrainedModel, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..cards import build_model_card
@@ -18,24 +18,25 @@ from ..errors import InputError, RunError, TrainingInterruptedError
 from ..hardware import explaining_lack_of_memory, hardware
 from ..model_loading import build_model, require_configuration
 from ..output_files import removed_unless_kept, require_writable_directory, write_bytes
-from ..run_directory import checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
+from ..run_directory import CONFUSION_MATRIX, checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
 from .annealing import PositionTableAnnealing
+from .confusion import write_confusion_matrix
 from .duration import DurationCallback
 from .epochs import EpochCallback
 from .interruption import InterruptionCallback, ignore_sigterm
-from .metrics import ClassificationMetric
+from .metrics import EvaluationMetrics
 from .publication import PublishingCallback
 from .recipe_record import RecipeRecord
 from .saving import atomic_save
 from .trainer import LiereTrainer
 
 
-def train(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, float]:
+def train(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, Any]:
     """Train, evaluate and save a model, in one process or in several that Accelerate or torchrun started.
 
     `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
-    `train_results.json`, `eval_results.json` and `trainer_state.json` (the learning curves). With `push_to_hub` it is
-    published as by `liere-hf publish`.
+    `train_results.json`, `eval_results.json`, `trainer_state.json` (the learning curves) and the confusion matrix.
+    With `push_to_hub` it is published as by `liere-hf publish`.
 
     Returns:
         The metrics of the final evaluation.
@@ -64,7 +65,7 @@ def _train(
     training_arguments: RunArguments,
     checkpoint: str | None,
     recipe: RecipeRecord,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     output_dir = Path(training_arguments.output_dir)
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
@@ -88,12 +89,15 @@ def _train(
         trainer.require_finite()
         trainer.save_state()
         _require_all_steps(trainer)
-        metrics = trainer.evaluate()
+        metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
         with atomic_save(trainer) as unfinished:
             trainer.save_model(str(unfinished))
     trainer.save_metrics("train", result.metrics | _training_facts(trainer, splits, result), combined=False)
     trainer.save_metrics("eval", metrics, combined=False)
     if trainer.is_world_process_zero():
+        confusion = trainer.compute_metrics.confusion_matrix()
+        if confusion is not None:
+            write_confusion_matrix(output_dir / CONFUSION_MATRIX, *confusion)
         write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
     return metrics
@@ -121,13 +125,6 @@ def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -
 
 def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments: TrainingArguments) -> LiereTrainer:
     """A Trainer that evaluates with confidence intervals."""
-    metric = ClassificationMetric(keep_in_memory=True)
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        views = data.evaluation.num_views
-        logits = prediction.predictions.reshape(-1, views, prediction.predictions.shape[-1]).mean(axis=1)
-        return metric.compute(predictions=logits, references=prediction.label_ids[::views])
-
     try:
         return LiereTrainer(
             model=model,
@@ -137,7 +134,7 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             processing_class=data.processor,
             # Unlike transformers' default, it collates into shared memory of the workers.
             data_collator=default_collate,
-            compute_metrics=compute_metrics,
+            compute_metrics=EvaluationMetrics(model.config, data.evaluation.num_views),
             callbacks=[DurationCallback(), EpochCallback(data.train.transform)],
         )
     except (ImportError, RuntimeError) as error:

@@ -129,7 +129,7 @@ def test_dry_run_reports_what_would_happen(copy, capsys):
         (lambda content: content["releases"].insert(0, ["liere8"]), r"has the entry \['liere8'\]: it needs a name"),
         (lambda content: content["releases"][0].update(name=3), "has the entry 3 with name 3, allowed is text"),
         (
-            lambda content: content["releases"][0].update(recipe=["digits"]),
+            lambda content: content["releases"][0].update(recipe=["a"]),
             r"with recipe \['a'\], allowed is text",
         ),
         (lambda content: content["releases"][0].update(checkpoint=1), "with checkpoint 1, allowed is text"),

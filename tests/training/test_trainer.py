@@ -452,7 +452,7 @@ def test_only_a_checkpoint_with_optimizer_state_is_resumed(digits, tmp_path):
     ("flags", "message"),
     [
         (["--prediction_loss_only", "true"], "prediction_loss_only is True, allowed is False"),
-        (["--batch_eval_metrics", "true"], "batch_eval_metrics is True, allowed is False"),
+        (["--batch_eval_metrics", "false"], "batch_eval_metrics is False, allowed is True"),
         (["--label_names", "foo"], r"label_names is \['foo'\], allowed is 'labels'"),
         (
             ["--auto_find_batch_size", "true", "--effective_batch_size", "32"],
