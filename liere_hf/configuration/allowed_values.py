@@ -140,6 +140,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "eval_steps": Steps(),
     "eval_delay": NOT_NEGATIVE,
     "eval_accumulation_steps": COUNT,
+    "early_stopping_patience": COUNT,
     "save_strategy": _enum(SaveStrategy),
     "save_steps": Steps(),
     "save_total_limit": COUNT,
@@ -193,6 +194,8 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     # Arguments of commands.
     "rounds": COUNT,
     "batch_size": COUNT,
+    "top_k": COUNT,
+    "num_workers": NumberRange(0, PROCESSES, whole=True),
 }
 
 

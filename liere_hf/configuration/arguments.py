@@ -81,6 +81,19 @@ class RunArguments(TrainingArguments):
             "of at most per_device_train_batch_size."
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after as many evaluations without a better metric_for_best_model; keep the best weights."
+        },
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "balanced: every class counts as much in the loss.", "choices": ["balanced", None]},
+    )
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Draw training examples with replacement, every class equally often."}
+    )
     # Unlike transformers' default, metrics are computed batch by batch.
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Compute metrics batch by batch."})
     generator_learning_rate_factor: float | None = field(
@@ -93,6 +106,10 @@ class RunArguments(TrainingArguments):
     def __post_init__(self):
         # Before transformers' own checks, which name neither the option nor what is allowed.
         require_allowed(vars(self) | {"debug": self.debug.split() if isinstance(self.debug, str) else self.debug})
+        if self.early_stopping_patience is not None:
+            if self.eval_strategy == "no":
+                raise InputError("eval_strategy is 'no', allowed are steps and epoch with early_stopping_patience")
+            self.load_best_model_at_end = True
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = MEASURES[self.metric_for_best_model.removeprefix("eval_")].greater_is_better
         super().__post_init__()

@@ -14,7 +14,7 @@ MAX_NUMBERS = 20
 
 
 def write_confusion_matrix(path: Path, names: Sequence[str], matrix: np.ndarray) -> None:
-    """Write `path`.csv and, where matplotlib is installed, `path`.png. True classes are rows, predicted are columns."""
+    """Write `path`.csv and, where matplotlib is installed, `path`.png: rows are true classes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["true class", *names])

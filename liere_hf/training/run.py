@@ -1,6 +1,6 @@
 """One training run: a recipe's data and model through transformers' Trainer, into an output directory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,25 @@ from ..errors import InputError, RunError, TrainingInterruptedError
 from ..hardware import explaining_lack_of_memory, hardware
 from ..model_loading import build_model, require_configuration
 from ..output_files import removed_unless_kept, require_writable_directory, write_bytes
-from ..run_directory import CONFUSION_MATRIX, checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
+from ..run_directory import (
+    CONFUSION_MATRIX,
+    checkpoint_to_resume,
+    has_optimizer_state,
+    how_to_resume,
+    how_to_start_from,
+    read_checkpoint,
+    recipe_options,
+)
 from .annealing import PositionTableAnnealing
+from .class_balance import balanced_class_weights
 from .confusion import write_confusion_matrix
 from .duration import DurationCallback
 from .epochs import EpochCallback
 from .interruption import InterruptionCallback, ignore_sigterm
 from .metrics import EvaluationMetrics
 from .publication import PublishingCallback
-from .recipe_record import RecipeRecord
+from .recipe_record import RecipeRecord, data_facts, require_same_data
+from .resumption import EarlyStopping
 from .saving import atomic_save
 from .trainer import LiereTrainer
 
@@ -55,32 +65,37 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     # No process writes to the directory before all have checked it.
     training_arguments.distributed_state.wait_for_everyone()
     with removed_unless_kept(output_dir) as keep:
-        recipe = RecipeRecord(output_dir, options, keep)
-        return _train(model_arguments, data_arguments, training_arguments, checkpoint, recipe)
+        return _train(model_arguments, data_arguments, training_arguments, options, checkpoint, keep)
 
 
 def _train(
     model_arguments: Any,
     data_arguments: DataArguments,
     training_arguments: RunArguments,
+    options: dict[str, Any],
     checkpoint: str | None,
-    recipe: RecipeRecord,
+    keep: Callable[[], None],
 ) -> dict[str, Any]:
     output_dir = Path(training_arguments.output_dir)
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
         splits = load_splits(data_arguments, training_arguments.seed)
+    if checkpoint is not None:
+        require_same_data(Path(checkpoint).parent, splits)
     model = build_model(model_arguments, splits.label_names)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
     _require_usable_optimizer(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
     publishing.prepare(model)
-    trainer = build_trainer(model, data, training_arguments)
+    class_weights = balanced_class_weights(splits) if training_arguments.class_weights else None
+    trainer = build_trainer(model, data, training_arguments, class_weights)
     interruption = InterruptionCallback()
-    for callback in (recipe, interruption, publishing):
+    for callback in (RecipeRecord(output_dir, options, data_facts(splits), keep), interruption, publishing):
         trainer.add_callback(callback)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
+    if training_arguments.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(training_arguments.early_stopping_patience))
 
     advice = f"take a smaller per_device_train_batch_size or model; {how_to_resume(output_dir)}"
     with _other_processes_expected(output_dir), explaining_lack_of_memory(training_arguments.device, advice):
@@ -88,7 +103,8 @@ def _train(
             result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.require_finite()
         trainer.save_state()
-        _require_all_steps(trainer)
+        if interruption.has_stopped or training_arguments.early_stopping_patience is None:
+            _require_all_steps(trainer)
         metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
         with atomic_save(trainer) as unfinished:
             trainer.save_model(str(unfinished))
@@ -123,7 +139,12 @@ def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -
         ) from error
 
 
-def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments: TrainingArguments) -> LiereTrainer:
+def build_trainer(
+    model: PreTrainedModel,
+    data: PreparedData,
+    training_arguments: TrainingArguments,
+    class_weights: torch.Tensor | None = None,
+) -> LiereTrainer:
     """A Trainer that evaluates with confidence intervals."""
     try:
         return LiereTrainer(
@@ -134,6 +155,7 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             processing_class=data.processor,
             # Unlike transformers' default, it collates into shared memory of the workers.
             data_collator=default_collate,
+            class_weights=class_weights,
             compute_metrics=EvaluationMetrics(model.config, data.evaluation.num_views),
             callbacks=[DurationCallback(), EpochCallback(data.train.transform)],
         )
@@ -156,8 +178,11 @@ def _require_all_steps(trainer: LiereTrainer) -> None:
     if state.global_step < state.max_steps:
         checkpoint = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         saved = f"checkpoint saved in {checkpoint}" if checkpoint.is_dir() else "no checkpoint of this step was saved"
+        can_resume = has_optimizer_state(checkpoint)
+        if checkpoint.is_dir() and not can_resume:
+            saved += f"; {how_to_start_from(checkpoint)}"
         raise TrainingInterruptedError(
-            f"interrupted after step {state.global_step} of {state.max_steps}, {saved}", checkpoint.is_dir()
+            f"interrupted after step {state.global_step} of {state.max_steps}, {saved}", can_resume
         )
 
 

@@ -444,7 +444,7 @@ def test_only_a_checkpoint_with_optimizer_state_is_resumed(digits, tmp_path):
     flags = ["--save_only_model", "true", "--output_dir", str(run), "--resume_from_checkpoint"]
     train(*parse_recipe(str(digits), [*flags, "false"]))
     for resume in ("true", str(run / "checkpoint-2")):
-        with pytest.raises(InputError, match=r"checkpoint-\d has no state of the optimizer"):
+        with pytest.raises(InputError, match=r"checkpoint-\d cannot be resumed: it has no state of the optimizer"):
             train(*parse_recipe(str(digits), [*flags, resume]))
 
 
