@@ -15,12 +15,12 @@ class TrainingInterruptedError(Exception):
     """A run that a signal has stopped early.
 
     Attributes:
-        has_checkpoint: of the last step, so that the run can continue.
+        can_resume: whether the run can continue from a checkpoint of its last step.
     """
 
-    def __init__(self, message: str, has_checkpoint: bool):
+    def __init__(self, message: str, can_resume: bool):
         super().__init__(message)
-        self.has_checkpoint = has_checkpoint
+        self.can_resume = can_resume
 
 
 def sentence(error: InputError | RunError) -> str:

@@ -5,11 +5,12 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from .configuration import DataArguments, RunArguments
+from .configuration.metric_names import measured
 from .data import load_splits, prepare
 from .errors import InputError
 from .hardware import hardware
+from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
-from .run_directory import METRICS
 from .training.run import build_trainer
 
 
@@ -17,8 +18,8 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     """Evaluate the checkpoint `model_name_or_path` with its own processor, at its own size or at `input_size`.
 
     Returns:
-        Top-1 and top-5 accuracy and loss as from `ClassificationMetric`, each with a 95% confidence interval, the
-        number of `examples`, the `input_size` in pixels per axis, and the `hardware`.
+        The measures of the model's problem (`MEASURES_OF`) with the ends of 95% confidence intervals, those of each
+        class as `per_class`, the number of `examples`, the `input_size` in pixels per axis, and the `hardware`.
 
     Raises:
         InputError: checkpoint or data cannot be read, or their classes differ.
@@ -27,7 +28,8 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     model = load_checkpoint(model_arguments)
     auto = AutoVideoProcessor if model.config.num_axes == 3 else AutoImageProcessor
     try:
-        processor = auto.from_pretrained(name)
+        with hub_or_cache("model", name):
+            processor = auto.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"model {name} has no readable processor: {' '.join(str(error).split())}") from error
     splits = load_splits(data_arguments, training_arguments.seed)
@@ -41,6 +43,7 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
         # The saved processor resizes to the training size.
         processor = None
     data = prepare(splits, model.config, data_arguments, training_arguments, name, processor)
-    metrics = build_trainer(model, data, training_arguments).evaluate()
+    trainer = build_trainer(model, data, training_arguments)
+    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     facts = {"examples": len(splits.test), "input_size": list(data.input_size)}
-    return facts | {name: metrics[f"eval_{name}"] for name in METRICS} | {"hardware": hardware()}
+    return facts | measured(metrics) | {"per_class": trainer.compute_metrics.per_class(), "hardware": hardware()}

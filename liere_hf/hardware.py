@@ -1,13 +1,16 @@
-"""The machine and the library versions that a result was measured with."""
+"""The machine and the library versions that a result was measured with, and the limits of its memory."""
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from .errors import RunError
 from .version import __version__
 
 
@@ -21,6 +24,25 @@ def hardware() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "liere_hf": __version__,
     }
+
+
+@contextmanager
+def explaining_lack_of_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Turns what torch raises when memory runs out into one sentence.
+
+    Args:
+        advice: what to do about it.
+
+    Raises:
+        RunError: memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On a CPU, torch raises plain RuntimeErrors.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise RunError(f"the memory of {device} ran out; {advice}") from error
 
 
 def _cpu_name() -> str:

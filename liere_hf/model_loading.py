@@ -1,13 +1,17 @@
 """Classifiers: new ones, and checkpoints from a directory or the Hub."""
 
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from .configuration.arguments import build_model_config, model_overrides
 from .errors import InputError
+from .hub_access import hub_or_cache
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
 
@@ -28,7 +32,51 @@ def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
     if arguments.model_name_or_path:
         return load_checkpoint(arguments, **labels)
     config = build_model_config(arguments, **labels)
-    return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
+    _require_memory(config)
+    with _explaining_attention(arguments):
+        return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
+
+
+def require_configuration(arguments: Any) -> LiereViTConfig:
+    """The configuration of the model that the arguments describe, before data and weights are read.
+
+    Raises:
+        InputError: LiereViTConfig does not allow a value, or the checkpoint has no readable configuration.
+    """
+    if arguments.model_name_or_path:
+        return load_config(arguments.model_name_or_path, **model_overrides(arguments))
+    return build_model_config(arguments)
+
+
+def _require_memory(config: LiereViTConfig) -> None:
+    """
+    Raises:
+        InputError: weights and gradients in float32 are larger than the memory of this machine.
+    """
+    try:
+        with torch.device("meta"):
+            num_parameters = classifier_class(config)(config).num_parameters()
+    except RuntimeError as error:
+        raise InputError(f"the model is too large: {' '.join(str(error).split())}") from error
+    needed, there = 2 * 4 * num_parameters, psutil.virtual_memory().total
+    if needed > there:
+        raise InputError(
+            f"the model has {num_parameters:,} parameters: with their gradients they take {needed / 2**30:,.0f} GiB, "
+            f"this machine has {there / 2**30:,.0f} GiB of memory"
+        )
+
+
+@contextmanager
+def _explaining_attention(arguments: Any) -> Iterator[None]:
+    """Turns errors about an implementation of attention that is not available into one sentence."""
+    try:
+        yield
+    except (ImportError, ValueError) as error:
+        if arguments.attn_implementation is None or "attention" not in str(error).lower():
+            raise
+        raise InputError(
+            f"attn_implementation is {arguments.attn_implementation!r}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
@@ -36,31 +84,55 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
 
     Raises:
         InputError: it does not exist, has another architecture or is truncated, or weights are missing or have other
-            shapes (unless `ignore_mismatched_sizes`).
+            shapes; with `ignore_mismatched_sizes`, except those of the classifier.
     """
     name = arguments.model_name_or_path
     config = load_config(name, **model_overrides(arguments), **labels)
     try:
-        model, report = classifier_class(config).from_pretrained(
-            name,
-            config=config,
-            attn_implementation=arguments.attn_implementation,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _explaining_attention(arguments), hub_or_cache("model", name):
+            model, report = classifier_class(config).from_pretrained(
+                name,
+                config=config,
+                attn_implementation=arguments.attn_implementation,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except InputError:
+        raise
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights of {name} cannot be read: {' '.join(str(error).split())}") from error
-    missing = sorted(report["missing_keys"])
+    _require_backbone(name, report, arguments.ignore_mismatched_sizes)
+    return model
+
+
+def _require_backbone(name: str, report: dict[str, Any], may_lack_classifier: bool) -> None:
+    """Check what from_pretrained could not take from a checkpoint: at most its classifier.
+
+    Raises:
+        InputError: weights of the backbone are missing or have other shapes, or those of the classifier without
+            `may_lack_classifier`.
+    """
+    missing = sorted(key for key in report["missing_keys"] if not (may_lack_classifier and _is_classifier(key)))
     if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of a LiereViT classifier, {', '.join(missing[:3])} ...")
-    mismatched = sorted(report["mismatched_keys"])
-    if mismatched and not arguments.ignore_mismatched_sizes:
-        key, shape, expected = mismatched[0]
-        raise InputError(
-            f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
-            "more such weights; set ignore_mismatched_sizes to initialize these anew"
-        )
-    return model
+    mismatched = sorted(report["mismatched_keys"], key=lambda entry: (_is_classifier(entry[0]), entry[0]))
+    if not mismatched or (may_lack_classifier and _is_classifier(mismatched[0][0])):
+        return
+    key, shape, expected = mismatched[0]
+    advice = (
+        "set ignore_mismatched_sizes to initialize these anew"
+        if _is_classifier(key)
+        else "only the classifier may differ: leave out the options of the architecture, and take input_size for "
+        "another size of inputs"
+    )
+    raise InputError(
+        f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
+        f"more such weights; {advice}"
+    )
+
+
+def _is_classifier(key: str) -> bool:
+    return key.startswith("classifier.")
 
 
 def classifier_class(config: LiereViTConfig) -> type[LiereViTForImageClassification]:
@@ -74,10 +146,11 @@ def load_config(name: str, **overrides: Any) -> LiereViTConfig:
     Raises:
         InputError: it does not exist, or is not a LiereViT model's.
     """
-    if not Path(name).is_dir() and (Path(name).exists() or name.startswith((".", "/", "~"))):
-        raise InputError(f"model {name} is not a directory")
     try:
-        config = AutoConfig.from_pretrained(name, **overrides)
+        with hub_or_cache("model", name):
+            config = AutoConfig.from_pretrained(name, **overrides)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"model {name} has no readable configuration: {' '.join(str(error).split())}") from error
     if not isinstance(config, LiereViTConfig):

@@ -16,13 +16,15 @@ from rich.table import Table
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .cards import build_model_card
-from .configuration import parse_recipe
+from .configuration import parse_flags, parse_recipe
+from .configuration.metric_names import measured
 from .conversion import ConversionOptions, convert
+from .conversion.convert import SOURCES
 from .errors import InputError, RunError
 from .hub.publishing import publish, require_repo_id
 from .hub.staging import CODE, MODELING, stage
 from .output_files import sha256, write_bytes
-from .run_directory import CONVERSION_FILE, METRICS, Conversion, Run, encoding_title, read_checkpoint
+from .run_directory import CONVERSION_FILE, Conversion, Run, encoding_title, read_checkpoint
 from .training.run import train
 
 HEADER = """\
@@ -71,9 +73,8 @@ def read_releases(path: Path, sources: Path | None = None, organization: str | N
         raise InputError(f"release list {path} must hold an organization and a list of releases")
     root, available, unavailable = path.resolve().parents[1], [], []
     for entry in content["releases"]:
-        name = entry.get("name")
-        if not name or ("recipe" in entry) == ("from" in entry):
-            raise InputError(f"release list {path} has the entry {name!r}: it needs a name, and either recipe or from")
+        _require_entry(entry, path)
+        name = entry["name"]
         repo_id = f"{organization or content.get('organization')}/{name}"
         require_repo_id(repo_id)
         source = sources / entry["source"] if sources and "source" in entry else None
@@ -83,6 +84,27 @@ def read_releases(path: Path, sources: Path | None = None, organization: str | N
             continue
         available.append(Release(entry, repo_id, directory, source))
     return Releases(path, content, available, unavailable)
+
+
+def _require_entry(entry: Any, path: Path) -> None:
+    """
+    Raises:
+        InputError: not an entry, or one with a missing field or with one of another kind than it must be.
+    """
+    name = entry.get("name") if isinstance(entry, dict) else entry
+    if not isinstance(entry, dict) or not name or ("recipe" in entry) == ("from" in entry):
+        raise InputError(f"release list {path} has the entry {name!r}: it needs a name, and either recipe or from")
+    kinds = {"options": dict, "files": dict} | dict.fromkeys(("name", "checkpoint", "recipe", "from", "source"), str)
+    for field, kind in kinds.items():
+        if field in entry and not isinstance(entry[field], kind):
+            allowed = "a mapping" if kind is dict else "text"
+            raise InputError(
+                f"release list {path} has the entry {name!r} with {field} {entry[field]!r}, allowed is {allowed}"
+            )
+    if "from" in entry and not ("source" in entry and entry["from"] in SOURCES):
+        raise InputError(
+            f"release list {path} has the entry {name!r}: it needs a source, and from is one of {', '.join(SOURCES)}"
+        )
 
 
 def build(release: Release) -> Run | Conversion:
@@ -97,17 +119,23 @@ def build(release: Release) -> Run | Conversion:
 def _build_anew(release: Release) -> None:
     entry, options = release.entry, release.entry.get("options", {})
     if "from" in entry:
-        convert(str(release.source), release.directory, entry["from"], ConversionOptions(**options))
+        flags = [text for name, value in options.items() for text in (f"--{name}", *_words(value))]
+        convert(str(release.source), release.directory, entry["from"], parse_flags(ConversionOptions, flags))
         return
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    flags = [text for name, value in options.items() for text in (f"--{name}", *_words(value))]
     train(*parse_recipe(entry["recipe"], [*flags, "--output_dir", str(release.directory)]))
+
+
+def _words(value: Any) -> list[str]:
+    """The value of an option as on the command line."""
+    return [str(each) for each in (value if isinstance(value, list) else [value])]
 
 
 def describe(release: Release, checkpoint: Run | Conversion) -> dict[str, Any]:
     """The fields of an entry that come from the checkpoint: encoding, size, seed, metrics, SHA-256 of the files."""
     if isinstance(checkpoint, Run):
         seed, num_parameters = checkpoint.recipe["seed"], checkpoint.training["num_parameters"]
-        metrics = {name: checkpoint.metrics[name] for name in METRICS}
+        metrics = measured(checkpoint.metrics)
     else:
         seed, num_parameters = None, checkpoint.record["num_parameters"]
         metrics = {"largest_logit_difference": checkpoint.record["largest_logit_difference"]}

@@ -8,11 +8,14 @@ from typing import Any
 
 import yaml
 from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration import DataArguments
+from .configuration.metric_names import ENDS, MEASURES_OF, measured, problem_type
 from .errors import InputError
+from .hub_access import is_path
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .modeling.position_encodings import POSITION_ENCODINGS
 
@@ -37,10 +40,21 @@ LOCAL_OPTIONS = {
     "run_name",
     "local_rank",
 }
+# Options that a resumed run may also change: how long it trains, and when it logs, evaluates and saves. They change no
+# step that has been made.
+HARMLESS_OPTIONS = {
+    *("num_train_epochs", "max_steps", "early_stopping_patience", "load_best_model_at_end"),
+    *("logging_strategy", "logging_steps", "logging_first_step", "log_level", "log_level_replica", "log_on_each_node"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "batch_eval_metrics"),
+    *("per_device_eval_batch_size", "do_train", "do_eval", "do_predict", "skip_memory_metrics", "project"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "save_on_each_node"),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("dataloader_pin_memory", "dataloader_multiprocessing_context", "torch_empty_cache_steps", "ddp_timeout"),
+}
 # Of a checkpoint: written by Trainer alone or with FSDP, and by DeepSpeed.
 OPTIMIZER_STATES = ("optimizer*", "global_step*")
-# What an evaluation measures, each with the ends of its 95% interval.
-METRICS = tuple(f"{name}{end}" for name in ("accuracy", "top5_accuracy", "loss") for end in ("", "_low", "_high"))
+# The last evaluation's, a table and a figure.
+CONFUSION_MATRIX = "confusion_matrix"
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,15 @@ class Run(Checkpoint):
         """The recipe without options and paths that only make sense on the machine where it ran."""
         recipe = {name: value for name, value in self.recipe.items() if name not in LOCAL_OPTIONS}
         source = recipe.get("model_name_or_path")
-        if source and Path(source).exists():
+        if source and is_path(source):
             recipe["model_name_or_path"] = Path(source).name
         return without_paths(recipe)
+
+    @property
+    def starts_from_directory(self) -> bool:
+        """Whether it fine-tunes a model of the machine where it ran; a published recipe has only the model's name."""
+        source = self.recipe.get("model_name_or_path")
+        return bool(source) and (is_path(source) or "/" not in source)
 
 
 @dataclass(frozen=True)
@@ -116,9 +136,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
         return Conversion(directory, config, _read_json(directory / CONVERSION_FILE))
     for name in (RECIPE_FILE, TRAINING_FILE, METRICS_FILE):
         if not (directory / name).is_file():
-            raise InputError(
-                f"{directory} is not a finished run, it has no {name}; continue it with --resume_from_checkpoint true"
-            )
+            raise InputError(f"{directory} is not a finished run, it has no {name}; {how_to_resume(directory)}")
     evaluation = _read_json(directory / METRICS_FILE)
     return Run(
         directory=directory,
@@ -126,10 +144,12 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
         recipe=yaml.safe_load((directory / RECIPE_FILE).read_text()),
         training=_read_json(directory / TRAINING_FILE),
         metrics=_require_metrics(
-            {name.removeprefix("eval_"): value for name, value in evaluation.items()}, directory / METRICS_FILE
+            {name.removeprefix("eval_"): value for name, value in evaluation.items()},
+            config,
+            directory / METRICS_FILE,
         ),
         other_sizes=sorted(
-            (_require_metrics(_read_json(path), path) for path in directory.glob(OTHER_SIZES)),
+            (_require_metrics(_read_json(path), config, path) for path in directory.glob(OTHER_SIZES)),
             key=lambda metrics: metrics["input_size"],
         ),
     )
@@ -172,13 +192,16 @@ def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: di
         checkpoint = str(resume)
         if not Path(checkpoint).is_dir():
             raise InputError(f"resume_from_checkpoint {checkpoint} is not a directory")
-    if not any(any(Path(checkpoint).glob(pattern)) for pattern in OPTIMIZER_STATES):
-        raise InputError(
-            f"{checkpoint} has no state of the optimizer, which save_only_model leaves out: the run cannot be "
-            f"resumed, start a new one with --model_name_or_path {checkpoint}"
-        )
+    if not has_optimizer_state(Path(checkpoint)):
+        raise InputError(f"{checkpoint} cannot be resumed: {how_to_start_from(Path(checkpoint))}")
     _require_same_options(Path(checkpoint).parent / RECIPE_FILE, options)
+    _require_steps_left(Path(checkpoint), options)
     return checkpoint
+
+
+def has_optimizer_state(checkpoint: Path) -> bool:
+    """Whether a checkpoint has what a run needs to continue from it."""
+    return any(any(checkpoint.glob(pattern)) for pattern in OPTIMIZER_STATES)
 
 
 def how_to_resume(directory: Path) -> str:
@@ -186,7 +209,17 @@ def how_to_resume(directory: Path) -> str:
     checkpoint = _last_checkpoint(directory)
     if checkpoint is None:
         return "no checkpoint was saved before"
+    if not has_optimizer_state(Path(checkpoint)):
+        return f"the last checkpoint is {checkpoint}, {how_to_start_from(Path(checkpoint))}"
     return f"the last checkpoint is {checkpoint}, continue from it with --resume_from_checkpoint true"
+
+
+def how_to_start_from(checkpoint: Path) -> str:
+    """What to do with a checkpoint that a run cannot continue from."""
+    return (
+        "it has no state of the optimizer, which save_only_model leaves out: start a new run with "
+        f"--model_name_or_path {checkpoint}"
+    )
 
 
 def train_seconds(training: dict[str, Any]) -> float:
@@ -240,15 +273,34 @@ def _require_same_options(recipe_file: Path, options: dict[str, Any]) -> None:
     if not recipe_file.is_file():
         raise InputError(f"{recipe_file} is missing, so the run to resume is not one of liere-hf train")
     before = yaml.safe_load(recipe_file.read_text())
-    for name in sorted((before.keys() | options.keys()) - LOCAL_OPTIONS):
-        if before.get(name) != options.get(name):
-            raise InputError(
-                f"{name} is {options.get(name)!r}, but the run to resume was started with {before.get(name)!r}"
-            )
+    names = sorted((before.keys() | options.keys()) - LOCAL_OPTIONS - HARMLESS_OPTIONS)
+    changed = [
+        f"{name} is {options.get(name)!r}, but the run to resume was started with {before.get(name)!r}"
+        for name in names
+        if before.get(name) != options.get(name)
+    ]
+    if changed:
+        raise InputError("; ".join(changed))
 
 
-def _require_metrics(metrics: dict[str, Any], path: Path) -> dict[str, Any]:
-    for name in METRICS:
+def _require_steps_left(checkpoint: Path, options: dict[str, Any]) -> None:
+    """
+    Raises:
+        InputError: the checkpoint has seen more steps than the run is to have.
+    """
+    steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
+    if 0 < options["max_steps"] < steps:
+        raise InputError(
+            f"max_steps is {options['max_steps']}, but {checkpoint} has made {steps}: allowed is {steps} or more, "
+            "or -1"
+        )
+
+
+def _require_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The metrics. The main one and the loss must be there, and all must be finite; one example has no interval."""
+    main = MEASURES_OF[problem_type(config)][0]
+    required = (main, *(main + end for end in ENDS if main == "accuracy"), "loss")
+    for name in (*required, *measured(metrics)):
         value = metrics.get(name)
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{path} has {name} {value!r}, a card needs a finite number there")

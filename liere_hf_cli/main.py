@@ -27,8 +27,6 @@ EXTRAS = {
     "av": "video",
     "nibabel": "volumes",
     "matplotlib": "plots",
-    "scipy": "experiments",
-    "sklearn": "experiments",
     "timm": "conversion",
 }
 
@@ -91,9 +89,7 @@ def _explained(error: Exception, command: str) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:
-            is_experiment = command in ("reproduce", "benchmark") and module == "matplotlib"
-            extra = "experiments" if is_experiment else EXTRAS[module]
-            return 2, f'error: {module} is not installed: pip install "liere_hf[{extra}]"'
+            return 2, f'error: {module} is not installed: pip install "liere_hf[{EXTRAS[module]}]"'
     if isinstance(error, InputError | RunError):
         return 2 if isinstance(error, InputError) else 1, f"error: {sentence(error)}"
     raise error
@@ -263,8 +259,9 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_recipe
     from liere_hf.evaluation import evaluate
     from liere_hf.metric_display import print_metrics
-    from liere_hf.output_files import write_json
+    from liere_hf.output_files import require_writable_file, write_json
 
+    require_writable_file("results_file", arguments.results_file)
     flags = [*flags, "--model_name_or_path", arguments.model]
     metrics = evaluate(*parse_recipe(arguments.recipe, flags, arguments.config))
     print_metrics(metrics)
@@ -281,7 +278,9 @@ def _launch_config(arguments: argparse.Namespace, flags: list[str]) -> int:
 def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_flags
     from liere_hf.conversion import ConversionOptions, convert
+    from liere_hf.output_files import require_writable_directory
 
+    require_writable_directory("output_dir", arguments.output_dir)
     model = convert(arguments.source, arguments.output_dir, arguments.kind, parse_flags(ConversionOptions, flags))
     print(f"{arguments.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters")
     return 0
@@ -318,11 +317,14 @@ def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.errors import InputError
+    from liere_hf.output_files import require_writable_directory
     from liere_hf.reproduction.reproduce import list_experiments, reproduce
 
     if arguments.experiment == "list":
         list_experiments()
         return 0
+    require_writable_directory("results_dir", arguments.results_dir)
+    require_writable_directory("work_dir", arguments.work_dir)
     for pair in arguments.data_dir:
         if "=" not in pair:
             raise InputError(f"data_dir is {pair!r}, allowed is DATASET=DIRECTORY")
@@ -333,14 +335,18 @@ def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.demo import run_demo
+    from liere_hf.output_files import require_writable_directory
 
+    require_writable_directory("output_dir", arguments.output_dir)
     run_demo(arguments.output_dir)
     return 0
 
 
 def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from liere_hf.output_files import write_json
+    from liere_hf.output_files import require_writable_directory, require_writable_file, write_json
 
+    require_writable_directory("output_dir", arguments.output_dir)
+    require_writable_file("results_file", arguments.results_file)
     if arguments.subject == "models":
         from liere_hf.benchmark.models import benchmark_models
         from liere_hf.benchmark.table import report_benchmark

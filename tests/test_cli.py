@@ -167,7 +167,7 @@ def test_fine_tuning_recipes_need_a_checkpoint(capsys):
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--dataset", "mnist"], "invalid choice: 'mnist'"),
         (["--eval_fraction", "2"], "eval_fraction is 2.0"),
-        (["--image_std", "1", "0", "1"], "image_std is [1.0, 0.0, 1.0], allowed are values above 0"),
+        (["--image_std", "1", "0", "1"], "image_std is [1.0, 0.0, 1.0], allowed is more than 0"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
         (["--model_name_or_path", "./missing"], "model ./missing is not a directory"),
         (["--resume_from_checkpoint", "true"], "holds no checkpoint to resume from"),
@@ -304,3 +304,49 @@ def test_fine_tuning_a_checkpoint_with_other_classes(capsys, recipe, checkpoint,
     # The checkpoint brings its own architecture: one layer, where the recipe has two.
     assert tuned.config.num_hidden_layers == 1
     assert tuned.config.num_labels == 10
+
+
+@pytest.mark.parametrize("change", [("hidden_size", 32), ("num_attention_heads", 4), ("patch_size", 2)])
+def test_only_the_classifier_may_differ_from_the_checkpoint(capsys, recipe, checkpoint, tmp_path, change):
+    words = ["train", recipe, "--model_name_or_path", checkpoint, "--output_dir", tmp_path / "run"]
+    error = fails(capsys, *words, "--ignore_mismatched_sizes", f"--{change[0]}", change[1])
+    assert "is expected, and " in error
+    assert "only the classifier may differ: leave out the options of the architecture" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_convert_names_a_missing_source(capsys, tmp_path):
+    for kind, noun in (("vit", "directory"), ("timm", "file"), ("liere", "file")):
+        error = fails(capsys, "convert", tmp_path / "nothing", tmp_path / "model", "--from", kind)
+        assert error.endswith(f"{tmp_path / 'nothing'} is not a {noun}")
+
+
+def test_one_evaluation_example(capsys, recipe, tmp_path):
+    """Its loss has no interval; the run is complete, can be evaluated again, and can be published."""
+    output_dir, results_file = tmp_path / "run", tmp_path / "results.json"
+    flags = ["--eval_examples", 1, "--max_steps", 2]
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in ["train", recipe, "--output_dir", output_dir, *flags]])
+    assert exit_.value.code == 0
+    results = json.loads((output_dir / "eval_results.json").read_text())
+    assert results["eval_accuracy_high"] > results["eval_accuracy_low"]
+    assert "eval_loss_low" not in results
+    words = ["evaluate", output_dir, recipe, "--eval_examples", 1, "--results_file", results_file]
+    for command_line in (words, ["publish", output_dir, "org/name", "--dry-run"]):
+        with pytest.raises(SystemExit) as exit_:
+            main([str(word) for word in command_line])
+        assert exit_.value.code == 0
+    assert json.loads(results_file.read_text())["examples"] == 1
+    assert f"| loss | {results['eval_loss']:.4f} | |" in (output_dir / "README.md").read_text()
+
+
+def test_confusion_matrix_of_a_run(finished_run):
+    lines = [line.split(",") for line in (finished_run / "confusion_matrix.csv").read_text().splitlines()]
+    assert lines[0] == ["true class", *map(str, range(10))]
+    counts = np.array([line[1:] for line in lines[1:]], int)
+    results = json.loads((finished_run / "eval_results.json").read_text())
+    assert counts.sum() == 360
+    assert counts.trace() / 360 == results["eval_accuracy"]
+    assert counts.sum(axis=1).tolist() == [row["examples"] for row in results["eval_per_class"].values()]
+    with Image.open(finished_run / "confusion_matrix.png") as figure:
+        assert min(figure.size) > 300

@@ -61,15 +61,13 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
     ("extra", "command"),
     [
         ("video", ["train", "ucf101_smoke", "--data_dir", "."]),
-        ("experiments", ["benchmark"]),
+        ("plots", ["benchmark"]),
         *(
             pytest.param(*case, marks=pytest.mark.extensive)
             for case in (
                 ("volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
-                ("experiments", ["train", "digits"]),
                 ("plots", ["demo"]),
-                ("experiments", ["reproduce", "rope"]),
-                ("experiments", ["benchmark", "exponential"]),
+                ("plots", ["reproduce", "rope"]),
                 ("video", ["benchmark", "data"]),
             )
         ),

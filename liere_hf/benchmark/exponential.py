@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..configuration.allowed_values import require_allowed
 from ..hardware import hardware
 from ..modeling.skew_exponential import skew_matrix_exp
-from .models import check_positive, checked_device
+from .models import checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
@@ -32,7 +33,7 @@ def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[st
     Raises:
         InputError: the device does not exist, or rounds is below 1.
     """
-    check_positive(rounds=rounds)
+    require_allowed({"rounds": rounds})
     device = checked_device(device)
     rows = []
     for width in track(WIDTHS, description="Exponentials"):

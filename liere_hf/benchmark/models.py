@@ -26,9 +26,10 @@ from transformers import (
 from transformers.utils.generic import maybe_autocast
 
 from ..configuration import compared_encodings, encoding_options
+from ..configuration.allowed_values import require_allowed
 from ..configuration.arguments import PRESETS as MODEL_PRESETS
 from ..errors import InputError, RunError
-from ..hardware import hardware
+from ..hardware import explaining_lack_of_memory, hardware
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import (
@@ -111,10 +112,8 @@ def benchmark_models(
     sizes = _checked_sizes(preset, batch_size, rounds)
     names = _checked_contestants(contestants)
     device = checked_device(device)
-    try:
+    with explaining_lack_of_memory(device, LESS_MEMORY):
         seconds, peak_memory = _measure_steps(names, sizes, device, rounds)
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"the memory of {device} ran out; {LESS_MEMORY}") from error
     rows = []
     for name in names:
         row = {"name": name, **_parameters_and_flops(name, sizes)}
@@ -143,7 +142,7 @@ def benchmark_models(
 def _checked_sizes(preset: str, batch_size: int | None, rounds: int) -> Preset:
     if preset not in PRESETS:
         raise InputError(f"preset is {preset!r}, allowed are {', '.join(PRESETS)}")
-    check_positive(batch_size=batch_size, rounds=rounds)
+    require_allowed({"batch_size": batch_size, "rounds": rounds})
     sizes = PRESETS[preset]
     return sizes if batch_size is None else Preset(**{**asdict(sizes), "batch_size": batch_size})
 
@@ -154,13 +153,6 @@ def _checked_contestants(names: Sequence[str] | None) -> list[str]:
         if name not in known:
             raise InputError(f"contestants has {name!r}, allowed are {'; '.join(known)}")
     return [name for name in known if names is None or name in (REFERENCE, ABSOLUTE, *names)]
-
-
-def check_positive(**values: int | None) -> None:
-    """Raise InputError for a value below 1."""
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}, allowed is 1 or more")
 
 
 def checked_device(device: str | None) -> torch.device:

@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..configuration import DATASETS, paper_accuracy
-from ..metric_display import with_interval
+from ..configuration.metric_names import ENDS, MEASURES, MEASURES_OF, NUM_TOP_CLASSES, problem_type
+from ..metric_display import class_rows, measure_rows, with_interval
 from ..modeling.position_encodings import POSITION_ENCODINGS
 from ..run_directory import Checkpoint, Conversion, Run, encoding_title, train_examples_seen, train_seconds
 
@@ -87,23 +88,30 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         eval_results=[
             result
             for metrics, size in [(run.metrics, None), *((row, _size(row)) for row in run.other_sizes)]
-            for result in _eval_results(metrics, run.recipe["dataset"], size)
+            for result in _eval_results(_shown(metrics, run.config), run.recipe["dataset"], size)
         ],
     )
-    metrics = {name: with_interval(run.metrics, name) for name in ("accuracy", "top5_accuracy")}
-    values = metrics | {
-        "loss": with_interval(run.metrics, "loss", percent=False),
+    main = MEASURES_OF[problem_type(run.config)][0]
+    class_header, class_table = class_rows(run.metrics.get("per_class", {}))
+    values = {
+        "measures": measure_rows(_shown(run.metrics, run.config)),
+        "class_header": class_header,
+        "class_rows": [[cell.replace("|", "\\|") for cell in row] for row in class_table],
+        "main_measure": measure_rows(run.metrics)[0][0],
         "has_best_weights": recipe.get("load_best_model_at_end", False),
         "paper": _paper_accuracy(run),
         "start": f"fine-tuned from {source}" if source else "trained from scratch",
         "dataset_title": dataset.title,
-        "other_sizes": [{"size": _size(row), "accuracy": with_interval(row, "accuracy")} for row in run.other_sizes],
+        "other_sizes": [
+            {"size": _size(row), "main": with_interval(row, main, MEASURES[main].is_share)} for row in run.other_sizes
+        ],
         "num_parameters": training["num_parameters"],
         "num_processes": training["num_processes"],
         "examples": f"{round(train_examples_seen(training)):,}",
         "epochs": round(training["epoch"], 2),
         "minutes": round(train_seconds(training) / 60, 1),
         "needs_files": dataset.needs_files,
+        "needs_model": run.starts_from_directory,
         "recipe": yaml.safe_dump(recipe, sort_keys=False).strip(),
     }
     return data, "run.md", values | training["hardware"]
@@ -154,17 +162,22 @@ def _eval_results(metrics: dict[str, float], name: str, size: str | None) -> lis
             dataset_name=dataset.title,
             dataset_split="test",
             dataset_config=f"{size} pixels" if size else None,
-            metric_type=metric_type,
-            metric_name=metric_name,
+            metric_type=measure.hub_type,
+            metric_name=measure.title[0].upper() + measure.title[1:],
             metric_value=round(metrics[key], 6),
-            metric_args={"confidence_interval_95": [round(metrics[f"{key}_{end}"], 6) for end in ("low", "high")]},
+            metric_args={"confidence_interval_95": [round(metrics[key + end], 6) for end in ENDS]}
+            if key + ENDS[0] in metrics
+            else None,
         )
-        for key, metric_type, metric_name in (
-            ("accuracy", "accuracy", "Top-1 accuracy"),
-            ("top5_accuracy", "top_5_accuracy", "Top-5 accuracy"),
-            ("loss", "loss", "Cross-entropy"),
-        )
+        for key, measure in MEASURES.items()
+        if key in metrics
     ]
+
+
+def _shown(metrics: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The metrics; results of older versions have a top-5 accuracy of 1 where there are no more classes."""
+    hidden = () if len(config["id2label"]) > NUM_TOP_CLASSES else ("top5_accuracy",)
+    return {name: value for name, value in metrics.items() if name not in hidden}
 
 
 def _paper_accuracy(run: Run) -> float | None:

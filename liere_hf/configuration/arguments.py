@@ -1,7 +1,6 @@
 """The options of a run: model, data, and transformers' TrainingArguments."""
 
 import dataclasses
-import math
 import os
 import typing
 from dataclasses import dataclass, field
@@ -14,7 +13,9 @@ from transformers.trainer_utils import HubStrategy
 
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
+from .allowed_values import require_allowed
 from .data_sets import DATASETS
+from .metric_names import MEASURES
 
 # The trackers of the extra `tracking`.
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -35,7 +36,7 @@ class _ModelSource:
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Initialize weights whose shape differs from the checkpoint, such as those of a new head."},
+        metadata={"help": "Start with a new classifier where that of the checkpoint has other classes."},
     )
     anneal_position_embeddings_steps: int | None = field(
         default=None,
@@ -48,10 +49,7 @@ class _ModelSource:
     def __post_init__(self):
         if self.model_name_or_path == "":
             raise InputError("model_name_or_path is not given, this recipe starts from a checkpoint")
-        if self.anneal_position_embeddings_steps is not None and self.anneal_position_embeddings_steps < 1:
-            raise InputError(
-                f"anneal_position_embeddings_steps is {self.anneal_position_embeddings_steps}, allowed is 1 or more"
-            )
+        require_allowed(vars(self))
 
 
 def _architecture_fields() -> list[tuple[str, type, Any]]:
@@ -83,6 +81,21 @@ class RunArguments(TrainingArguments):
             "of at most per_device_train_batch_size."
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after as many evaluations without a better metric_for_best_model; keep the best weights."
+        },
+    )
+    class_weights: str | None = field(
+        default=None,
+        metadata={"help": "balanced: every class counts as much in the loss.", "choices": ["balanced", None]},
+    )
+    balanced_sampling: bool = field(
+        default=False, metadata={"help": "Draw training examples with replacement, every class equally often."}
+    )
+    # Unlike transformers' default, metrics are computed batch by batch.
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Compute metrics batch by batch."})
     generator_learning_rate_factor: float | None = field(
         default=None,
         metadata={
@@ -91,25 +104,24 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Before transformers' own checks, which name neither the option nor what is allowed.
+        require_allowed(vars(self) | {"debug": self.debug.split() if isinstance(self.debug, str) else self.debug})
+        if self.early_stopping_patience is not None:
+            if self.eval_strategy == "no":
+                raise InputError("eval_strategy is 'no', allowed are steps and epoch with early_stopping_patience")
+            self.load_best_model_at_end = True
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = MEASURES[self.metric_for_best_model.removeprefix("eval_")].greater_is_better
         super().__post_init__()
         if self.dataloader_num_workers == 0:
-            # A DataLoader raises an error for persistent workers if there are no workers.
+            # A DataLoader raises an error for what concerns workers if there are none.
             self.dataloader_persistent_workers = False
-        if self.train_sampling_strategy != "random":
-            raise InputError(f"train_sampling_strategy is {self.train_sampling_strategy!r}, allowed is 'random'")
-        for name in ("prediction_loss_only", "batch_eval_metrics"):
-            if getattr(self, name):
-                raise InputError(f"{name} is True, allowed is False: metrics are computed from all predictions")
-        if self.label_names not in (None, ["labels"]):
-            raise InputError(f"label_names is {self.label_names}, allowed is ['labels']")
+            self.dataloader_prefetch_factor = self.dataloader_multiprocessing_context = None
         if self.auto_find_batch_size and self.effective_batch_size is not None:
             raise InputError(
                 "auto_find_batch_size is True, allowed is False with effective_batch_size "
                 f"{self.effective_batch_size}: it changes the batch size"
             )
-        factor = self.generator_learning_rate_factor
-        if factor is not None and not (math.isfinite(factor) and factor >= 0):
-            raise InputError(f"generator_learning_rate_factor is {factor}, allowed is 0 or more")
         if self.report_to:
             self._require_trackers()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -245,58 +257,21 @@ class DataArguments:
     arrows_seed: int = field(default=0, metadata={"help": "arrows: random seed of the images."})
 
     def __post_init__(self):
-        for name, minimum in _MINIMUM_VALUES.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise InputError(f"{name} is {value}, allowed is {minimum} or more")
-        if not 0 < self.eval_fraction < 1:
-            raise InputError(f"eval_fraction is {self.eval_fraction}, allowed is more than 0 and less than 1")
-        for name in ("train_fraction", "crop_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise InputError(f"{name} is {value}, allowed is more than 0 and at most 1")
-        for name in ("random_erasing", "rand_augment_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is 0 to 1")
-        if not 0 <= self.rand_augment_magnitude <= 30:
-            raise InputError(f"rand_augment_magnitude is {self.rand_augment_magnitude}, allowed is 0 to 30")
-        if self.ucf101_split not in (1, 2, 3):
-            raise InputError(f"ucf101_split is {self.ucf101_split}, allowed are 1, 2 and 3")
-        if self.eval_crops not in (1, 3):
-            raise InputError(f"eval_crops is {self.eval_crops}, allowed are 1 and 3")
-        for name, low, high in (("random_resized_crop", 0.0, 1.0), ("intensity_window", -math.inf, math.inf)):
+        require_allowed(vars(self))
+        for name in ("random_resized_crop", "intensity_window"):
             pair = getattr(self, name)
-            if pair is not None and not (
-                len(pair) == 2 and all(map(math.isfinite, pair)) and low <= pair[0] < pair[1] <= high
-            ):
-                raise InputError(f"{name} is {pair}, allowed are two values of {low} to {high}, the smaller one first")
+            if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):
+                raise InputError(f"{name} is {pair}, allowed are two values, the smaller one first")
         if len(self.image_mean) != len(self.image_std):
             raise InputError(
                 f"image_mean has {len(self.image_mean)} values and image_std {len(self.image_std)}, both need one per "
                 "channel"
             )
-        if min(self.image_std) <= 0:
-            raise InputError(f"image_std is {self.image_std}, allowed are values above 0")
 
     @property
     def num_processes(self) -> int:
         """How many processes prepare data."""
         return self.data_num_proc or os.cpu_count() or 1
-
-
-_MINIMUM_VALUES = {
-    "train_examples": 1,
-    "eval_examples": 1,
-    "data_num_proc": 1,
-    "shuffle_buffer_size": 1,
-    "random_crop_padding": 0,
-    "rand_augment_num_ops": 0,
-    "rand_augment_magnitude_std": 0,
-    "mixup_alpha": 0,
-    "cutmix_alpha": 0,
-    "frame_stride": 1,
-    "eval_segments": 1,
-}
 
 
 def model_overrides(arguments: "ModelArguments") -> dict[str, Any]:

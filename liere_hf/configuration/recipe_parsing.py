@@ -1,6 +1,7 @@
 """Recipes: YAML files with the options of a run. Every option is also a flag, which overrides the file."""
 
 import difflib
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,15 @@ class _Parser(HfArgumentParser):
         raise InputError(message)
 
 
+@functools.cache
+def recipe_parser() -> HfArgumentParser:
+    """The parser of all options of a recipe."""
+    parser = _Parser((ModelArguments, DataArguments, RunArguments), allow_abbrev=False)
+    # As plain words they reach the check that says what is allowed.
+    parser._option_string_actions["--debug"].type = str
+    return parser
+
+
 def recipe_names() -> list[str]:
     """Names of the built-in recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -39,12 +49,23 @@ def recipe_path(recipe: str) -> Path:
 
 
 def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
-    """The options of a recipe, on top of those of the recipe that it `extends`."""
-    options = read_options(path, known | {"extends"})
-    if "extends" not in options:
-        return options
-    base = read_recipe(recipe_path(options.pop("extends")), known)
-    return base | options
+    """The options of a recipe, on top of those of the recipe that it `extends`.
+
+    Raises:
+        InputError: as for `read_options`, or a recipe extends itself, at once or by way of others.
+    """
+    layers, seen = [], []
+    while path is not None:
+        if path.resolve() in seen:
+            raise InputError(f"recipe {seen[0].name} extends itself: {' extends '.join(each.name for each in seen)}")
+        seen.append(path.resolve())
+        options = read_options(path, known | {"extends"})
+        base = options.pop("extends", None)
+        if not isinstance(base, str | None):
+            raise InputError(f"{path} has extends {base!r}, allowed is the name or the path of one recipe")
+        path = recipe_path(base) if base is not None else None
+        layers.insert(0, options)
+    return {name: value for options in layers for name, value in options.items()}
 
 
 def read_options(path: Path, known: set[str]) -> dict[str, Any]:
@@ -81,7 +102,7 @@ def parse_recipe(
     Raises:
         InputError: an unknown option or a value that is not allowed.
     """
-    parser = _Parser((ModelArguments, DataArguments, RunArguments), allow_abbrev=False)
+    parser = recipe_parser()
     known = _known_options(parser)
     path = recipe_path(recipe)
     argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
@@ -114,7 +135,7 @@ def _parse(parser: _Parser, flags: Sequence[str], known: set[str]) -> tuple[Any,
         )
     except InputError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, OSError, NotImplementedError) as error:
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
         raise InputError(f"unknown option {unknown[0]!r}{_suggest(unknown[0].lstrip('-'), known)}")

@@ -14,6 +14,7 @@ from transformers.image_utils import PILImageResampling
 from ..cards import build_model_card
 from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD
 from ..errors import InputError
+from ..hub_access import hub_or_cache, is_path
 from ..modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from ..output_files import sha256, write_json
 from ..run_directory import CONVERSION_FILE, read_checkpoint
@@ -85,11 +86,14 @@ def _from_timm(source: str, options: ConversionOptions) -> tuple[PreTrainedModel
 
 def _timm_file(source: str) -> Path:
     """A local file, or the weights of a timm model on the Hub, by name or id."""
-    if Path(source).exists() or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
+    if is_path(source) or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt"):
         return Path(source)
     repo_id = source if "/" in source else f"timm/{source}"
     try:
-        return Path(hf_hub_download(repo_id, "model.safetensors"))
+        with hub_or_cache("checkpoint", repo_id):
+            return Path(hf_hub_download(repo_id, "model.safetensors"))
+    except InputError:
+        raise
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise InputError(
             f"{source} is not a file, and {repo_id} could not be loaded from the Hub ({type(error).__name__})"
@@ -111,7 +115,8 @@ def _processor(
 
 def _processor_of(source: str) -> BaseImageProcessor | None:
     try:
-        return AutoImageProcessor.from_pretrained(source)
+        with hub_or_cache("model", source):
+            return AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError):
         return None
 

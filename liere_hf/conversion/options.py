@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..configuration.allowed_values import require_allowed
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.position_encodings import POSITION_ENCODINGS
@@ -30,6 +31,9 @@ class ConversionOptions:
         default=None, metadata={"help": "timm: the architecture of a local file, such as vit_small_patch16_dinov3."}
     )
     note: str | None = field(default=None, metadata={"help": "A note to put first on the model card."})
+
+    def __post_init__(self):
+        require_allowed(vars(self))
 
     def per_axis(self, name: str, num_axes: int) -> list[int] | None:
         """The size in `name` with one value per axis. A single value applies to all axes."""

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError, first_names
+from ..hub_access import hub_or_cache
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTModel
 from ..modeling.position_encodings import POSITION_ENCODINGS
@@ -42,19 +43,30 @@ def from_vit(name: str, options: ConversionOptions) -> LiereViTForImageClassific
 def load_source(name: str, model_types: Sequence[str] = MODEL_TYPES) -> PreTrainedModel:
     """The model at `name`, with the classifier of its checkpoint, if any."""
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type not in model_types:
-            raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(model_types)}")
-        has_classifier = any("ForImageClassification" in architecture for architecture in config.architectures or [])
-        auto_class = AutoModelForImageClassification if has_classifier and config.model_type != "dinov2" else AutoModel
-        model, report = auto_class.from_pretrained(name, output_loading_info=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        with hub_or_cache("model", name):
+            model, missing = _load_source(name, model_types)
+    except InputError:
+        raise
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise InputError(f"model {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
     # transformers draws what is missing at random. A pooler is not converted.
-    missing = [key for key in report["missing_keys"] if "pooler." not in key]
+    missing = [key for key in missing if "pooler." not in key]
     if missing:
         raise InputError(f"{name} lacks {len(missing)} weights: {first_names(missing)}")
     return model.eval()
+
+
+def _load_source(name: str, model_types: Sequence[str]) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of weights that its checkpoint lacks."""
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type not in model_types:
+        raise InputError(f"{name} has model_type {config.model_type!r}, allowed are {', '.join(model_types)}")
+    has_classifier = any("ForImageClassification" in architecture for architecture in config.architectures or [])
+    auto_class = (
+        AutoModelForImageClassification if has_classifier and not config.model_type.startswith("dinov2") else AutoModel
+    )
+    model, report = auto_class.from_pretrained(name, output_loading_info=True)
+    return model, report["missing_keys"]
 
 
 def _read_config(source: PreTrainedConfig, options: ConversionOptions) -> LiereViTConfig:

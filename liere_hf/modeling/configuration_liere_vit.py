@@ -1,17 +1,20 @@
 """LiereViT model configuration."""
 
-import math
 from collections.abc import Sequence
 
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .generator_initialization import GENERATOR_INITS
+from .number_ranges import ALLOWED_NUMBERS, require_allowed_number
 from .position_encodings import POSITION_ENCODINGS
 from .positions import INTERPOLATIONS, POSITION_MODES
 
 POOLINGS = ("cls", "mean", "patches")
 FINAL_LAYERNORMS = ("after_pooling", "before_pooling", "none")
+# Fields with one value or one per axis.
+_SIZES = ("patch_size", "image_size", "encoder_stride")
 
 
 class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -146,8 +149,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        self._require_positive_integers("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         if self.head_dim is None:
+            for field in ("hidden_size", "num_attention_heads"):
+                require_allowed_number(field, getattr(self, field))
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
                     f"hidden_size is {self.hidden_size}, which num_attention_heads ({self.num_attention_heads}) does "
@@ -230,9 +234,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate(self) -> None:
         """Raise a ValueError that names the first field whose value is not allowed."""
-        self._require_positive_integers(
-            "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "head_dim", "num_channels"
-        )
+        for field in ALLOWED_NUMBERS:
+            if field not in _SIZES:
+                require_allowed_number(field, getattr(self, field))
         for field, allowed in (
             ("position_encoding", tuple(POSITION_ENCODINGS)),
             ("position_mode", POSITION_MODES),
@@ -240,14 +244,11 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             ("pooling", POOLINGS),
             ("final_layernorm", FINAL_LAYERNORMS),
             ("generator_init", GENERATOR_INITS),
+            ("hidden_act", ACT2FN),
+            ("pooler_act", ACT2FN),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are {', '.join(allowed)}")
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed is 0 or more and less than 1")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens is {self.num_register_tokens}, allowed is 0 or more")
         if self.pooling == "cls" and not self.use_cls_token:
             raise ValueError(
                 "pooling is 'cls' but use_cls_token is False: choose pooling 'mean' or keep the CLS token"
@@ -255,18 +256,18 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate_sizes()
         self._validate_blocks()
         self._validate_initial_generators()
-        self._validate_position_augmentation()
 
     def _validate_sizes(self) -> None:
-        fields = ["patch_size", "image_size"] + ["encoder_stride"] * (self.encoder_stride is not None)
-        for field in fields:
+        for field in _SIZES:
+            if getattr(self, field) is None:
+                continue
             values = self._per_axis(getattr(self, field))
             if len(values) != self.num_axes:
                 raise ValueError(
                     f"{field} is {getattr(self, field)!r}, {len(values)} values where patch_size "
                     f"({self.patch_size!r}) makes {self.num_axes} axes: give {self.num_axes} values or one int"
                 )
-            if not values or any(not _is_positive_integer(value) for value in values):
+            if not values or not all(map(ALLOWED_NUMBERS[field].allows, values)):
                 raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are positive integers")
         for axis, (size, patch) in enumerate(zip(self.spatial_image_size, self.spatial_patch_size, strict=True)):
             if size % patch:
@@ -290,7 +291,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             encoding.check(self)
 
     def _validate_block_size(self, block_size: int) -> None:
-        if not _is_positive_integer(block_size) or block_size % 2 or self.head_dim % block_size:
+        is_positive = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size > 0
+        if not is_positive or block_size % 2 or self.head_dim % block_size:
             divisors = [str(width) for width in range(2, self.head_dim + 1, 2) if self.head_dim % width == 0]
             raise ValueError(
                 f"generator_block_size is {block_size!r}, it must be even and divide head_dim ({self.head_dim}): "
@@ -299,9 +301,6 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_initial_generators(self) -> None:
         low, high = self.generator_min_frequency, self.generator_max_frequency
-        for field, value in (("generator_min_frequency", low), ("generator_max_frequency", high)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{field} is {value!r}, allowed are numbers above 0, in radians per patch")
         if low > high:
             raise ValueError(
                 f"generator_min_frequency is {low!r}, allowed is at most generator_max_frequency, {high!r}"
@@ -309,21 +308,6 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         encoding = POSITION_ENCODINGS[self.position_encoding]
         if self.generator_init != "uniform" and encoding.parameters and encoding.initial_values is None:
             raise ValueError(f"generator_init is {self.generator_init!r}, {self.position_encoding} allows uniform")
-
-    def _validate_position_augmentation(self) -> None:
-        for field, minimum in (("pos_embed_shift", 0), ("pos_embed_jitter", 1), ("pos_embed_rescale", 1)):
-            value = getattr(self, field)
-            if value is not None and not (math.isfinite(value) and value >= minimum):
-                raise ValueError(f"{field} is {value!r}, allowed is None or a number of {minimum} or more")
-
-    def _require_positive_integers(self, *fields: str) -> None:
-        for field in fields:
-            if not _is_positive_integer(getattr(self, field)):
-                raise ValueError(f"{field} is {getattr(self, field)!r}, allowed are positive integers")
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 __all__ = ["LiereViTConfig"]

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.batching import StreamedExamples
+from .class_balance import BalancedSampler
 
 
 def build_train_dataloader(
@@ -41,9 +42,11 @@ def build_train_dataloader(
     return dataloader if is_stream else accelerator.prepare(dataloader)
 
 
-def _sampler(dataset: Dataset, batch_size: int, args: TrainingArguments) -> RandomSampler:
+def _sampler(dataset: Dataset, batch_size: int, args: TrainingArguments) -> Sampler:
     step = batch_size * args.world_size * args.gradient_accumulation_steps
     num_samples = len(dataset) // step * step if args.dataloader_drop_last else len(dataset)
+    if getattr(args, "balanced_sampling", False):
+        return BalancedSampler(dataset, num_samples, args.seed)
     return RandomSampler(dataset, num_samples=num_samples)
 
 

@@ -47,6 +47,11 @@ class InterruptionCallback(TrainerCallback):
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it has ended the training."""
+        return self._stops
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if args.world_size > 1:
             # With gloo, the processes agree without waiting for their devices.

@@ -1,40 +1,52 @@
 """One training run: a recipe's data and model through transformers' Trainer, into an output directory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from torch import distributed
 from torch.utils.data import default_collate
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..cards import build_model_card
 from ..configuration import DataArguments, RunArguments
 from ..data import PreparedData, Splits, load_splits, prepare
 from ..errors import InputError, RunError, TrainingInterruptedError
-from ..hardware import hardware
-from ..model_loading import build_model
-from ..output_files import write_bytes
-from ..run_directory import RECIPE_FILE, checkpoint_to_resume, how_to_resume, read_checkpoint, recipe_options
+from ..hardware import explaining_lack_of_memory, hardware
+from ..model_loading import build_model, require_configuration
+from ..output_files import removed_unless_kept, require_writable_directory, write_bytes
+from ..run_directory import (
+    CONFUSION_MATRIX,
+    checkpoint_to_resume,
+    has_optimizer_state,
+    how_to_resume,
+    how_to_start_from,
+    read_checkpoint,
+    recipe_options,
+)
 from .annealing import PositionTableAnnealing
+from .class_balance import balanced_class_weights
+from .confusion import write_confusion_matrix
 from .duration import DurationCallback
 from .epochs import EpochCallback
 from .interruption import InterruptionCallback, ignore_sigterm
-from .metrics import ClassificationMetric
+from .metrics import EvaluationMetrics
 from .publication import PublishingCallback
+from .recipe_record import RecipeRecord, data_facts, require_same_data
+from .resumption import EarlyStopping
 from .saving import atomic_save
 from .trainer import LiereTrainer
 
 
-def train(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, float]:
+def train(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, Any]:
     """Train, evaluate and save a model, in one process or in several that Accelerate or torchrun started.
 
     `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
-    `train_results.json`, `eval_results.json` and `trainer_state.json` (the learning curves). With `push_to_hub` it is
-    published as by `liere-hf publish`.
+    `train_results.json`, `eval_results.json`, `trainer_state.json` (the learning curves) and the confusion matrix.
+    With `push_to_hub` it is published as by `liere-hf publish`.
 
     Returns:
         The metrics of the final evaluation.
@@ -45,53 +57,95 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
         TrainingInterruptedError: stopped by a signal, after the current step.
     """
     output_dir = Path(training_arguments.output_dir)
+    require_writable_directory("output_dir", output_dir)
     options = recipe_options(model_arguments, data_arguments, training_arguments)
     checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint, options)
     training_arguments.resolve_batch_size()
+    require_configuration(model_arguments)
     # No process writes to the directory before all have checked it.
     training_arguments.distributed_state.wait_for_everyone()
+    with removed_unless_kept(output_dir) as keep:
+        return _train(model_arguments, data_arguments, training_arguments, options, checkpoint, keep)
+
+
+def _train(
+    model_arguments: Any,
+    data_arguments: DataArguments,
+    training_arguments: RunArguments,
+    options: dict[str, Any],
+    checkpoint: str | None,
+    keep: Callable[[], None],
+) -> dict[str, Any]:
+    output_dir = Path(training_arguments.output_dir)
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
         splits = load_splits(data_arguments, training_arguments.seed)
+    if checkpoint is not None:
+        require_same_data(Path(checkpoint).parent, splits)
     model = build_model(model_arguments, splits.label_names)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
+    _require_usable_optimizer(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
     publishing.prepare(model)
-    trainer = build_trainer(model, data, training_arguments)
+    class_weights = balanced_class_weights(splits) if training_arguments.class_weights else None
+    trainer = build_trainer(model, data, training_arguments, class_weights)
     interruption = InterruptionCallback()
-    trainer.add_callback(interruption)
-    trainer.add_callback(publishing)
+    for callback in (RecipeRecord(output_dir, options, data_facts(splits), keep), interruption, publishing):
+        trainer.add_callback(callback)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
+    if training_arguments.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(training_arguments.early_stopping_patience))
 
-    if trainer.is_world_process_zero():
-        write_bytes(output_dir / RECIPE_FILE, yaml.safe_dump(options, sort_keys=False).encode())
-    with _other_processes_expected(output_dir):
+    advice = f"take a smaller per_device_train_batch_size or model; {how_to_resume(output_dir)}"
+    with _other_processes_expected(output_dir), explaining_lack_of_memory(training_arguments.device, advice):
         with interruption.handling_signals():
             result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.require_finite()
         trainer.save_state()
-        _require_all_steps(trainer)
-        metrics = trainer.evaluate()
+        if interruption.has_stopped or training_arguments.early_stopping_patience is None:
+            _require_all_steps(trainer)
+        metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
         with atomic_save(trainer) as unfinished:
             trainer.save_model(str(unfinished))
     trainer.save_metrics("train", result.metrics | _training_facts(trainer, splits, result), combined=False)
     trainer.save_metrics("eval", metrics, combined=False)
     if trainer.is_world_process_zero():
+        confusion = trainer.compute_metrics.confusion_matrix()
+        if confusion is not None:
+            write_confusion_matrix(output_dir / CONFUSION_MATRIX, *confusion)
         write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
     return metrics
 
 
-def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments: TrainingArguments) -> LiereTrainer:
+def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -> None:
+    """Build what Trainer builds when training starts: later, its errors would leave a directory behind.
+
+    Raises:
+        InputError: a package is missing, or the optimizer or the schedule lacks an option of its own.
+    """
+    try:
+        LiereTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    except (ImportError, TypeError, ValueError) as error:
+        raise InputError(f"optim is {arguments.optim.value!r}: {' '.join(str(error).split())}") from error
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
+    try:
+        get_scheduler(arguments.lr_scheduler_type, optimizer, 0, 1, arguments.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"lr_scheduler_type is {arguments.lr_scheduler_type.value!r}, with lr_scheduler_kwargs "
+            f"{arguments.lr_scheduler_kwargs}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    data: PreparedData,
+    training_arguments: TrainingArguments,
+    class_weights: torch.Tensor | None = None,
+) -> LiereTrainer:
     """A Trainer that evaluates with confidence intervals."""
-    metric = ClassificationMetric(keep_in_memory=True)
-
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        views = data.evaluation.num_views
-        logits = prediction.predictions.reshape(-1, views, prediction.predictions.shape[-1]).mean(axis=1)
-        return metric.compute(predictions=logits, references=prediction.label_ids[::views])
-
     try:
         return LiereTrainer(
             model=model,
@@ -101,7 +155,8 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             processing_class=data.processor,
             # Unlike transformers' default, it collates into shared memory of the workers.
             data_collator=default_collate,
-            compute_metrics=compute_metrics,
+            class_weights=class_weights,
+            compute_metrics=EvaluationMetrics(model.config, data.evaluation.num_views),
             callbacks=[DurationCallback(), EpochCallback(data.train.transform)],
         )
     except (ImportError, RuntimeError) as error:
@@ -109,6 +164,9 @@ def build_trainer(model: PreTrainedModel, data: PreparedData, training_arguments
             raise
         # A tracker of report_to that is not installed.
         raise InputError(f"report_to is {training_arguments.report_to}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        # Trainer checks how the arguments fit together.
+        raise InputError(" ".join(str(error).split())) from error
 
 
 def _require_all_steps(trainer: LiereTrainer) -> None:
@@ -120,8 +178,11 @@ def _require_all_steps(trainer: LiereTrainer) -> None:
     if state.global_step < state.max_steps:
         checkpoint = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         saved = f"checkpoint saved in {checkpoint}" if checkpoint.is_dir() else "no checkpoint of this step was saved"
+        can_resume = has_optimizer_state(checkpoint)
+        if checkpoint.is_dir() and not can_resume:
+            saved += f"; {how_to_start_from(checkpoint)}"
         raise TrainingInterruptedError(
-            f"interrupted after step {state.global_step} of {state.max_steps}, {saved}", checkpoint.is_dir()
+            f"interrupted after step {state.global_step} of {state.max_steps}, {saved}", can_resume
         )
 
 

@@ -11,10 +11,12 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from ..configuration.metric_names import problem_type
 from ..data.batching import EvaluationExamples, StreamedExamples
 from .dataloader import StreamResumption, build_train_dataloader
 from .divergence import DivergenceCheck
 from .optimizer import rotation_parameter_names, set_learning_rate
+from .resumption import Resumption
 from .saving import atomic_save
 from .sharding import shard_rotations_in_float32
 
@@ -29,10 +31,12 @@ class LiereTrainer(Trainer):
     - A loss or weights that are not finite end the run before they reach a checkpoint.
     - A checkpoint is written to a directory beside its own and moved when it is complete.
 
+    - Losses can be weighted by class (`class_weights`, (classes,)).
+
     It does not push to the Hub itself: see [`PublishingCallback`].
     """
 
-    def __init__(self, *, args: TrainingArguments, **kwargs: Any):
+    def __init__(self, *, args: TrainingArguments, class_weights: torch.Tensor | None = None, **kwargs: Any):
         # The arguments are saved with every checkpoint: no place for a secret.
         args.push_to_hub, args.hub_token = False, None
         super().__init__(args=args, **kwargs)
@@ -48,6 +52,8 @@ class LiereTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.data_wait_seconds = 0.0
         self._divergence = DivergenceCheck(self.args.device)
+        self._class_weights = None if class_weights is None else class_weights.to(self.args.device)
+        self.add_callback(Resumption())
         if isinstance(self.train_dataset, StreamedExamples):
             self.add_callback(StreamResumption(self.train_dataset))
 
@@ -89,6 +95,9 @@ class LiereTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
+        if self.control.should_training_stop:
+            # Resumed from a checkpoint of the last step.
+            return [], None
         start = time.perf_counter()
         samples = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.data_wait_seconds += time.perf_counter() - start
@@ -97,13 +106,18 @@ class LiereTrainer(Trainer):
     # ---- Losses ----
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The model's own loss; for the soft labels of MixUp and CutMix, cross-entropy with them."""
-        if not inputs["labels"].is_floating_point():
+        """The model's own loss; cross-entropy for the soft labels of MixUp and CutMix, and with weights of classes."""
+        is_single = problem_type(self.model.config.to_dict()) == "single_label_classification"
+        is_mixed = inputs["labels"].is_floating_point() and is_single
+        if not is_mixed and not (self._class_weights is not None and model.training):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = torch.nn.functional.cross_entropy(
-            outputs.logits.float(), labels, label_smoothing=self.args.label_smoothing_factor
+            outputs.logits.float(),
+            labels,
+            weight=self._class_weights,
+            label_smoothing=self.args.label_smoothing_factor,
         )
         return (loss, outputs) if return_outputs else loss
 

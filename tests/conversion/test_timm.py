@@ -62,6 +62,6 @@ def test_weights_that_do_not_match(change, options, message):
 
 def test_unknown_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="timm/vit_nothing could not be loaded from the Hub"):
+    with pytest.raises(InputError, match="timm/vit_nothing is not a directory, is not in the Hub"):
         convert("vit_nothing", tmp_path / "model", "timm", ConversionOptions())
     assert not any(tmp_path.iterdir())

@@ -105,7 +105,7 @@ def test_the_table_can_be_dropped(tmp_path):
 
 
 def test_unsupported_sources(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="missing is not a directory"):
         from_vit(str(tmp_path / "missing"), ConversionOptions())
     BertModel(
         BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)

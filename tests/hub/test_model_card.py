@@ -11,6 +11,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from liere_hf.cards.model_card import build_model_card
 from liere_hf.configuration import parse_recipe
+from liere_hf.configuration.metric_names import MEASURES, MEASURES_OF
 from liere_hf.errors import InputError
 from liere_hf.run_directory import read_checkpoint
 from liere_hf_cli.main import main
@@ -25,13 +26,44 @@ def test_metadata_holds_the_measured_metrics(trained):
     assert name == "ViT with LieRE8 position encoding on scikit-learn digits"
     evaluation = json.loads((trained / "eval_results.json").read_text())
     measured = {result.metric_type: result for result in results}
-    for key, metric_type in (("accuracy", "accuracy"), ("top5_accuracy", "top_5_accuracy"), ("loss", "loss")):
-        result = measured.pop(metric_type)
+    for key in MEASURES_OF["single_label_classification"]:
+        result = measured.pop(MEASURES[key].hub_type)
         assert result.metric_value == pytest.approx(evaluation[f"eval_{key}"], abs=1e-6)
-        interval = [evaluation[f"eval_{key}_{end}"] for end in ("low", "high")]
-        assert result.metric_args["confidence_interval_95"] == pytest.approx(interval, abs=1e-6)
         assert result.task_type == "image-classification"
+        if key != "calibration_error":
+            interval = [evaluation[f"eval_{key}_{end}"] for end in ("low", "high")]
+            assert result.metric_args["confidence_interval_95"] == pytest.approx(interval, abs=1e-6)
     assert not measured
+
+
+def test_classes_are_in_the_card(trained):
+    evaluation = json.loads((trained / "eval_results.json").read_text())
+    card = (trained / "README.md").read_text()
+    for name, row in evaluation["eval_per_class"].items():
+        assert f"| {name} | {row['examples']} | {100 * row['precision']:.2f}" in card
+
+
+def test_a_class_with_a_bar_in_its_name(run_dir):
+    checkpoint = read_checkpoint(run_dir)
+    checkpoint.metrics["per_class"]["a|b"] = checkpoint.metrics["per_class"].pop("0")
+    assert "| a\\|b | " in str(build_model_card(checkpoint))
+
+
+def test_few_classes_have_no_top5(run_dir):
+    """Results of older versions hold one."""
+    checkpoint = read_checkpoint(run_dir)
+    assert "| top-5 accuracy, %" in str(build_model_card(checkpoint))
+    checkpoint.config["id2label"] = {str(index): str(index) for index in range(5)}
+    assert "top-5" not in str(build_model_card(checkpoint)).lower()
+
+
+def test_one_example_has_no_interval_of_its_loss(run_dir):
+    evaluation = json.loads((run_dir / "eval_results.json").read_text())
+    for end in ("low", "high"):
+        del evaluation[f"eval_loss_{end}"]
+    (run_dir / "eval_results.json").write_text(json.dumps(evaluation))
+    card = build_model_card(read_checkpoint(run_dir))
+    assert f"| loss | {evaluation['eval_loss']:.4f} | |" in card.text
 
 
 def test_card_round_trips_through_huggingface_hub(trained):
@@ -91,10 +123,12 @@ def test_fine_tuned_models_name_their_base(run_dir):
     card = build_model_card(checkpoint, "org/tuned")
     assert card.data.base_model == "org/base-model"
     assert "fine-tuned from org/base-model" in card.text
+    assert "MODEL_DIR" not in card.text
     checkpoint.recipe["model_name_or_path"] = str(run_dir.parent / "secret" / "base")
     card = build_model_card(checkpoint, "org/tuned")
     assert card.data.base_model is None
     assert "fine-tuned from base on" in card.text
+    assert "liere-hf train tuned/recipe.yaml --output_dir runs/tuned --model_name_or_path MODEL_DIR\n" in card.text
     assert "secret" not in str(card)
 
 

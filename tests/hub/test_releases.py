@@ -124,6 +124,20 @@ def test_dry_run_reports_what_would_happen(copy, capsys):
         (lambda content: content["releases"][0].pop("name"), "has the entry None: it needs a name"),
         (lambda content: content["releases"][0].pop("recipe"), "it needs a name, and either recipe or from"),
         (lambda content: content.update(organization="not/allowed"), "repository 'not/allowed/.*' is not allowed"),
+        (lambda content: content["releases"].insert(0, "liere8"), "has the entry 'liere8': it needs a name"),
+        (lambda content: content["releases"].insert(0, None), "has the entry None: it needs a name"),
+        (lambda content: content["releases"].insert(0, ["liere8"]), r"has the entry \['liere8'\]: it needs a name"),
+        (lambda content: content["releases"][0].update(name=3), "has the entry 3 with name 3, allowed is text"),
+        (
+            lambda content: content["releases"][0].update(recipe=["a"]),
+            r"with recipe \['a'\], allowed is text",
+        ),
+        (lambda content: content["releases"][0].update(checkpoint=1), "with checkpoint 1, allowed is text"),
+        (lambda content: content["releases"][0].update(files=["a"]), r"with files \['a'\], allowed is a mapping"),
+        (lambda content: content["releases"][1].update(options=[1]), r"with options \[1\], allowed is a mapping"),
+        (lambda content: content["releases"][1].update(source=1), "with source 1, allowed is text"),
+        (lambda content: content["releases"][1].pop("source"), "needs a source, and from is one of liere, timm, vit"),
+        (lambda content: content["releases"][1].update({"from": "jax"}), "from is one of liere, timm, vit"),
     ],
 )
 def test_broken_lists(copy, change, message):

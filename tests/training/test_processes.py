@@ -223,6 +223,8 @@ MOMENTS_OF_SAVING = [
     ("shutil.rmtree", "/checkpoint-."),
     ("os.remove", "optimizer.pt"),
     ("os.rmdir", "/checkpoint-."),
+    # The finished model moves to its place.
+    ("os.rename", "/unfinished/model.safetensors"),
 ]
 # Each child resumes from the last checkpoint, and is killed at the next of these events.
 KILL_WHILE_SAVING = """

@@ -7,6 +7,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from ...configuration import DataArguments
 from ...errors import InputError
+from ...hub_access import hub_or_cache
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from ...modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from ..media import MEDIA
@@ -54,7 +55,8 @@ def build_processor(
     geometry = _geometry(column, input_size(config, arguments)[-2:], arguments)
     if checkpoint is not None:
         try:
-            return auto.from_pretrained(checkpoint, **geometry)
+            with hub_or_cache("model", checkpoint):
+                return auto.from_pretrained(checkpoint, **geometry)
         except (OSError, ValueError):
             pass
     if len(arguments.image_mean) != config.num_channels:

@@ -135,7 +135,7 @@ def test_wrong_lists(official):
     (lists / "trainlist01.txt").write_text("\n")
     with pytest.raises(InputError, match=r"trainlist01\.txt lists no files"):
         load(data_dir=str(directory))
-    with pytest.raises(InputError, match="ucf101_split is 4, allowed are 1, 2 and 3"):
+    with pytest.raises(InputError, match="ucf101_split is 4, allowed is 1 to 3"):
         load(data_dir=str(directory), ucf101_split=4)
 
 
