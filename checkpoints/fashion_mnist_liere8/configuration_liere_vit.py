@@ -11,7 +11,8 @@ from .number_ranges import ALLOWED_NUMBERS, require_allowed_number
 from .position_encodings import POSITION_ENCODINGS
 from .positions import INTERPOLATIONS, POSITION_MODES
 
-POOLINGS = ("cls", "mean")
+POOLINGS = ("cls", "mean", "patches")
+FINAL_LAYERNORMS = ("after_pooling", "before_pooling", "none")
 # Fields with one value or one per axis.
 _SIZES = ("patch_size", "image_size", "encoder_stride")
 
@@ -46,7 +47,10 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         use_cls_token: whether a CLS token is put in front of the patches.
         use_mask_token: whether there is a token that replaces masked patches; always there in masked image modeling.
         num_register_tokens: register tokens between CLS and the patches.
-        pooling: `cls`, or `mean` over CLS and patch tokens (registers left out), then the final normalization.
+        pooling: `cls`, `mean` over CLS and patch tokens (registers left out), or mean of the `patches` alone.
+        final_layernorm: the final normalization is of the pooled token (`after_pooling`), of all tokens, which are
+            pooled then (`before_pooling`), or left out (`none`).
+        use_pre_layernorm: whether the embeddings are normalized before the first layer, as in CLIP.
         position_encoding: `liere`, `rope_mixed`, `visionllama`, `absolute`, `none`, or another entry of
             `POSITION_ENCODINGS`.
         use_absolute_position_embeddings: learned table added to the patches; always there for `absolute`, an
@@ -54,8 +58,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_embedding_interpolation: how the table is read at other sizes, the same along every axis: `cubic` as
             in ViT, `antialiased_cubic` as in timm, or `linear` as in the authors' models with three axes.
         position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
-            `linspace` (as the authors' code), `rescaled` (always [0, 1]) or `centered` (the centers of patches in
-            [-1, 1], as in DINOv3).
+            `linspace` (as the authors' code), `rescaled` (always [0, 1]), `centered` (the centers of patches in
+            [-1, 1], as in DINOv3), `left_edges` or `right_edges` (the edges of patches in [0, 1], as in EVA-02 and
+            the Perception Encoder).
         prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
             logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
@@ -117,6 +122,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     use_mask_token: bool = False
     num_register_tokens: int = 0
     pooling: str = "cls"
+    final_layernorm: str = "after_pooling"
+    use_pre_layernorm: bool = False
     position_encoding: str = "liere"
     use_absolute_position_embeddings: bool = False
     position_embedding_interpolation: str = "cubic"
@@ -235,6 +242,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             ("position_mode", POSITION_MODES),
             ("position_embedding_interpolation", INTERPOLATIONS),
             ("pooling", POOLINGS),
+            ("final_layernorm", FINAL_LAYERNORMS),
             ("generator_init", GENERATOR_INITS),
             ("hidden_act", ACT2FN),
             ("pooler_act", ACT2FN),

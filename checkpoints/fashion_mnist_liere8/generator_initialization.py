@@ -103,8 +103,12 @@ def _directions(config: PreTrainedConfig, blocks: int, planes: int) -> torch.Ten
 
 def _patches_per_unit(config: PreTrainedConfig) -> torch.Tensor:
     """From radians per patch to radians per unit of coordinates at the training size: (axes, 1, 1, 1)."""
-    is_centered = config.position_mode == "centered"
-    steps = [patches / 2 if is_centered else max(patches - 1, 1) for patches in config.grid_size]
+    if config.position_mode == "centered":
+        steps = [patches / 2 for patches in config.grid_size]
+    elif config.position_mode in ("left_edges", "right_edges"):
+        steps = list(config.grid_size)
+    else:
+        steps = [max(patches - 1, 1) for patches in config.grid_size]
     return torch.tensor(steps, dtype=torch.float32, device="cpu").view(-1, 1, 1, 1)
 
 

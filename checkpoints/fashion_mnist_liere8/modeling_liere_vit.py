@@ -126,7 +126,7 @@ class LiereViTPatchEmbeddings(nn.Module):
 class LiereViTEmbeddings(nn.Module):
     """Patch embeddings, plus the absolute position table and mask tokens where the model has them, behind the prefix.
 
-    Output: (batch, prefix + patches, hidden_size), and the grid of patches.
+    Output: (batch, prefix + patches, hidden_size), normalized with `use_pre_layernorm`, and the grid of patches.
     """
 
     def __init__(self, config: LiereViTConfig, use_mask_token: bool = False):
@@ -148,6 +148,9 @@ class LiereViTEmbeddings(nn.Module):
             nn.Parameter(torch.zeros(1, math.prod(config.grid_size), config.hidden_size)) if has_table else None
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layernorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.use_pre_layernorm else nn.Identity()
+        )
 
     def forward(
         self,
@@ -169,7 +172,7 @@ class LiereViTEmbeddings(nn.Module):
             for token in (self.cls_token, self.register_tokens)
             if token is not None
         ]
-        return self.dropout(torch.cat((*prefix, embeddings), dim=1)), grid_size
+        return self.layernorm(self.dropout(torch.cat((*prefix, embeddings), dim=1))), grid_size
 
     def _check_positions(self, positions: torch.Tensor, embeddings: torch.Tensor) -> None:
         batch_size, num_patches = embeddings.shape[:2]
@@ -589,7 +592,10 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         self.layers = nn.ModuleList(
             LiereViTLayer(config, config.drop_path_rate * index / depth) for index in range(config.num_hidden_layers)
         )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        has_final_layernorm = config.final_layernorm != "none"
+        self.layernorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_final_layernorm else nn.Identity()
+        )
 
     def encode(
         self,
@@ -619,7 +625,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         """That of the patch projection or, where a module with quantized weights replaces it, of the normalization."""
         weight = getattr(self.embeddings.patch_embeddings.projection, "weight", None)
         is_float = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.element_size() > 1
-        return weight.dtype if is_float else self.layernorm.weight.dtype
+        return weight.dtype if is_float else self.layers[0].layernorm_before.weight.dtype
 
     def _token_mask(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Extend a mask over patches to prefix and patches. A mask over both is returned as it is."""
@@ -720,16 +726,20 @@ class LiereViTModel(LiereViTEncoder):
             ValueError: an input has a wrong shape, number of channels or size.
         """
         hidden_states, token_mask, _ = self.encode(pixel_values, bool_masked_pos, positions, attention_mask, **kwargs)
-        pooled_output = self.layernorm(self._pool(hidden_states, token_mask))
+        last_hidden_state = self.layernorm(hidden_states)
+        if self.config.final_layernorm == "before_pooling":
+            pooled_output = self._pool(last_hidden_state, token_mask)
+        else:
+            pooled_output = self.layernorm(self._pool(hidden_states, token_mask))
         if self.pooler is not None:
             pooled_output = self.pooler(pooled_output)
-        return BaseModelOutputWithPooling(last_hidden_state=self.layernorm(hidden_states), pooler_output=pooled_output)
+        return BaseModelOutputWithPooling(last_hidden_state=last_hidden_state, pooler_output=pooled_output)
 
     def _pool(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
-        """The CLS token, or the mean of CLS and patches without registers and padding: (batch, hidden_size)."""
+        """CLS, or the mean of patches and possibly CLS, without registers and padding: (batch, hidden_size)."""
         if self.config.pooling == "cls":
             return hidden_states[:, 0]
-        num_cls = int(self.config.use_cls_token)
+        num_cls = int(self.config.use_cls_token and self.config.pooling == "mean")
         num_prefix_tokens = self.config.num_prefix_tokens
         parts = (hidden_states[:, :num_cls], hidden_states[:, num_prefix_tokens:])
         if token_mask is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers.utils.generic import maybe_autocast
 
-POSITION_MODES = ("sequential", "linspace", "rescaled", "centered")
+POSITION_MODES = ("sequential", "linspace", "rescaled", "centered", "left_edges", "right_edges")
 INTERPOLATIONS = ("cubic", "antialiased_cubic", "linear")
 
 
@@ -24,7 +24,8 @@ def grid_positions(
     - `sequential`: index / (m - 1), which keeps the spacing of the training grid;
     - `linspace`: n points from 0 to n / m, as in the authors' code;
     - `rescaled`: n points from 0 to 1;
-    - `centered`: the centers of n equal parts of [-1, 1], as in DINOv3.
+    - `centered`: the centers of n equal parts of [-1, 1], as in DINOv3;
+    - `left_edges`, `right_edges`: the lower or upper ends of n equal parts of [0, 1].
 
     Args:
         grid_size: patches along each axis, for example (rows, columns).
@@ -47,6 +48,10 @@ def grid_positions(
             axes.append(index * (steps / training_steps / max(steps - 1, 1)))
         elif mode == "centered":
             axes.append((2 * index + 1) / steps - 1)
+        elif mode == "left_edges":
+            axes.append(index / steps)
+        elif mode == "right_edges":
+            axes.append((index + 1) / steps)
         else:
             axes.append(index / max(steps - 1, 1))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
