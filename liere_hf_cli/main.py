@@ -163,6 +163,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=_convert, option_names=conversion_option_names)
 
+    export = commands.add_parser(
+        "export", help="convert a model of this package to a checkpoint of other code", allow_abbrev=False
+    )
+    export.add_argument("model", help="directory or Hub id of the model")
+    export.add_argument("output_dir", type=Path, help="directory to create")
+    export.add_argument(
+        "--to",
+        dest="kind",
+        required=True,
+        choices=["dinov3", "liere"],
+        help="target: transformers' DINOv3, or the authors' code",
+    )
+    export.set_defaults(run=_export, option_names=None)
+
     publish = commands.add_parser(
         "publish", help="upload a finished run or a converted model to the Hub", allow_abbrev=False
     )
@@ -283,6 +297,16 @@ def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
     require_writable_directory("output_dir", arguments.output_dir)
     model = convert(arguments.source, arguments.output_dir, arguments.kind, parse_flags(ConversionOptions, flags))
     print(f"{arguments.output_dir}: {type(model).__name__}, {model.num_parameters():,} parameters")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.conversion import export
+    from liere_hf.output_files import require_writable_directory
+
+    require_writable_directory("output_dir", arguments.output_dir)
+    export(arguments.model, arguments.output_dir, arguments.kind)
+    print(arguments.output_dir)
     return 0
 
 

@@ -252,7 +252,12 @@ def _require_representable(config: LiereViTConfig) -> None:
         f"position_embedding_interpolation is {config.position_embedding_interpolation!r}, in their code "
         f"{_interpolation(config.num_axes)!r} with {config.num_axes} axes": encoding.has_table
         and config.position_embedding_interpolation != _interpolation(config.num_axes),
-        "queries, keys and values have a bias": config.qkv_bias,
+        "queries, keys or values have a bias": config.qkv_bias or config.key_bias,
+        "its MLPs are gated": config.use_gated_mlp,
+        "its embeddings are normalized": config.use_pre_layernorm,
+        f"final_layernorm is {config.final_layernorm!r}, in their code 'after_pooling'": config.final_layernorm
+        != "after_pooling",
+        "it pools patches without the CLS token": config.pooling == "patches",
         "it has no CLS token": not config.use_cls_token,
         "it has register tokens": config.num_register_tokens > 0,
         "it has LayerScale": config.layer_scale_init_value != 0,

@@ -9,8 +9,9 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model, DINOv3ViTBackbone
 from transformers import DINOv3ViTModel as Source
 from transformers.models.dinov3_vit.modeling_dinov3_vit import get_patches_center_coordinates
 
-from liere_hf import LiereViTBackbone, LiereViTForMaskedImageModeling, LiereViTModel
+from liere_hf import LiereViTBackbone, LiereViTConfig, LiereViTForMaskedImageModeling, LiereViTModel
 from liere_hf.conversion import ConversionOptions, convert, from_dinov3, widen_generators
+from liere_hf.conversion.dinov3 import axial_frequencies_as_generators, to_dinov3
 from liere_hf.errors import InputError
 from liere_hf_cli.main import main
 
@@ -30,6 +31,14 @@ UNUSUAL = {
     "theta": {"rope_theta": 10.0},
     "patches": {"patch_size": [8, 4], "image_size": [32, 24]},
     "channels": {"num_channels": 1},
+}
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": [8, 8],
+    "patch_size": 4,
 }
 SIZES = [(32, 32), (64, 64), (16, 16), (24, 48), (8, 8)]
 
@@ -202,3 +211,94 @@ def test_it_trains_after_conversion(tmp_path):
     assert isinstance(model, LiereViTModel)
     model.train()(torch.randn(2, 3, 32, 32)).pooler_output.square().sum().backward()
     assert model.rotations.generators.grad.abs().max() > 0
+
+
+# ----- The way back -----
+
+
+@pytest.mark.parametrize("name", [*RELEASED, *(set(UNUSUAL) - {"only values", "no biases"})])
+@pytest.mark.parametrize("block_size", [2, 8])
+def test_the_way_back_restores_every_weight(tmp_path, name, block_size):
+    source = saved_source(tmp_path, **(RELEASED | UNUSUAL)[name])
+    model = from_dinov3(str(tmp_path), ConversionOptions())
+    if block_size != 2:
+        model = widen_generators(model, block_size)
+    restored = to_dinov3(model)
+    assert restored.config.rope_theta == pytest.approx(source.config.rope_theta, rel=1e-5)
+    state = restored.state_dict()
+    assert state.keys() == source.state_dict().keys()
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(state[key], tensor), key
+
+
+def test_trained_but_for_its_rotations_it_goes_back(tmp_path):
+    saved_source(tmp_path)
+    model = from_dinov3(str(tmp_path), ConversionOptions())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("rotations."):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    pixel_values = torch.randn(2, 3, 24, 40)
+    with torch.no_grad():
+        expected = model(pixel_values).last_hidden_state
+        torch.testing.assert_close(to_dinov3(model)(pixel_values).last_hidden_state, expected, rtol=0, atol=2e-5)
+
+
+def test_a_new_model_with_dinov3s_rotations_goes_back():
+    """Without mask token, registers and LayerScale, which DINOv3 always has."""
+    config = LiereViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=32,
+        patch_size=8,
+        position_encoding="rope_mixed",
+        position_mode="centered",
+    )
+    model = LiereViTModel(config).eval()
+    with torch.no_grad():
+        model.rotations.generators.copy_(axial_frequencies_as_generators(100.0, config))
+        pixel_values = torch.randn(2, 3, 32, 48)
+        expected = model(pixel_values).last_hidden_state
+        torch.testing.assert_close(to_dinov3(model)(pixel_values).last_hidden_state, expected, rtol=0, atol=2e-5)
+
+
+def changed(change):
+    def change_generators(model):
+        with torch.no_grad():
+            change(model.rotations.generators)
+        return model
+
+    return change_generators
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            changed(lambda generators: generators[0, 0, 0, 0, 0, 1].mul_(1.01)),
+            "its frequencies are no longer 2 pi",
+        ),
+        (changed(lambda generators: generators[1].neg_()), "its frequencies are no longer 2 pi"),
+        (lambda model: changed(lambda g: g[..., 0, 2].add_(1e-3))(widen_generators(model, 4)), "outside of planes"),
+        (
+            lambda model: setattr(model.config, "position_mode", "rescaled") or model,
+            "position_mode is 'rescaled'",
+        ),
+        (lambda model: setattr(model.config, "pooling", "mean") or model, "pooling is 'mean', not 'cls'"),
+        (lambda model: LiereViTModel(LiereViTConfig(**TINY, position_mode="centered")), "outside of planes"),
+        (
+            lambda model: LiereViTModel(
+                LiereViTConfig(**TINY, position_mode="centered", position_encoding="visionllama")
+            ),
+            "position_encoding is 'visionllama', which has no free generators",
+        ),
+        (lambda model: LiereViTModel(LiereViTConfig(**{**TINY, "image_size": [4, 8, 8]})), "it has 3 axes"),
+    ],
+)
+def test_what_dinov3_cannot_represent(tmp_path, change, reason):
+    saved_source(tmp_path)
+    model = change(from_dinov3(str(tmp_path), ConversionOptions()))
+    with pytest.raises(InputError, match=f"DINOv3 cannot represent this model: .*{reason}"):
+        to_dinov3(model)

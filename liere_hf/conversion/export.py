@@ -1,0 +1,81 @@
+"""Models of this package as checkpoints of other code."""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, PreTrainedModel
+
+from ..errors import InputError, first_names
+from ..hub_access import hub_or_cache
+from ..model_loading import classifier_class, load_config
+from ..modeling.modeling_liere_vit import LiereViTModel
+from .dinov3 import to_dinov3
+from .liere import export_state_dict
+
+
+def export(source: str, output_dir: Path, kind: str) -> None:
+    """Write a model of this package to `output_dir` as other code loads it.
+
+    - `dinov3`: a directory for transformers' `DINOv3ViTModel`, with the processor. A classifier is left out.
+    - `liere`: `model.safetensors` in the layout of the authors' code.
+
+    The directory is complete or absent: an error leaves nothing behind.
+
+    Args:
+        source: directory or Hub id.
+        output_dir: a directory that does not exist yet.
+        kind: `dinov3` or `liere`.
+
+    Raises:
+        InputError: the other code cannot represent the model, or it cannot be loaded.
+    """
+    if kind not in EXPORTS:
+        raise InputError(f"to is {kind!r}, allowed are {', '.join(EXPORTS)}")
+    if output_dir.exists():
+        raise InputError(f"output directory {output_dir} already exists")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    try:
+        EXPORTS[kind](source, temporary)
+        temporary.chmod(0o755)
+        temporary.rename(output_dir)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _export_dinov3(source: str, directory: Path) -> None:
+    load_config(source)
+    to_dinov3(_load(LiereViTModel, source)).save_pretrained(directory)
+    # Not every model has a processor.
+    with contextlib.suppress(OSError, ValueError):
+        AutoImageProcessor.from_pretrained(source).save_pretrained(directory)
+
+
+def _export_liere(source: str, directory: Path) -> None:
+    model = _load(classifier_class(load_config(source)), source)
+    save_file(export_state_dict(model), directory / "model.safetensors")
+
+
+EXPORTS = {"dinov3": _export_dinov3, "liere": _export_liere}
+
+
+def _load(model_class: type[PreTrainedModel], source: str) -> PreTrainedModel:
+    """
+    Raises:
+        InputError: the weights cannot be read, or some are missing.
+    """
+    try:
+        with hub_or_cache("model", source):
+            model, report = model_class.from_pretrained(source, output_loading_info=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"the weights of {source} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    if report["missing_keys"]:
+        raise InputError(
+            f"{source} lacks {len(report['missing_keys'])} weights: {first_names(report['missing_keys'])}"
+        )
+    return model.eval()
