@@ -153,7 +153,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="kind",
         required=True,
         choices=["liere", "timm", "vit", "dinov3"],
-        help="origin: the authors' code, timm's rotary models, transformers' ViT, DeiT and DINOv2, or its DINOv3",
+        help="origin: the authors' code, timm's rotary models, transformers' ViT, DeiT, DINOv2, SigLIP, VideoMAE and "
+        "ViViT (vit), or its DINOv3",
     )
     convert.add_argument(
         "--list",

@@ -30,7 +30,7 @@ from .vit import from_vit
 SOURCES = {
     "liere": "a checkpoint of the authors' code (StanfordMIMI/LieRE)",
     "timm": "a rotary vision transformer of timm",
-    "vit": "a ViT, DeiT or DINOv2 of transformers",
+    "vit": "a vision transformer of transformers with absolute positions",
     "dinov3": "a DINOv3 of transformers",
 }
 

@@ -56,7 +56,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         use_absolute_position_embeddings: learned table added to the patches; always there for `absolute`, an
             addition beside the other encodings.
         position_embedding_interpolation: how the table is read at other sizes, the same along every axis: `cubic` as
-            in ViT, `antialiased_cubic` as in timm, or `linear` as in the authors' models with three axes.
+            in ViT, `antialiased_cubic` as in timm, `linear` as in the authors' models with three axes, or
+            `antialiased_linear` as in SigLIP 2.
         position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
             `linspace` (as the authors' code), `rescaled` (always [0, 1]), `centered` (the centers of patches in
             [-1, 1], as in DINOv3), `left_edges` or `right_edges` (the edges of patches in [0, 1], as in EVA-02 and

@@ -1,12 +1,13 @@
 """Coordinates of patches, and interpolation of the absolute position table at coordinates."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from transformers.utils.generic import maybe_autocast
 
 POSITION_MODES = ("sequential", "linspace", "rescaled", "centered", "left_edges", "right_edges")
-INTERPOLATIONS = ("cubic", "antialiased_cubic", "linear")
+INTERPOLATIONS = ("cubic", "antialiased_cubic", "linear", "antialiased_linear")
 
 
 def grid_positions(
@@ -110,7 +111,8 @@ def interpolate_position_table(
       bicubic interpolation;
     - `antialiased_cubic`: a = -0.5, the kernel stretched by the spacing, its weights cut off at the border and
       normalized, as in Pillow;
-    - `linear`: the border replicated, as in torch's trilinear interpolation.
+    - `linear`: the border replicated, as in torch's trilinear interpolation;
+    - `antialiased_linear`: as `antialiased_cubic`, with a linear kernel.
 
     Weights and sums are float32 (float64 for a table in float64), also under autocast.
 
@@ -118,7 +120,7 @@ def interpolate_position_table(
         table: shape (prod(grid_size), hidden_size).
         grid_size: patches of the table along each axis.
         positions: coordinates, shape (batch, tokens, axes).
-        spacing: for `antialiased_cubic`, per axis, that of the positions in units of the table's spacing; 1 if None.
+        spacing: for the antialiased ones, per axis, that of the positions in units of the table's spacing; 1 if None.
 
     Returns:
         Tensor of shape (batch, tokens, hidden_size), with the dtype of the table.
@@ -138,7 +140,9 @@ def interpolate_position_table(
         elif interpolation == "linear":
             axis_weights = _replicated_weights(coordinates, steps, taps=2, kernel=_linear_kernel)
         else:
-            axis_weights = _antialiased_weights(coordinates, steps, max(spacing[axis], 1.0) if spacing else 1.0)
+            kernel = partial(_cubic_kernel, a=-0.5) if interpolation == "antialiased_cubic" else _linear_kernel
+            stretch = max(spacing[axis], 1.0) if spacing else 1.0
+            axis_weights = _antialiased_weights(coordinates, steps, stretch, kernel)
         weights = (weights.unsqueeze(-1) * axis_weights.unsqueeze(-2)).flatten(-2)
     dtype = torch.promote_types(table.dtype, torch.float32)
     with maybe_autocast(table.device.type, enabled=False):
@@ -156,15 +160,17 @@ def _replicated_weights(
     return weights.new_zeros((*coordinates.shape, steps)).scatter_add(-1, index, weights)
 
 
-def _antialiased_weights(coordinates: torch.Tensor, steps: int, spacing: float) -> torch.Tensor:
-    """Weights as above, of a cubic kernel stretched by `spacing` (1 or more) and normalized within the grid."""
+def _antialiased_weights(
+    coordinates: torch.Tensor, steps: int, spacing: float, kernel: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Weights as above, of a kernel stretched by `spacing` (1 or more) and normalized within the grid."""
     points = torch.arange(steps, dtype=coordinates.dtype, device=coordinates.device)
-    weights = _cubic_kernel((coordinates.clamp(-0.5, steps - 0.5).unsqueeze(-1) - points) / spacing, a=-0.5)
+    weights = kernel((coordinates.clamp(-0.5, steps - 0.5).unsqueeze(-1) - points) / spacing)
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _linear_kernel(distance: torch.Tensor) -> torch.Tensor:
-    return 1 - distance.abs()
+    return (1 - distance.abs()).clamp(min=0)
 
 
 def _cubic_kernel(distance: torch.Tensor, a: float = -0.75) -> torch.Tensor:

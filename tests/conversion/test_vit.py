@@ -3,6 +3,7 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForVideoClassification,
     BertConfig,
     BertModel,
     DeiTConfig,
@@ -11,10 +12,23 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEModel,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
+    VivitConfig,
+    VivitForVideoClassification,
+    VivitModel,
+    VJEPA2Config,
 )
 
 from liere_hf.conversion import ConversionOptions, convert, from_vit
@@ -119,3 +133,105 @@ def test_unsupported_sources(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(InputError, match="cannot be read"):
         from_vit(str(tmp_path / "vit"), ConversionOptions())
+
+
+# ----- Without CLS, and video -----
+
+SMALL_TOWER = {**SMALL, "intermediate_size": 96}
+
+
+@pytest.mark.parametrize("position_encoding", ["liere", "absolute"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_siglip(tmp_path, position_encoding, whole):
+    """Its encoder at every size, alone or of a model of pictures and texts; the attention pooling is left out."""
+    torch.manual_seed(0)
+    vision = {key: value for key, value in SMALL_TOWER.items() if key != "num_labels"}
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 9,
+    }
+    if whole:
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    else:
+        model = SiglipVisionModel(SiglipVisionConfig(**vision)).eval()
+    perturb(model)
+    model.save_pretrained(tmp_path / "source")
+    source = model.vision_model if whole else model
+    convert(
+        str(tmp_path / "source"), tmp_path / "model", "vit", ConversionOptions(position_encoding=position_encoding)
+    )
+    converted = AutoModel.from_pretrained(tmp_path / "model")
+    for size, interpolate in ((32, {}), (48, {"interpolate_pos_encoding": True})):
+        pixel_values = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            expected = source(pixel_values, **interpolate).last_hidden_state
+            torch.testing.assert_close(converted(pixel_values).last_hidden_state, expected, atol=2e-5, rtol=0)
+
+
+def test_siglip2_at_sizes_of_any_shape(tmp_path):
+    """It takes flattened patches and the shape of their grid."""
+    torch.manual_seed(0)
+    sizes = {key: value for key, value in SMALL_TOWER.items() if key not in ("num_labels", "image_size")}
+    source = Siglip2VisionModel(Siglip2VisionConfig(**sizes, num_patches=16)).eval()
+    perturb(source)
+    source.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "model", "vit", ConversionOptions())
+    converted = AutoModel.from_pretrained(tmp_path / "model")
+    for rows, columns in ((4, 4), (6, 5), (2, 3), (3, 8)):
+        pixel_values = torch.randn(2, 3, 8 * rows, 8 * columns)
+        patches = pixel_values.unflatten(3, (columns, 8)).unflatten(2, (rows, 8)).permute(0, 2, 4, 3, 5, 1)
+        with torch.no_grad():
+            expected = source(
+                pixel_values=patches.flatten(3).flatten(1, 2),
+                pixel_attention_mask=torch.ones(2, rows * columns, dtype=torch.long),
+                spatial_shapes=torch.tensor([[rows, columns]] * 2),
+            ).last_hidden_state
+            torch.testing.assert_close(converted(pixel_values).last_hidden_state, expected, atol=2e-5, rtol=0)
+
+
+VIDEO = {**SMALL_TOWER, "num_frames": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "model_class"),
+    [
+        (VideoMAEConfig(**VIDEO), VideoMAEForVideoClassification),
+        (VideoMAEConfig(**VIDEO), VideoMAEModel),
+        (VideoMAEConfig(**VIDEO, use_mean_pooling=False, qkv_bias=False), VideoMAEModel),
+        (VivitConfig(**VIDEO, tubelet_size=[2, 8, 8]), VivitForVideoClassification),
+        (VivitConfig(**VIDEO, tubelet_size=[1, 8, 16]), VivitModel),
+    ],
+)
+def test_video(tmp_path, config, model_class):
+    torch.manual_seed(0)
+    source = model_class(config).eval()
+    perturb(source)
+    source.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "model", "vit", ConversionOptions())
+    is_classifier = hasattr(source, "classifier")
+    auto_class = AutoModelForVideoClassification if is_classifier else AutoModel
+    model, info = auto_class.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values())
+    pixel_values = torch.randn(2, 4, 3, 32, 32)
+    with torch.no_grad():
+        expected, found = source(pixel_values), model(pixel_values)
+    name = "logits" if is_classifier else "last_hidden_state"
+    torch.testing.assert_close(found[name], expected[name], atol=2e-5, rtol=0)
+
+
+def test_what_is_no_rotation_or_classifies_otherwise(tmp_path):
+    VJEPA2Config().save_pretrained(tmp_path / "vjepa2")
+    with pytest.raises(InputError, match="V-JEPA 2: its position encoding turns pairs of dimensions by two different"):
+        from_vit(str(tmp_path / "vjepa2"), ConversionOptions())
+    VideoMAEForVideoClassification(VideoMAEConfig(**VIDEO, use_mean_pooling=False)).save_pretrained(tmp_path / "first")
+    with pytest.raises(InputError, match="classifies the first patch"):
+        from_vit(str(tmp_path / "first"), ConversionOptions())
+
+
+def perturb(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -98,7 +98,9 @@ valid_settings = st.fixed_dictionaries(
         "num_axes": st.integers(1, 3),
         "position_encoding": st.sampled_from(ENCODINGS),
         "position_mode": st.sampled_from(["sequential", "linspace", "rescaled"]),
-        "position_embedding_interpolation": st.sampled_from(["cubic", "antialiased_cubic", "linear"]),
+        "position_embedding_interpolation": st.sampled_from(
+            ["cubic", "antialiased_cubic", "linear", "antialiased_linear"]
+        ),
         "generator_block_size": st.sampled_from([2, 4, 8, 16]),
         "share_generators_across_layers": st.booleans(),
         "share_generators_across_heads": st.booleans(),
