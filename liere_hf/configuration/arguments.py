@@ -244,7 +244,10 @@ class DataArguments:
     eval_crops: int = field(default=3, metadata={"help": "Video: number of crops to evaluate per clip, 1 or 3."})
     intensity_window: list[float] | None = field(
         default=None,
-        metadata={"help": "Volumes: intensities mapped to black and white (default: 0.5th and 99.5th percentile)."},
+        metadata={
+            "help": "Intensities mapped to black and white, of volumes (default: 0.5th and 99.5th percentile) and of "
+            "grey images of more than 8 bits (default: 0 and 65535, of floats 0 and 1)."
+        },
     )
     arrows_grid_size: int = field(
         default=9, metadata={"help": "arrows: cells per side of the canvas (paper: 9, 14, 23)."}

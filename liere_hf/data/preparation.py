@@ -82,9 +82,10 @@ def _pixels(
 ) -> tuple[TrainingPixels, EvaluationPixels]:
     """Decoding and resizing in training and in evaluation."""
     crop_scale = tuple(arguments.random_resized_crop) if arguments.random_resized_crop else None
+    window = tuple(arguments.intensity_window) if arguments.intensity_window else None
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     if column == "image":
-        return TrainingImages(size, arguments.fit, crop_scale), EvaluationImages(processor)
+        return TrainingImages(size, arguments.fit, crop_scale, window), EvaluationImages(processor, window)
     if column == "video":
         # Only videos need PyAV.
         from .resizing.clips import EvaluationClips, TrainingClips
@@ -96,7 +97,6 @@ def _pixels(
         )
     if arguments.rand_augment_num_ops or crop_scale:
         raise InputError("volumes take neither rand_augment_num_ops nor random_resized_crop: leave them out")
-    window = tuple(arguments.intensity_window) if arguments.intensity_window else None
     return TrainingVolumes(size, window), EvaluationVolumes(size, window, mean, std)
 
 

@@ -20,16 +20,24 @@ class TrainingImages:
         size: (height, width).
         fit: `resize` both sides, `crop` the middle after resizing the shorter side, or `pad` without resizing.
         crop_scale: range of a random crop's share of the image's area; None for no random crops.
+        window: intensities that become black and white; see `decode_image`.
     """
 
-    def __init__(self, size: tuple[int, int], fit: str, crop_scale: tuple[float, float] | None = None):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        fit: str,
+        crop_scale: tuple[float, float] | None = None,
+        window: tuple[float, float] | None = None,
+    ):
         self.size = list(size)
         self.fit = fit
         self.crop_scale = crop_scale
+        self.window = window
 
     def __call__(self, images: Sequence[dict[str, Any]], draws: Draws) -> torch.Tensor:
         """uint8 of shape (batch, 3, height, width)."""
-        decoded = [decode_image(image) for image in images]
+        decoded = [decode_image(image, self.window) for image in images]
         if self.crop_scale is None:
             return torch.stack([self._fit(image) for image in decoded])
         numbers = draws.next(NUMBERS_PER_BOX)
@@ -50,13 +58,19 @@ class TrainingImages:
 
 
 class EvaluationImages:
-    """Images as the model's image processor resizes and normalizes them, one view of each."""
+    """Images as the model's image processor resizes and normalizes them, one view of each.
+
+    Args:
+        window: intensities that become black and white; see `decode_image`.
+    """
 
     num_views = 1
 
-    def __init__(self, processor: BaseImageProcessor):
+    def __init__(self, processor: BaseImageProcessor, window: tuple[float, float] | None = None):
         self.processor = processor
+        self.window = window
 
     def __call__(self, images: Sequence[dict[str, Any]], views: Sequence[int]) -> torch.Tensor:
         """`pixel_values` of shape (batch, 3, height, width)."""
-        return self.processor([decode_image(image) for image in images], return_tensors="pt")["pixel_values"]
+        decoded = [decode_image(image, self.window) for image in images]
+        return self.processor(decoded, return_tensors="pt")["pixel_values"]

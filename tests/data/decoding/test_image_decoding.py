@@ -2,19 +2,21 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from image_files import encoded, noise, planes
 from PIL import Image
 
 from liere_hf.data.data_sets.png import encode_png
-from liere_hf.data.decoding.images import decode_image
+from liere_hf.data.decoding.images import decode_image, image_suffixes
 from liere_hf.data.decoding.pnm import encode_pnm
 from liere_hf.errors import InputError
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "WEBP", "BMP"])
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK"])
 def test_every_mode_and_format_becomes_rgb(kind, mode):
-    image = Image.fromarray(noise(6, 5)).convert(mode.replace("I;16", "L")).convert(mode)
+    """As torchvision's and transformers' loaders, which drop transparency."""
+    image = Image.fromarray(noise(6, 5)).convert(mode)
     try:
         row = encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))
     except (OSError, ValueError):
@@ -33,11 +35,115 @@ def test_jpeg(mode, tmp_path):
     assert decode_image({"bytes": None, "path": str(path)}).equal(expected)
 
 
-def test_exif_orientation_is_applied():
+def test_the_color_under_transparency_is_kept():
+    """As torchvision's and transformers' loaders: `convert("RGB")`."""
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([250, 10, 20, 30, 240, 50])
+    palette.putdata([0, 1])
+    row = encoded(palette, "PNG", transparency=0)
+    assert Image.open(io.BytesIO(row["bytes"])).info["transparency"] == 0
+    assert decode_image(row)[:, 0].T.tolist() == [[250, 10, 20], [30, 240, 50]]
+    for mode, color in (("LA", (77, 0)), ("RGBA", (77, 77, 77, 0))):
+        assert decode_image(encoded(Image.new(mode, (1, 1), color), "PNG")).flatten().tolist() == [77] * 3
+
+
+# Grey images of more than 8 bits with the values that each may hold, and the same pixels as floats in [0, 1].
+SHARES = np.array([[0, 0.2, 0.4], [0.6, 0.8, 1]])
+DEEP = {
+    "16-bit PNG": ("PNG", (SHARES * 65535).round().astype(np.uint16)),
+    "16-bit TIFF": ("TIFF", (SHARES * 65535).round().astype(np.uint16)),
+    "big-endian TIFF": ("TIFF", (SHARES * 65535).round().astype(">u2")),
+    "16-bit PGM": ("PPM", (SHARES * 65535).round().astype(np.int32)),
+    "int32 TIFF": ("TIFF", (SHARES * 65535).round().astype(np.int32)),
+    "float TIFF": ("TIFF", SHARES.astype(np.float32)),
+}
+
+
+def deep(kind: str, values: np.ndarray, **options) -> dict:
+    """A file of grey values of more than 8 bits; Pillow writes big-endian ones only from their bytes."""
+    if values.dtype == ">u2":
+        height, width = values.shape
+        return encoded(Image.frombytes("I;16B", (width, height), values.tobytes()), kind, **options)
+    return encoded(Image.fromarray(values), kind, **options)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_are_scaled(name):
+    kind, values = DEEP[name]
+    row = deep(kind, values)
+    assert Image.open(io.BytesIO(row["bytes"])).mode in ("I;16", "I;16B", "I", "F")
+    pixels = decode_image(row)
+    assert pixels.dtype == torch.uint8
+    for plane in pixels:
+        assert plane.tolist() == [[0, 51, 102], [153, 204, 255]]
+
+
+def test_16_bits_are_scaled_by_their_full_range():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(values / 257).astype(np.uint8)
+    assert np.array_equal(decode_image(deep("PNG", values))[1].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (np.array([[0, 70000]], np.int32), "32-bit integers from 0 to 70000, allowed are 0 to 65535"),
+        (np.array([[-1, 7]], np.int32), "32-bit integers from -1 to 7, allowed are 0 to 65535"),
+        (np.array([[0, 1.5]], np.float32), "floats from 0 to 1.5, allowed are 0 to 1"),
+        (np.array([[-0.5, 1]], np.float32), "floats from -0.5 to 1, allowed are 0 to 1"),
+    ],
+)
+def test_values_without_a_range_need_a_window(values, message):
+    row = deep("TIFF", values) | {"path": "scan.tif"}
+    with pytest.raises(InputError, match=rf"image scan.tif cannot be read: it has {message}: set intensity_window"):
+        decode_image(row)
+    window = (float(values.min()), float(values.max()))
+    assert decode_image(row, window)[0].tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite(value):
+    with pytest.raises(InputError, match="it has values that are not finite"):
+        decode_image(deep("TIFF", np.array([[0, value]], np.float32)), (0, 1))
+
+
+def test_a_window_is_linear_inside_and_clips_outside():
+    values = np.array([[0, 99, 100, 1124, 4196, 4197, 65535]], np.uint16)
+    assert decode_image(deep("PNG", values), (100, 4196))[2].tolist() == [[0, 0, 0, 64, 255, 255, 255]]
+    eight_bits = np.array([[0, 99, 255]], np.uint8)
+    assert decode_image(encoded(Image.fromarray(eight_bits), "PNG"), (100, 200))[0].tolist() == [[0, 99, 255]]
+
+
+@pytest.mark.parametrize("values", [noise(16, 24), *(values for _, values in DEEP.values())])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(values, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    row = encoded(Image.fromarray(noise(16, 24)), "PNG", exif=exif)
-    assert decode_image(row).shape == (3, 24, 16)
+    exif[0x0112] = orientation
+    row = deep("TIFF", values, exif=exif)
+    # The table of the EXIF standard: which row and column of the stored pixels is at the upper left.
+    expected = decode_image(deep("TIFF", values)).numpy()
+    if orientation in (5, 6, 7, 8):
+        expected = expected.swapaxes(1, 2)
+    if orientation in (3, 4, 7, 8):
+        expected = expected[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        expected = expected[:, :, ::-1]
+    assert np.array_equal(decode_image(row).numpy(), expected)
+
+
+def test_images_with_too_many_pixels_are_not_called_corrupt():
+    row = encoded(Image.new("1", (14000, 14000)), "PNG") | {"path": "map.png"}
+    with pytest.raises(InputError, match=r"map\.png cannot be read: it has more than 178,956,970 pixels, the most"):
+        decode_image(row)
+
+
+def test_suffixes_are_those_of_files_that_pillow_decodes():
+    suffixes = image_suffixes()
+    for suffix in suffixes:
+        assert suffix == suffix.lower() and suffix.startswith(".")
+    assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".jp2", ".tga"} <= {*suffixes}
+    # Videos, and what needs another library.
+    assert not {".mpg", ".mpeg", ".h5", ".grib", ".emf", ".pdf", ".heic", ".jxl", ".svg"} & {*suffixes}
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3)])
