@@ -20,16 +20,16 @@ _NOT_DECODED = ("MPEG",)
 def decode_image(image: dict[str, Any], window: tuple[float, float] | None = None) -> torch.Tensor:
     """Any format and mode to uint8 (3, height, width), turned upright.
 
-    Transparency is dropped, as torchvision and transformers do. Grey images of more than 8 bits are scaled: those of 16
-    bits from 0 and 65535 to 0 and 255, 32-bit integers likewise, floats from 0 and 1.
+    Transparency is dropped, as torchvision and transformers do. Grey images of more than 8 bits are scaled: those of
+    16 bits from 0 and 65535 to 0 and 255, 32-bit integers likewise, floats from 0 and 1.
 
     Args:
         image: `bytes`, or None and the `path` of a file: a row of a `datasets.Image(decode=False)` column.
         window: of grey images of more than 8 bits, the values that become 0 and 255; others are clipped to them.
 
     Raises:
-        InputError: an image that cannot be read, or has too many pixels or, without a window, 32-bit values beyond those
-            above.
+        InputError: an image that cannot be read, or has too many pixels or, without a window, 32-bit values beyond
+            those above.
     """
     try:
         content = image["bytes"] if image["bytes"] is not None else _read(image["path"])
@@ -77,8 +77,8 @@ def _to_uint8(values: np.ndarray, mode: str, window: tuple[float, float] | None)
     if window is None and (smallest < low or largest > high):
         kind = "floats" if mode == "F" else "32-bit integers"
         raise ValueError(
-            f"it has {kind} from {smallest:g} to {largest:g}, allowed are {low} to {high}: set intensity_window to the "
-            "values that are black and white"
+            f"it has {kind} from {smallest:g} to {largest:g}, allowed are {low} to {high}: set intensity_window to "
+            "the values that are black and white"
         )
     shares = (values.astype(np.float64) - low) / (high - low)
     return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)

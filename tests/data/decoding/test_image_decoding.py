@@ -114,14 +114,16 @@ def test_a_window_is_linear_inside_and_clips_outside():
     assert decode_image(encoded(Image.fromarray(eight_bits), "PNG"), (100, 200))[0].tolist() == [[0, 99, 255]]
 
 
-@pytest.mark.parametrize("values", [noise(16, 24), *(values for _, values in DEEP.values())])
+@pytest.mark.parametrize(
+    "kind, values", [("PNG", noise(16, 24)), *(row for row in DEEP.values() if row[0] in ("PNG", "TIFF"))]
+)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(values, orientation):
+def test_exif_orientation_is_applied(kind, values, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    row = deep("TIFF", values, exif=exif)
+    row = deep(kind, values, exif=exif)
     # The table of the EXIF standard: which row and column of the stored pixels is at the upper left.
-    expected = decode_image(deep("TIFF", values)).numpy()
+    expected = decode_image(deep(kind, values)).numpy()
     if orientation in (5, 6, 7, 8):
         expected = expected.swapaxes(1, 2)
     if orientation in (3, 4, 7, 8):
