@@ -10,17 +10,19 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from .configuration.arguments import build_model_config, model_overrides
+from .configuration.metric_names import SINGLE_LABEL
 from .errors import InputError
 from .hub_access import hub_or_cache
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
 
 
-def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
+def build_model(arguments: Any, label_names: list[str], problem_type: str = SINGLE_LABEL) -> PreTrainedModel:
     """A new classifier, or the checkpoint that the arguments name, for these classes.
 
     Args:
         arguments: ModelArguments.
+        problem_type: transformers' name for what the labels are.
 
     Raises:
         InputError: LiereViTConfig does not allow a value, or the checkpoint cannot be loaded.
@@ -28,6 +30,8 @@ def build_model(arguments: Any, label_names: list[str]) -> PreTrainedModel:
     labels = {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
+        # transformers' default is found out from the labels.
+        "problem_type": None if problem_type == SINGLE_LABEL else problem_type,
     }
     if arguments.model_name_or_path:
         return load_checkpoint(arguments, **labels)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -22,6 +24,11 @@ from .modeling.position_encodings import POSITION_ENCODINGS
 RECIPE_FILE = "recipe.yaml"
 TRAINING_FILE = "train_results.json"
 METRICS_FILE = "eval_results.json"
+# The final evaluation on a test split, where the data has one beside the split that chose the checkpoint.
+TEST_FILE = "test_results.json"
+# What the examples are, written at the first step: classes, counts, which ones were held out, and what was left out.
+# Resuming the run and evaluating the model depend on it.
+DATA_FILE = "training_data.json"
 CONVERSION_FILE = "conversion.json"
 # Evaluations at other input sizes than the training size.
 OTHER_SIZES = "eval_results_*.json"
@@ -73,12 +80,14 @@ class Run(Checkpoint):
         recipe: every option.
         training: content of train_results.json.
         metrics: of the final evaluation, without the prefix `eval_`.
+        test_metrics: of the test split beside that of `metrics`, None if there is none.
         other_sizes: what `liere-hf evaluate --input_size ...` measured, by increasing size.
     """
 
     recipe: dict[str, Any]
     training: dict[str, Any]
     metrics: dict[str, float]
+    test_metrics: dict[str, float] | None
     other_sizes: list[dict[str, Any]]
 
     @property
@@ -137,17 +146,15 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     for name in (RECIPE_FILE, TRAINING_FILE, METRICS_FILE):
         if not (directory / name).is_file():
             raise InputError(f"{directory} is not a finished run, it has no {name}; {how_to_resume(directory)}")
-    evaluation = _read_json(directory / METRICS_FILE)
     return Run(
         directory=directory,
         config=config,
         recipe=yaml.safe_load((directory / RECIPE_FILE).read_text()),
         training=_read_json(directory / TRAINING_FILE),
-        metrics=_require_metrics(
-            {name.removeprefix("eval_"): value for name, value in evaluation.items()},
-            config,
-            directory / METRICS_FILE,
-        ),
+        metrics=_read_metrics(directory / METRICS_FILE, "eval_", config),
+        test_metrics=_read_metrics(directory / TEST_FILE, "test_", config)
+        if (directory / TEST_FILE).is_file()
+        else None,
         other_sizes=sorted(
             (_require_metrics(_read_json(path), config, path) for path in directory.glob(OTHER_SIZES)),
             key=lambda metrics: metrics["input_size"],
@@ -163,6 +170,23 @@ def recipe_options(
     options |= {name: value for name, value in training_arguments.to_dict().items() if "hub" not in name.split("_")}
     options = json.loads(json.dumps(options, default=str))
     return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def training_data(name: str) -> dict[str, Any]:
+    """What is known of the data that a model was trained on: its training_data.json; empty if there is none.
+
+    Args:
+        name: a directory of a run, one of its checkpoints, or a Hub id.
+    """
+    directory = Path(name)
+    if directory.is_dir():
+        path = next((path for path in (directory / DATA_FILE, directory.parent / DATA_FILE) if path.is_file()), None)
+    else:
+        try:
+            path = Path(hf_hub_download(name, DATA_FILE))
+        except (EntryNotFoundError, OSError):
+            path = None
+    return {} if path is None else _read_json(path)
 
 
 def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: dict[str, Any]) -> str | None:
@@ -294,6 +318,11 @@ def _require_steps_left(checkpoint: Path, options: dict[str, Any]) -> None:
             f"max_steps is {options['max_steps']}, but {checkpoint} has made {steps}: allowed is {steps} or more, "
             "or -1"
         )
+
+
+def _read_metrics(path: Path, prefix: str, config: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name.removeprefix(prefix): value for name, value in _read_json(path).items()}
+    return _require_metrics(metrics, config, path)
 
 
 def _require_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -267,6 +267,9 @@ def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
 
     metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
     print_metrics(metrics, prefix="eval_")
+    if "test_loss" in metrics:
+        print("test split:")
+        print_metrics(metrics, prefix="test_")
     return 0
 
 
@@ -279,6 +282,7 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     require_writable_file("results_file", arguments.results_file)
     flags = [*flags, "--model_name_or_path", arguments.model]
     metrics = evaluate(*parse_recipe(arguments.recipe, flags, arguments.config))
+    print(f"{metrics['examples']:,} examples: {metrics['split']}")
     print_metrics(metrics)
     if arguments.results_file:
         write_json(arguments.results_file, metrics)

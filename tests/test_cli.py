@@ -84,7 +84,13 @@ def fails(capsys, *words: object) -> str:
 
 def test_run_directory(finished_run):
     assert json.loads((finished_run / "eval_results.json").read_text())["eval_accuracy"] > 0
-    assert json.loads((finished_run / "train_results.json").read_text())["skipped_files"] == 0
+    data = json.loads((finished_run / "train_results.json").read_text())["data"]
+    assert data == json.loads((finished_run / "training_data.json").read_text())
+    assert (data["source"], data["left_out"]) == ("digits", [])
+    assert {name: sum(counts.values()) for name, counts in data["splits"].items()} == {
+        "train": 1437,
+        "validation": 360,
+    }
     assert yaml.safe_load((finished_run / "recipe.yaml").read_text())["learning_rate"] == 1e-3
     model = AutoModelForImageClassification.from_pretrained(finished_run)
     assert model.config.id2label[7] == "7"
@@ -161,8 +167,8 @@ def test_fine_tuning_recipes_need_a_checkpoint(capsys):
         (["--generator_block_size", "3"], "generator_block_size is 3, it must be even and divide head_dim (8)"),
         (["--generator_block_size", "16"], "generator_block_size is 16, it must be even and divide head_dim (8)"),
         (["--patch_size", "3"], "image_size is 8, which patch_size 3 does not divide"),
-        (["--image_size", "8", "8", "8"], "images need 2 axes and 3 channel(s)"),
-        (["--num_channels", "1"], "num_channels 1, images need 2 axes and 3 channel(s)"),
+        (["--image_size", "8", "8", "8"], "images need 2 axes and 3 channels"),
+        (["--num_channels", "1"], "num_channels 1, images need 2 axes and 3 channels"),
         (["--learning_rat", "1"], "unknown option '--learning_rat', did you mean '--learning_rate'?"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--dataset", "mnist"], "invalid choice: 'mnist'"),
@@ -221,10 +227,11 @@ def test_corrupt_image_is_skipped_and_counted(capsys, recipe, tmp_path):
     (tmp_path / "images" / "dark" / "7.png").write_bytes(b"")
     words = ["train", recipe, "--dataset", "imagefolder", "--data_dir", tmp_path / "images", "--max_steps", 2]
     words += ["--output_dir", tmp_path / "run", "--data_num_proc", 1]
-    assert "dark/7.png; remove them or set skip_corrupt_files" in fails(capsys, *words)
+    assert "dark/7.png (it is empty); correct or remove them, or set skip_corrupt_files" in fails(capsys, *words)
     result = run(*words, "--skip_corrupt_files")
     assert result.returncode == 0, result.stderr
-    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["skipped_files"] == 1
+    (left_out,) = json.loads((tmp_path / "run" / "train_results.json").read_text())["data"]["left_out"]
+    assert left_out["file"] == str(tmp_path / "images" / "dark" / "7.png")
 
 
 @pytest.fixture
@@ -280,7 +287,10 @@ def test_evaluate_other_classes(capsys, recipe, checkpoint):
     assert "has no readable processor" in fails(capsys, "evaluate", checkpoint, recipe)
     ViTImageProcessor().save_pretrained(checkpoint)
     error = fails(capsys, "evaluate", checkpoint, recipe)
-    assert "has the 10 classes class 0, class 1, class 2 ..., the data set the 10 classes 0, 1, 2 ..." in error
+    assert (
+        "has the classes 0, 1, 2 and 7 more, which the model does not have: its 10 classes are class 0, class 1"
+        in error
+    )
 
 
 def test_version_and_usage():

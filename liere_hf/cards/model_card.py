@@ -76,6 +76,7 @@ def _model_title(config: dict[str, Any]) -> str:
 def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
     dataset, recipe, training = DATASETS[run.recipe["dataset"]], run.published_recipe, run.training
     title = f"{_model_title(run.config)} on {dataset.title}"
+    final = run.test_metrics or run.metrics
     source = recipe.get("model_name_or_path")
     data = ModelCardData(
         license="mit",
@@ -87,17 +88,22 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         model_name=title,
         eval_results=[
             result
-            for metrics, size in [(run.metrics, None), *((row, _size(row)) for row in run.other_sizes)]
-            for result in _eval_results(_shown(metrics, run.config), run.recipe["dataset"], size)
+            for metrics, split, size in [
+                (final, _final_split(run), None),
+                *((row, row.get("split", "test"), _size(row)) for row in run.other_sizes),
+            ]
+            for result in _eval_results(_shown(metrics, run.config), run.recipe["dataset"], split, size)
         ],
     )
     main = MEASURES_OF[problem_type(run.config)][0]
-    class_header, class_table = class_rows(run.metrics.get("per_class", {}))
+    class_header, class_table = class_rows(final.get("per_class", {}))
     values = {
-        "measures": measure_rows(_shown(run.metrics, run.config)),
+        "measures": measure_rows(_shown(final, run.config)),
+        "evaluated_split": _final_split(run),
+        "validation_value": with_interval(run.metrics, main, MEASURES[main].is_share) if run.test_metrics else None,
         "class_header": class_header,
         "class_rows": [[cell.replace("|", "\\|") for cell in row] for row in class_table],
-        "main_measure": measure_rows(run.metrics)[0][0],
+        "main_measure": measure_rows(final)[0][0],
         "has_best_weights": recipe.get("load_best_model_at_end", False),
         "paper": _paper_accuracy(run),
         "start": f"fine-tuned from {source}" if source else "trained from scratch",
@@ -153,14 +159,20 @@ def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _eval_results(metrics: dict[str, float], name: str, size: str | None) -> list[EvalResult]:
+def _final_split(run: Run) -> str:
+    """The split of the results in a card: test where there is one."""
+    has_test = run.test_metrics or "validation" not in run.training.get("data", {}).get("splits", {})
+    return "test" if has_test else "validation"
+
+
+def _eval_results(metrics: dict[str, float], name: str, split: str, size: str | None) -> list[EvalResult]:
     dataset = DATASETS[name]
     return [
         EvalResult(
             task_type=dataset.task,
             dataset_type=dataset.hub_id or name,
             dataset_name=dataset.title,
-            dataset_split="test",
+            dataset_split=split,
             dataset_config=f"{size} pixels" if size else None,
             metric_type=measure.hub_type,
             metric_name=measure.title[0].upper() + measure.title[1:],

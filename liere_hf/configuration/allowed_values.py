@@ -186,6 +186,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "eval_segments": COUNT,
     "eval_crops": Names(lambda: [1, 3]),
     "intensity_window": NumberRange(),
+    "volume_spacing": POSITIVE,
     "arrows_grid_size": COUNT,
     "arrows_cell_size": COUNT,
     "arrows_num_distractor_arrows": WHOLE,

@@ -167,7 +167,40 @@ class DataArguments:
         default=None, metadata={"help": "Directory of local files, in one of the formats of docs/data.md."}
     )
     hub_id: str | None = field(
-        default=None, metadata={"help": "Hub id of a copy of the data set (default: the usual one)."}
+        default=None,
+        metadata={
+            "help": "Hub id of the data set (default: that of the usual copy), or a directory that `datasets` reads."
+        },
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "CSV, TSV, JSON lines or Parquet file of training examples and their labels."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same of validation examples."})
+    test_file: str | None = field(default=None, metadata={"help": "The same of test examples."})
+    image_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of images, videos or volumes (default: image, video or volume, file_name, path or file)."
+        },
+    )
+    label_column_name: list[str] | None = field(
+        default=None, metadata={"help": "Column or columns of the labels (default: label)."}
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = field(
+        default="single_label_classification", metadata={"help": "What the label columns are."}
+    )
+    label_separator: str = field(
+        default="|", metadata={"help": "Between the classes in a column of multi_label_classification."}
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of groups, such as patients, each of which is held out as a whole or not at all."},
+    )
+    group_pattern: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression that finds the group in the path of a file, for example '(patient[0-9]+)'."
+        },
     )
     train_examples: int | None = field(
         default=None, metadata={"help": "Number of training examples to use (arrows: to draw)."}
@@ -249,6 +282,13 @@ class DataArguments:
             "grey images of more than 8 bits (default: 0 and 65535, of floats 0 and 1)."
         },
     )
+    volume_spacing: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Volumes: millimetres of a voxel of the model's input along depth, height and width. Positions "
+            "are then scaled by the size of each volume's voxels, so that they are distances in millimetres."
+        },
+    )
     arrows_grid_size: int = field(
         default=9, metadata={"help": "arrows: cells per side of the canvas (paper: 9, 14, 23)."}
     )
@@ -265,6 +305,8 @@ class DataArguments:
             pair = getattr(self, name)
             if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):
                 raise InputError(f"{name} is {pair}, allowed are two values, the smaller one first")
+        if self.volume_spacing is not None and len(self.volume_spacing) != 3:
+            raise InputError(f"volume_spacing is {self.volume_spacing}, allowed are three values")
         if len(self.image_mean) != len(self.image_std):
             raise InputError(
                 f"image_mean has {len(self.image_mean)} values and image_std {len(self.image_std)}, both need one per "

@@ -29,5 +29,6 @@ DATASETS = {
     "imagefolder": DataSet("Image folder", needs_files=True),
     "imagenet": DataSet("ImageNet-1k", "ILSVRC/imagenet-1k"),
     "ucf101": DataSet("UCF101", needs_files=True, task="video-classification"),
+    "videofolder": DataSet("Video folder", needs_files=True, task="video-classification"),
     "volumes": DataSet("Volumes in folders", needs_files=True, task="video-classification"),
 }

@@ -31,9 +31,11 @@ MEASURES = {
     "mean_absolute_error": Measure("mean absolute error", "mae", is_share=False, greater_is_better=False),
     "loss": Measure("loss", "loss", is_share=False, greater_is_better=False),
 }
-# By the `problem_type` of a model's configuration, the main measure first.
+# transformers' names for the kinds of problems, the `problem_type` of a model's configuration.
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+# By kind of problem, the main measure first.
 MEASURES_OF = {
-    "single_label_classification": (
+    SINGLE_LABEL: (
         "accuracy",
         "top5_accuracy",
         "macro_precision",
@@ -42,8 +44,8 @@ MEASURES_OF = {
         "calibration_error",
         "loss",
     ),
-    "multi_label_classification": ("mean_average_precision", "macro_precision", "macro_recall", "macro_f1", "loss"),
-    "regression": ("r2", "mean_absolute_error", "loss"),
+    MULTI_LABEL: ("mean_average_precision", "macro_precision", "macro_recall", "macro_f1", "loss"),
+    REGRESSION: ("r2", "mean_absolute_error", "loss"),
 }
 # `top5_accuracy` is left out where there are no more classes than these.
 NUM_TOP_CLASSES = 5
@@ -52,7 +54,7 @@ ENDS = ("_low", "_high")
 
 def problem_type(config: dict[str, Any]) -> str:
     """The kind of problem that a model with this config.json solves; one class for each example by default."""
-    return config.get("problem_type") or "single_label_classification"
+    return config.get("problem_type") or SINGLE_LABEL
 
 
 def measured(metrics: dict[str, Any]) -> dict[str, float]:

@@ -6,13 +6,14 @@
 4. `augmentation`: random changes of training batches.
 5. `batching`: rows of a split to the examples that a `DataLoader` reads, by steps 2 to 4.
 
-`load_splits` is the first step. `prepare` puts the others together for a model. Both are called once for each run.
+`load_splits` is the first step in training, `load_evaluation` that of a saved model. `prepare` puts the others
+together for a model. They are called once for each run.
 
 Packages that only some data needs (PyAV, nibabel, scikit-learn) are imported when such data is named.
 """
 
-from .data_sets import load_splits
-from .data_sets.splits import Splits
+from .data_sets import load_evaluation, load_splits
+from .data_sets.splits import HeldOut, Splits
 from .preparation import PreparedData, prepare
 
-__all__ = ["PreparedData", "Splits", "load_splits", "prepare"]
+__all__ = ["HeldOut", "PreparedData", "Splits", "load_evaluation", "load_splits", "prepare"]

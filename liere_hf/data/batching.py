@@ -1,6 +1,6 @@
 """Step 5: rows of a split to batches of `pixel_values` and `labels`, as data sets for a `DataLoader`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import datasets
@@ -11,6 +11,7 @@ from ..errors import InputError
 from .augmentation.batch_augmentation import BatchAugmentation
 from .augmentation.mixing import Mixing
 from .augmentation.patch_shuffling import shuffle_patches
+from .data_sets.labels import label_names
 from .draws import Draws
 from .media import encoded_feature
 
@@ -32,6 +33,10 @@ class EvaluationPixels(Protocol):
     def __call__(self, inputs: Sequence[Any], views: Sequence[int]) -> torch.Tensor: ...
 
 
+# Coordinates of the patches of inputs, float32 (batch, patches, axes), for a model that does not take its own.
+Positions = Callable[[Sequence[Any]], torch.Tensor]
+
+
 class TrainingTransform:
     """Rows of a data set to augmented examples.
 
@@ -45,6 +50,7 @@ class TrainingTransform:
         mixing: of a batch, None for none.
         seed: of all random choices.
         num_labels: number of classes; labels must be smaller.
+        to_positions: of the inputs; None for the model's own positions.
     """
 
     def __init__(
@@ -55,9 +61,11 @@ class TrainingTransform:
         mixing: Mixing | None,
         seed: int,
         num_labels: int,
+        to_positions: Positions | None = None,
     ):
         self.column = column
         self.to_pixels = to_pixels
+        self.to_positions = to_positions
         self.augmentation = augmentation
         self.mixing = mixing
         self.seed = seed
@@ -74,18 +82,17 @@ class TrainingTransform:
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: dict[str, list], indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Columns of some rows, and the rows' indices in the data set, to `pixel_values` and `labels`.
+        """Columns of some rows, and the rows' indices in the data set, to the arguments of a model.
 
         Raises:
             InputError: an input that cannot be read, or a label out of range.
         """
-        labels = torch.tensor(rows["label"])
-        _require_labels_in_range(labels.numpy(), self.num_labels)
+        labels = label_tensor(rows["label"], self.num_labels)
         draws = Draws(self.seed, self.epoch, indices)
         pixel_values = self.augmentation(self.to_pixels(rows[self.column], draws), draws)
         if self.mixing is not None:
             pixel_values, labels = self.mixing(pixel_values, labels, draws.next(1)[0, 0])
-        return [{"pixel_values": pixels, "labels": label} for pixels, label in zip(pixel_values, labels, strict=True)]
+        return _examples(pixel_values, labels, self.to_positions and self.to_positions(rows[self.column]))
 
 
 class TrainingExamples(torch.utils.data.Dataset):
@@ -200,6 +207,7 @@ class EvaluationExamples(torch.utils.data.Dataset):
     Args:
         to_pixels: decodes, resizes and normalizes views of the inputs.
         shuffled_patch_size: size of the patches that are put in a random order; None to leave them in place.
+        to_positions: of the inputs; None for the model's own positions.
     """
 
     def __init__(
@@ -208,10 +216,13 @@ class EvaluationExamples(torch.utils.data.Dataset):
         column: str,
         to_pixels: EvaluationPixels,
         shuffled_patch_size: tuple[int, ...] | None = None,
+        to_positions: Positions | None = None,
     ):
         self.dataset = dataset.cast_column(column, encoded_feature(column))
         self.column = column
         self.to_pixels = to_pixels
+        self.to_positions = to_positions
+        self.num_labels = len(label_names(dataset.features["label"]))
         self.shuffled_patch_size = shuffled_patch_size
 
     @property
@@ -227,20 +238,42 @@ class EvaluationExamples(torch.utils.data.Dataset):
         pixel_values = self.to_pixels(batch[self.column], views.tolist())
         if self.shuffled_patch_size is not None:
             pixel_values = shuffle_patches(pixel_values, self.shuffled_patch_size, indices)
-        return [
-            {"pixel_values": pixels, "labels": label}
-            for pixels, label in zip(pixel_values, batch["label"], strict=True)
-        ]
+        labels = label_tensor(batch["label"], self.num_labels)
+        return _examples(pixel_values, labels, self.to_positions and self.to_positions(batch[self.column]))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
 
-def _require_labels_in_range(labels: np.ndarray, num_labels: int) -> None:
-    """
+def _examples(
+    pixel_values: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None
+) -> list[dict[str, Any]]:
+    """The arguments of a model for each example of a batch."""
+    columns = {"pixel_values": pixel_values, "labels": labels} | (
+        {} if positions is None else {"positions": positions}
+    )
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def label_tensor(labels: Sequence[Any], num_labels: int) -> torch.Tensor:
+    """Rows of a column `label` to what a model's loss takes.
+
+    Returns:
+        int64 (batch,) from classes; float32 (batch, num_labels) from lists of classes, 1 for these, and from numbers.
+
     Raises:
-        InputError: a label that is not in 0 to num_labels - 1.
+        InputError: a class that is not in 0 to num_labels - 1.
     """
-    wrong = labels[(labels < 0) | (labels >= num_labels)]
+    if isinstance(labels[0], dict):
+        return torch.tensor([[*row.values()] for row in labels], dtype=torch.float32)
+    is_list = isinstance(labels[0], list)
+    classes = torch.tensor([label for row in labels for label in row] if is_list else labels, dtype=torch.int64)
+    wrong = classes[(classes < 0) | (classes >= num_labels)]
     if len(wrong):
         raise InputError(f"label {int(wrong[0])} is out of range, allowed are 0 to {num_labels - 1}")
+    if not is_list:
+        return classes
+    rows = torch.tensor([row for row, listed in enumerate(labels) for _ in listed], dtype=torch.int64)
+    flags = torch.zeros(len(labels), num_labels)
+    flags[rows, classes] = 1
+    return flags

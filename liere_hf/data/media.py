@@ -6,18 +6,18 @@ import datasets
 
 
 class Medium(NamedTuple):
-    """The type of the column, and the spatial axes and channels of a model that takes such inputs."""
+    """The type of the column, and the spatial axes and channels of a model that takes such inputs; None for any."""
 
     feature: Any
     num_axes: int
-    num_channels: int
+    num_channels: int | None
 
 
 # By the name of the column.
 MEDIA = {
     "image": Medium(datasets.Image, num_axes=2, num_channels=3),
     "video": Medium(datasets.Video, num_axes=3, num_channels=3),
-    "volume": Medium(datasets.Nifti, num_axes=3, num_channels=1),
+    "volume": Medium(datasets.Nifti, num_axes=3, num_channels=None),
 }
 
 

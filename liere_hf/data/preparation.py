@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from transformers.image_processing_base import ImageProcessingMixin
 
 from ..configuration import DataArguments
+from ..configuration.metric_names import SINGLE_LABEL
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from .augmentation.batch_augmentation import BatchAugmentation
@@ -22,15 +23,20 @@ from .batching import (
 from .data_sets.splits import Splits
 from .resizing.images import EvaluationImages, TrainingImages
 from .resizing.processors import build_processor, input_size
-from .resizing.volumes import EvaluationVolumes, TrainingVolumes
+from .resizing.volumes import EvaluationVolumes, MillimetrePositions, TrainingVolumes
 
 
 class PreparedData(NamedTuple):
-    """The processor to save with the model, the examples, and the size of the inputs in pixels per axis."""
+    """The processor to save with the model, the examples, and the size of the inputs in pixels per axis.
+
+    `train` is None where there is nothing to train on. `test` is evaluated once at the end, None if there is no such
+    split beside that of `evaluation`.
+    """
 
     processor: ImageProcessingMixin
-    train: TrainingExamples | StreamedExamples
+    train: TrainingExamples | StreamedExamples | None
     evaluation: EvaluationExamples
+    test: EvaluationExamples | None
     input_size: tuple[int, ...]
 
 
@@ -55,10 +61,17 @@ def prepare(
             too few examples or shards for the batches, processes and workers.
     """
     column = splits.column
+    if splits.problem_type != SINGLE_LABEL and (data_arguments.mixup_alpha or data_arguments.cutmix_alpha):
+        raise InputError(f"mixup_alpha and cutmix_alpha are for {SINGLE_LABEL}, the data is for {splits.problem_type}")
     if processor is None:
         processor = build_processor(column, config, data_arguments, checkpoint)
     size = input_size(config, data_arguments)
     training_pixels, evaluation_pixels = _pixels(column, size, data_arguments, processor)
+    to_positions = None
+    if data_arguments.volume_spacing:
+        if column != "volume":
+            raise InputError(f"volume_spacing is {data_arguments.volume_spacing}, {column}s have no such spacing")
+        to_positions = MillimetrePositions(config, size, data_arguments.volume_spacing)
     num_labels = len(splits.label_names)
     transform = TrainingTransform(
         column,
@@ -67,12 +80,19 @@ def prepare(
         Mixing.from_arguments(data_arguments, num_labels),
         training_arguments.seed,
         num_labels,
+        to_positions,
     )
     shuffled_patch_size = config.spatial_patch_size if data_arguments.shuffle_patches else None
+
+    def examples_of(table: datasets.Dataset) -> EvaluationExamples:
+        return EvaluationExamples(table, column, evaluation_pixels, shuffled_patch_size, to_positions)
+
+    has_both = splits.validation is not None and splits.test is not None
     return PreparedData(
         processor,
-        _training_examples(splits, transform, data_arguments, training_arguments),
-        EvaluationExamples(splits.test, column, evaluation_pixels, shuffled_patch_size),
+        None if splits.train is None else _training_examples(splits, transform, data_arguments, training_arguments),
+        examples_of(splits.evaluation),
+        examples_of(splits.test) if has_both else None,
         size,
     )
 
@@ -97,7 +117,7 @@ def _pixels(
         )
     if arguments.rand_augment_num_ops or crop_scale:
         raise InputError("volumes take neither rand_augment_num_ops nor random_resized_crop: leave them out")
-    return TrainingVolumes(size, window), EvaluationVolumes(size, window, mean, std)
+    return TrainingVolumes(size, window, len(mean)), EvaluationVolumes(size, window, mean, std)
 
 
 def _training_examples(

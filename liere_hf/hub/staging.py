@@ -18,9 +18,11 @@ from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..output_files import write_json
 from ..run_directory import (
     CONVERSION_FILE,
+    DATA_FILE,
     METRICS_FILE,
     OTHER_SIZES,
     RECIPE_FILE,
+    TEST_FILE,
     TRAINING_FILE,
     Checkpoint,
     Run,
@@ -48,7 +50,7 @@ def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: in
             token or the path of a directory of this machine.
     """
     stage_model(checkpoint.directory, target, max_shard_size)
-    for name in (TRAINING_FILE, METRICS_FILE, CONVERSION_FILE):
+    for name in (TRAINING_FILE, METRICS_FILE, TEST_FILE, DATA_FILE, CONVERSION_FILE):
         if (checkpoint.directory / name).is_file():
             write_json(target / name, without_paths(json.loads((checkpoint.directory / name).read_text())))
     for path in checkpoint.directory.glob(OTHER_SIZES):

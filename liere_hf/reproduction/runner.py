@@ -192,7 +192,7 @@ class ExperimentRunner:
     def test_pictures(self, task: Task, count: int) -> list[torch.Tensor]:
         """The first test images of an image task, uint8 (3, height, width)."""
         _, data_arguments, training_arguments = self._parse(Setting(task, {}), 0, None)
-        rows = load_splits(data_arguments, training_arguments.seed).test.select(range(count))
+        rows = load_splits(data_arguments, training_arguments.seed).evaluation.select(range(count))
         return [decode_image(image) for image in rows.cast_column("image", datasets.Image(decode=False))["image"]]
 
     def _evaluate(self, setting: Setting, seed: int, name: str, directory: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from ..cards import build_model_card
 from ..configuration import DataArguments, RunArguments
 from ..data import PreparedData, Splits, load_splits, prepare
+from ..data.summary import summary
 from ..errors import InputError, RunError, TrainingInterruptedError
 from ..hardware import explaining_lack_of_memory, hardware
 from ..model_loading import build_model, require_configuration
@@ -35,7 +36,7 @@ from .epochs import EpochCallback
 from .interruption import InterruptionCallback, ignore_sigterm
 from .metrics import EvaluationMetrics
 from .publication import PublishingCallback
-from .recipe_record import RecipeRecord, data_facts, require_same_data
+from .recipe_record import RecipeRecord, require_same_data
 from .resumption import EarlyStopping
 from .saving import atomic_save
 from .trainer import LiereTrainer
@@ -45,11 +46,12 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     """Train, evaluate and save a model, in one process or in several that Accelerate or torchrun started.
 
     `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
-    `train_results.json`, `eval_results.json`, `trainer_state.json` (the learning curves) and the confusion matrix.
-    With `push_to_hub` it is published as by `liere-hf publish`.
+    `training_data.json` (what the examples are), `train_results.json`, `eval_results.json`, `test_results.json` where
+    the data has a test split beside the one that chose the checkpoint, `trainer_state.json` (the learning curves) and
+    the confusion matrix of the last evaluation. With `push_to_hub` it is published as by `liere-hf publish`.
 
     Returns:
-        The metrics of the final evaluation.
+        The metrics of the final evaluation with the prefix `eval_`, those of the test split with `test_`.
 
     Raises:
         InputError: options, data or a directory that do not fit together.
@@ -61,7 +63,6 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     options = recipe_options(model_arguments, data_arguments, training_arguments)
     checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint, options)
     training_arguments.resolve_batch_size()
-    require_configuration(model_arguments)
     # No process writes to the directory before all have checked it.
     training_arguments.distributed_state.wait_for_everyone()
     with removed_unless_kept(output_dir) as keep:
@@ -77,12 +78,14 @@ def _train(
     keep: Callable[[], None],
 ) -> dict[str, Any]:
     output_dir = Path(training_arguments.output_dir)
+    config = require_configuration(model_arguments)
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
-        splits = load_splits(data_arguments, training_arguments.seed)
+        splits = load_splits(data_arguments, training_arguments.seed, config)
+    facts = splits.facts() | {"volume_spacing": data_arguments.volume_spacing}
     if checkpoint is not None:
-        require_same_data(Path(checkpoint).parent, splits)
-    model = build_model(model_arguments, splits.label_names)
+        require_same_data(Path(checkpoint).parent, facts)
+    model = build_model(model_arguments, splits.label_names, splits.problem_type)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
     _require_usable_optimizer(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
@@ -90,13 +93,15 @@ def _train(
     class_weights = balanced_class_weights(splits) if training_arguments.class_weights else None
     trainer = build_trainer(model, data, training_arguments, class_weights)
     interruption = InterruptionCallback()
-    for callback in (RecipeRecord(output_dir, options, data_facts(splits), keep), interruption, publishing):
+    for callback in (RecipeRecord(output_dir, options, facts, keep), interruption, publishing):
         trainer.add_callback(callback)
     if model_arguments.anneal_position_embeddings_steps:
         trainer.add_callback(PositionTableAnnealing(model, model_arguments.anneal_position_embeddings_steps))
     if training_arguments.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(training_arguments.early_stopping_patience))
 
+    if trainer.is_world_process_zero():
+        print(*summary(facts), sep="\n")
     advice = f"take a smaller per_device_train_batch_size or model; {how_to_resume(output_dir)}"
     with _other_processes_expected(output_dir), explaining_lack_of_memory(training_arguments.device, advice):
         with interruption.handling_signals():
@@ -106,17 +111,23 @@ def _train(
         if interruption.has_stopped or training_arguments.early_stopping_patience is None:
             _require_all_steps(trainer)
         metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
+        test_metrics = {}
+        if data.test is not None:
+            test_metrics = trainer.evaluate(data.test, metric_key_prefix="test")
+            test_metrics["test_per_class"] = trainer.compute_metrics.per_class()
         with atomic_save(trainer) as unfinished:
             trainer.save_model(str(unfinished))
-    trainer.save_metrics("train", result.metrics | _training_facts(trainer, splits, result), combined=False)
+    trainer.save_metrics("train", result.metrics | _training_facts(trainer, splits, facts, result), combined=False)
     trainer.save_metrics("eval", metrics, combined=False)
+    if test_metrics:
+        trainer.save_metrics("test", test_metrics, combined=False)
     if trainer.is_world_process_zero():
         confusion = trainer.compute_metrics.confusion_matrix()
         if confusion is not None:
             write_confusion_matrix(output_dir / CONFUSION_MATRIX, *confusion)
         write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
-    return metrics
+    return metrics | test_metrics
 
 
 def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -> None:
@@ -157,7 +168,7 @@ def build_trainer(
             data_collator=default_collate,
             class_weights=class_weights,
             compute_metrics=EvaluationMetrics(model.config, data.evaluation.num_views),
-            callbacks=[DurationCallback(), EpochCallback(data.train.transform)],
+            callbacks=[DurationCallback(), *([EpochCallback(data.train.transform)] if data.train is not None else [])],
         )
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
@@ -186,7 +197,9 @@ def _require_all_steps(trainer: LiereTrainer) -> None:
         )
 
 
-def _training_facts(trainer: LiereTrainer, splits: Splits, result: TrainOutput) -> dict[str, Any]:
+def _training_facts(
+    trainer: LiereTrainer, splits: Splits, facts: dict[str, Any], result: TrainOutput
+) -> dict[str, Any]:
     """What train_results.json says beside Trainer's own metrics."""
     state, step_size = trainer.state, trainer.get_total_train_batch_size(trainer.args)
     return {
@@ -197,8 +210,7 @@ def _training_facts(trainer: LiereTrainer, splits: Splits, result: TrainOutput) 
         "train_examples_seen": min(state.global_step * step_size, round(state.epoch * splits.num_train)),
         "train_seconds": round(DurationCallback.seconds(state), 4),
         "train_data_wait_share": trainer.data_wait_seconds / result.metrics["train_runtime"],
-        "skipped_files": len(splits.skipped_files),
-        "skipped_file_names": splits.skipped_files,
+        "data": facts,
         "hardware": hardware(),
     }
 

@@ -37,7 +37,7 @@ def test_without_augmentation_both_equal_the_processor(digits):
         size={"height": 8, "width": 12}, image_mean=(0.4914, 0.4822, 0.4465), image_std=(0.2023, 0.1994, 0.2010)
     )
     data = prepare(digits, CONFIG, DataArguments(), TrainingArguments(use_cpu=True))
-    for examples, rows in ((data.train, digits.train), (data.evaluation, digits.test)):
+    for examples, rows in ((data.train, digits.train), (data.evaluation, digits.validation)):
         assert len(examples) == len(rows)
         for index in (0, 7):
             example, row = examples[index], rows[index]

@@ -71,9 +71,11 @@ def write_video(
     times: list[int] | None = None,
     options: dict[str, str] | None = None,
     pictures=picture,
+    rotation: tuple[float, bool] | None = None,
 ) -> Path:
     """
     Args:
+        rotation: degrees by which a player turns the frames counterclockwise, and whether it mirrors them.
         times: frame times, in units of 1 / rate.
     """
     with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
@@ -82,6 +84,8 @@ def write_video(
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.gop_size = gop
         stream.codec_context.max_b_frames = b_frames
+        if rotation is not None:
+            stream.set_display_rotation(rotation[0], hflip=rotation[1])
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(pictures(number, size), format="rgb24")
             if times is not None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from liere_hf.configuration import DataArguments
-from liere_hf.data.data_sets.volume_folders import load_volumes
+from liere_hf.data import load_splits
+from liere_hf.data.decoding.volumes import read_volume
 
 
 def from_path(path):
@@ -16,6 +17,12 @@ def from_path(path):
 
 def from_bytes(content):
     return {"bytes": content, "path": None}
+
+
+def read_channel(volume):
+    """The only channel (depth, height, width)."""
+    (channel,) = read_volume(volume)
+    return channel
 
 
 def random_volume(shape, dtype=np.int16, seed=0):
@@ -79,7 +86,7 @@ def bad_files(tmp_path):
         "large.npy": (npy_bytes(npy, np.full((3, 4, 5), 1e300)), "no voxel is finite"),
         "cut.npy": (npy_bytes(npy, np.zeros((3, 4, 5)))[:-1], ".+"),
         "plane.npy": (npy_bytes(npy, np.zeros((3, 4))), r"its shape is \(3, 4\)"),
-        "series.npy": (npy_bytes(npy, np.zeros((3, 4, 5, 1))), r"its shape is \(3, 4, 5, 1\)"),
+        "series.npy": (npy_bytes(npy, np.zeros((3, 4, 5, 2))), r"its shape is \(3, 4, 5, 2\), allowed are three axes"),
         "nothing.npy": (npy_bytes(npy, np.zeros((3, 0, 5))), r"its shape is \(3, 0, 5\)"),
         "complex.npy": (npy_bytes(npy, np.zeros((3, 4, 5), complex)), "its dtype is complex128"),
         "text.npy": (npy_bytes(npy, np.full((3, 4, 5), "a")), "its dtype is <U1"),
@@ -97,4 +104,4 @@ class Unpicklable:
 
 
 def load_volume_folders(directory, **options):
-    return load_volumes(DataArguments(dataset="volumes", data_dir=str(directory), data_num_proc=1, **options), seed=0)
+    return load_splits(DataArguments(dataset="volumes", data_dir=str(directory), data_num_proc=1, **options), seed=0)

@@ -28,7 +28,7 @@ def test_only_the_release_files_are_staged(run_dir, target):
     stage(read_checkpoint(run_dir), target, REPO_ID)
     # An image model needs all modules except the video processor.
     code = {path.name for path in MODELING.glob("*.py")} - {"__init__.py", "video_processing_liere_vit.py"}
-    results = {"README.md", "recipe.yaml", "train_results.json", "eval_results.json"}
+    results = {"README.md", "recipe.yaml", "training_data.json", "train_results.json", "eval_results.json"}
     assert {path.name for path in target.iterdir()} == code | results | {
         "config.json",
         "model.safetensors",
@@ -96,11 +96,11 @@ def test_local_paths_are_not_published(run_dir, target, tmp_path):
     recipe = run_dir / "recipe.yaml"
     recipe.write_text(recipe.read_text() + f"data_dir: {run_dir}\nhub_id: {run_dir}/copy\n")
     results = json.loads((run_dir / "train_results.json").read_text())
-    (run_dir / "train_results.json").write_text(json.dumps(results | {"skipped_file_names": [f"{run_dir}/a.png"]}))
+    (run_dir / "train_results.json").write_text(json.dumps(results | {"left_out": [{"file": f"{run_dir}/a.png"}]}))
     stage(read_checkpoint(run_dir), target, REPO_ID)
     for path in target.iterdir():
         assert str(run_dir.parent).encode() not in path.read_bytes()
-    assert json.loads((target / "train_results.json").read_text())["skipped_file_names"] == ["a.png"]
+    assert json.loads((target / "train_results.json").read_text())["left_out"] == [{"file": "a.png"}]
 
     code = run_dir / "positions.py"
     code.write_text(code.read_text() + f"# see {run_dir}/notes\n")

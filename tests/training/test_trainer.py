@@ -468,7 +468,7 @@ def test_options_that_training_cannot_use_are_refused_before_it(digits, flags, m
 def test_a_stream_has_a_fixed_batch_size(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = datasets.Dataset.from_dict({"image": [None], "label": [0]}, features=features)
-    splits = Splits(rows.to_iterable_dataset(), rows, [], num_train=64)
+    splits = Splits(rows.to_iterable_dataset(), None, rows, num_train=64)
     config = LiereViTConfig(image_size=8, patch_size=4)
     arguments = RunArguments(str(tmp_path), auto_find_batch_size=True, use_cpu=True)
     with pytest.raises(InputError, match="auto_find_batch_size is True, allowed is False for a stream"):

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...configuration import DataArguments
 from ...errors import InputError
+from ...modeling.configuration_liere_vit import LiereViTConfig
 from .png import encode_png
 from .splits import Splits
 
@@ -202,11 +203,11 @@ def arrows_task(arguments: DataArguments) -> ArrowsTask:
         raise InputError(f"arrows: {error}") from error
 
 
-def load_arrows(arguments: DataArguments, seed: int) -> Splits:
+def load_arrows(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """`train_examples` and `eval_examples` of the task, drawn by worker processes."""
     task, num_proc = arrows_task(arguments), arguments.num_processes
     stop = EVALUATION_START + (arguments.eval_examples or EVALUATION_EXAMPLES)
     return Splits.of(
         task.dataset(0, arguments.train_examples or TRAIN_EXAMPLES, num_proc),
-        task.dataset(EVALUATION_START, stop, num_proc),
+        test=task.dataset(EVALUATION_START, stop, num_proc),
     )

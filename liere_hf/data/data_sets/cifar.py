@@ -12,6 +12,7 @@ import numpy as np
 
 from ...configuration import DATASETS, DataArguments
 from ...errors import InputError
+from ...modeling.configuration_liere_vit import LiereViTConfig
 from ..decoding.images import decode_image
 from ..decoding.pnm import encode_pnm
 from ..media import encoded_feature
@@ -76,12 +77,12 @@ CIFAR100 = _Variant(
 IMAGE_BYTES = 3 * 32 * 32
 
 
-def load_cifar10(arguments: DataArguments, seed: int) -> Splits:
+def load_cifar10(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """CIFAR-10: 60,000 images of 32 x 32 pixels in ten classes."""
     return _load(CIFAR10, arguments)
 
 
-def load_cifar100(arguments: DataArguments, seed: int) -> Splits:
+def load_cifar100(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """CIFAR-100 with its 100 fine labels."""
     return _load(CIFAR100, arguments)
 
@@ -117,7 +118,7 @@ def _load(variant: _Variant, arguments: DataArguments) -> Splits:
 def _from_tables(
     variant: _Variant, splits: dict[str, datasets.Dataset], source: str, arguments: DataArguments
 ) -> Splits:
-    tables = []
+    tables = {}
     for name in ("train", "test"):
         table = require_split(splits, name, source)
         columns = [variant.image_column, variant.label_column]
@@ -127,8 +128,8 @@ def _from_tables(
         if not isinstance(table.features["label"], datasets.ClassLabel):
             names = [str(label) for label in range(variant.num_labels)]
             table = table.cast_column("label", datasets.ClassLabel(names=names))
-        tables.append(_uncompressed(table, arguments.num_processes))
-    return Splits.of(*tables)
+        tables[name] = _uncompressed(table, arguments.num_processes)
+    return Splits.of(**tables)
 
 
 def _uncompressed(table: datasets.Dataset, num_proc: int) -> datasets.Dataset:
@@ -178,8 +179,8 @@ def _archive_reader(archive: Path, folder: str) -> _Reader:
 def _from_python(variant: _Variant, read: _Reader) -> Splits:
     names_file, names_key = variant.python_names
     names = _unpickle(read(names_file), names_file).get(names_key)
-    splits = []
-    for files in variant.python_files.values():
+    splits = {}
+    for split, files in variant.python_files.items():
         images, labels = [], []
         for name in files:
             batch = _unpickle(read(name), name)
@@ -188,22 +189,22 @@ def _from_python(variant: _Variant, read: _Reader) -> Splits:
                 labels += batch[variant.python_labels]
             except (KeyError, ValueError) as error:
                 raise InputError(f"{name} is not a batch of CIFAR: {error}") from error
-        splits.append(_from_planes(np.concatenate(images), labels, names, variant))
-    return Splits.of(*splits)
+        splits[split] = _from_planes(np.concatenate(images), labels, names, variant)
+    return Splits.of(**splits)
 
 
 def _from_binary(variant: _Variant, read: _Reader) -> Splits:
     names = read(variant.binary_names).decode().split()
-    splits = []
-    for files in variant.binary_files.values():
+    splits = {}
+    for split, files in variant.binary_files.items():
         content = np.frombuffer(b"".join(read(name) for name in files), np.uint8)
         record = variant.label_bytes + IMAGE_BYTES
         if len(content) == 0 or len(content) % record:
             raise InputError(f"{', '.join(files)}: {len(content)} bytes, not a multiple of {record}")
         records = content.reshape(-1, record)
         images = records[:, variant.label_bytes :].reshape(-1, 3, 32, 32)
-        splits.append(_from_planes(images, records[:, variant.label_bytes - 1].tolist(), names, variant))
-    return Splits.of(*splits)
+        splits[split] = _from_planes(images, records[:, variant.label_bytes - 1].tolist(), names, variant)
+    return Splits.of(**splits)
 
 
 def _from_planes(images: np.ndarray, labels: list[int], names: list[str], variant: _Variant) -> datasets.Dataset:

@@ -4,14 +4,14 @@ import numpy as np
 from sklearn import datasets as sklearn_datasets
 
 from ...configuration import DataArguments
-from .splits import Splits, hold_out
+from ...modeling.configuration_liere_vit import LiereViTConfig
+from .splits import Splits
 from .tables import table_of_images
 
 
-def load_digits(arguments: DataArguments, seed: int) -> Splits:
-    """The digits, with `eval_fraction` of each held out."""
+def load_digits(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
+    """The digits, in one split."""
     digits = sklearn_datasets.load_digits()
     # scikit-learn's intensities are 0 to 16.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    dataset = table_of_images(images, digits.target, [str(name) for name in digits.target_names])
-    return Splits.of(*hold_out(dataset, arguments.eval_fraction, seed))
+    return Splits.of(table_of_images(images, digits.target, [str(name) for name in digits.target_names]))

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...configuration import DATASETS, DataArguments
 from ...errors import InputError
+from ...modeling.configuration_liere_vit import LiereViTConfig
 from .files import existing_directory
 from .hub import from_hub
 from .splits import Splits
@@ -17,22 +18,22 @@ LABELS = (
 )  # fmt: skip
 
 
-def load_fashion_mnist(arguments: DataArguments, seed: int) -> Splits:
+def load_fashion_mnist(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """From the four idx files in `data_dir` (plain or .gz), else from the Hub."""
     if arguments.data_dir is None:
         splits = from_hub(arguments.hub_id or DATASETS["fashion_mnist"].hub_id)
-        return Splits.of(splits["train"], splits["test"])
+        return Splits.of(splits["train"], test=splits["test"])
     directory = existing_directory(arguments.data_dir)
-    splits = []
-    for prefix in ("train", "t10k"):
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
         images = _read_idx(directory, f"{prefix}-images-idx3-ubyte")
         labels = _read_idx(directory, f"{prefix}-labels-idx1-ubyte")
         if len(images) != len(labels):
             raise InputError(f"{directory} has {len(images)} {prefix} images but {len(labels)} labels")
         if labels.max(initial=0) >= len(LABELS):
             raise InputError(f"{directory} has the {prefix} label {labels.max()}, allowed are 0 to {len(LABELS) - 1}")
-        splits.append(table_of_images(images, labels, LABELS))
-    return Splits.of(*splits)
+        splits[split] = table_of_images(images, labels, LABELS)
+    return Splits.of(**splits)
 
 
 def _read_idx(directory: Path, name: str) -> np.ndarray:

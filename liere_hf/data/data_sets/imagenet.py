@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 
 from ...configuration import DATASETS, DataArguments
 from ...errors import InputError
+from ...modeling.configuration_liere_vit import LiereViTConfig
 from ..media import encoded_feature
-from .files import EVALUATION_SPLITS, class_folder_table, existing_directory, first_folder
+from .files import existing_directory
+from .folders import tables_of_class_folders
 from .hub import from_hub
 from .splits import Splits
 
-# `val` first and `test` last, unlike elsewhere: the official test images have no labels.
-EVALUATION_FOLDERS = EVALUATION_SPLITS[::-1]
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+# `test` last: the official test images have no labels.
+EVALUATION_FOLDERS = ("val", "validation", "test")
 # Of parquet and webdataset shards.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png")
 LABEL_COLUMNS = ("label", "cls")
@@ -36,7 +37,7 @@ _READ_ERRORS = (
 )
 
 
-def load_imagenet(arguments: DataArguments, seed: int) -> Splits:
+def load_imagenet(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """Class folders become a table of files; shards and the Hub give a stream of training examples.
 
     `data_dir` is read as the first of these that it holds: `train` and `val` (or `validation` or `test`) folders of
@@ -69,7 +70,7 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _from_folders(directory: Path) -> Splits:
-    test_folder = first_folder(directory, EVALUATION_FOLDERS)
+    test_folder = next((directory / name for name in EVALUATION_FOLDERS if (directory / name).is_dir()), None)
     if test_folder is None:
         raise InputError(f"data_dir {directory} has train but none of {', '.join(EVALUATION_FOLDERS)}")
     if not _has_folders(test_folder):
@@ -77,8 +78,8 @@ def _from_folders(directory: Path) -> Splits:
             f"{test_folder} has no class folders: its images belong in folders named by WordNet ids, as in train: "
             f"for example {test_folder.name}/n01440764/ILSVRC2012_val_00000293.JPEG"
         )
-    train = class_folder_table(directory / "train", "image", IMAGE_SUFFIXES)
-    return Splits.of(train, class_folder_table(test_folder, "image", IMAGE_SUFFIXES, train.features["label"].names))
+    found = tables_of_class_folders({"train": directory / "train", "test": test_folder}, "image")
+    return Splits.of(**found.tables, left_out=found.left_out)
 
 
 def _from_parquet(directory: Path, train: list[str], test: list[str], arguments: DataArguments) -> Splits:
@@ -178,7 +179,7 @@ def _from_columns(
         if not labels or None in labels or min(labels) < 0:
             raise InputError(f"{test_name} has examples without a label, or none at all")
         test = test.cast_column("label", datasets.ClassLabel(names=[str(label) for label in range(max(labels) + 1)]))
-    return Splits(train.cast_column("label", test.features["label"]), test, [], num_train)
+    return Splits(train.cast_column("label", test.features["label"]), None, test, num_train)
 
 
 def _image_and_label(dataset: Any, name: str) -> Any:

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from ...configuration import DataArguments
+from ...modeling.configuration_liere_vit import LiereViTConfig
 from .splits import Splits
 
 # (row, column) signs of the steps, by class.
@@ -32,7 +33,7 @@ EVALUATION_START = 10_000_000
 TRAIN_EXAMPLES, EVALUATION_EXAMPLES = 10_000, 2_000
 
 
-def load_clips(arguments: DataArguments, seed: int) -> Splits:
+def load_clips(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """`train_examples` and `eval_examples` clips, the same ones for every seed, as volumes of one channel."""
     splits = {}
     for split, start, count in (
@@ -48,7 +49,7 @@ def load_clips(arguments: DataArguments, seed: int) -> Splits:
         )
         volumes = [{"bytes": _npy(clip), "path": None} for clip in clips(start, count)]
         splits[split] = datasets.Dataset.from_dict({"volume": volumes, "label": labels}, features=features)
-    return Splits.of(splits["train"], splits["test"])
+    return Splits.of(**splits)
 
 
 def clips(first: int, count: int) -> np.ndarray:

@@ -1,74 +1,256 @@
-"""Training and evaluation examples of a data set: held out where it has no evaluation split, and subsets of them."""
+"""The examples that a run trains on and is evaluated on: held out where a data set lacks them, and subsets of them."""
 
+import hashlib
+import json
+import os
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 
 from ...configuration import DataArguments
+from ...configuration.metric_names import REGRESSION, SINGLE_LABEL
 from ...errors import InputError
 from ..media import MEDIA
+from .files import NotedFile, first_names
+from .groups import GROUP, choose_groups
+from .labels import label_names, problem_type
+
+
+class HeldOut(NamedTuple):
+    """How validation examples were chosen among the training examples of a data set.
+
+    Attributes:
+        fraction: of each class, `eval_fraction`.
+        seed: of the choice.
+        source: of the data set, as in `Splits`.
+        digest: of the examples to choose from; among other ones the choice would be another.
+        group_column, group_pattern: where groups are from that were held out as a whole.
+    """
+
+    fraction: float
+    seed: int
+    source: str
+    digest: str
+    group_column: str | None = None
+    group_pattern: str | None = None
 
 
 class Splits(NamedTuple):
-    """Training and evaluation examples with a column `image`, `video` or `volume` and a `ClassLabel` column, `label`.
+    """Examples with a column `image`, `video` or `volume` and a column `label`.
 
-    `train` may be a stream (`datasets.IterableDataset`) of `num_train` examples. `skipped_files` are the names of the
-    files that were left out because they cannot be used.
+    Labels are a class (`ClassLabel`), a list of classes, or a mapping of names to numbers.
+
+    Attributes:
+        train: the training examples; may be a stream (`datasets.IterableDataset`) of `num_train` examples.
+        validation: chooses the best checkpoint; without it, `test` does, as in published results.
+        test: evaluated once, at the end; None if there is none.
+        num_train: the number of training examples.
+        left_out: what was found but is not used.
+        remarks: what is worth telling of files that are used.
+        source: the data set: its directory, its id on the Hub, or its name.
+        is_own: whether the data are the user's own, so that no published result asks for `test` to choose checkpoints.
+        held_out: how `validation` was chosen from the training examples; None if it comes with the data.
     """
 
-    train: datasets.Dataset | datasets.IterableDataset
-    test: datasets.Dataset
-    skipped_files: list[str]
+    train: datasets.Dataset | datasets.IterableDataset | None
+    validation: datasets.Dataset | None
+    test: datasets.Dataset | None
     num_train: int
+    left_out: Sequence[NotedFile] = ()
+    remarks: Sequence[NotedFile] = ()
+    is_own: bool = False
+    source: str = ""
+    held_out: HeldOut | None = None
 
     @classmethod
-    def of(cls, train: datasets.Dataset, test: datasets.Dataset, skipped_files: Sequence[str] = ()) -> "Splits":
-        return cls(train, test, list(skipped_files), len(train))
+    def of(
+        cls,
+        train: datasets.Dataset | None = None,
+        validation: datasets.Dataset | None = None,
+        test: datasets.Dataset | None = None,
+        **facts: Any,
+    ) -> "Splits":
+        """Splits that are no streams."""
+        return cls(train, validation, test, 0 if train is None else len(train), **facts)
+
+    @property
+    def tables(self) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: table for name, table in named.items() if table is not None}
+
+    @property
+    def evaluation(self) -> datasets.Dataset:
+        """What is evaluated during training."""
+        return self.test if self.validation is None else self.validation
 
     @property
     def column(self) -> str:
-        return next(name for name in MEDIA if name in self.test.features)
+        return next(name for name in MEDIA if name in self._any.features)
 
     @property
     def label_names(self) -> list[str]:
-        return self.test.features["label"].names
+        return label_names(self._any.features["label"])
+
+    @property
+    def problem_type(self) -> str:
+        """single_label_classification, multi_label_classification or regression, as in transformers."""
+        return problem_type(self._any.features["label"])
+
+    @property
+    def _any(self) -> datasets.Dataset:
+        return next(table for table in (self.test, self.validation, self.train) if table is not None)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the examples, as plain data.
+
+        The digest of the training examples shows whether they are others; a stream has none.
+        """
+        is_stream = isinstance(self.train, datasets.IterableDataset)
+        return {
+            "source": self.source,
+            "train_examples": self.num_train,
+            "digest": None if is_stream else digest(self.train),
+            "classes": self.label_names,
+            "splits": {name: self._counts(table) for name, table in self.tables.items()},
+            "held_out": self.held_out._asdict() if self.held_out else None,
+            "left_out": [each._asdict() for each in self.left_out],
+            "remarks": [each._asdict() for each in self.remarks],
+        }
+
+    def _counts(self, table: datasets.Dataset | datasets.IterableDataset) -> int | dict[str, int]:
+        """Examples of each class, of which one example may have several; where there are no classes, of the table."""
+        if isinstance(table, datasets.IterableDataset):
+            return self.num_train
+        if self.problem_type == REGRESSION:
+            return len(table)
+        counts = np.bincount(_class_indices(table), minlength=len(self.label_names))
+        return dict(zip(self.label_names, counts.tolist(), strict=True))
 
 
-def complete_splits(
-    tables: dict[str, datasets.Dataset], arguments: DataArguments, seed: int, skipped_files: Sequence[str] = ()
-) -> Splits:
-    """The tables `train` and `test`; without `test`, `eval_fraction` of `train` is held out."""
-    if "test" in tables:
-        return Splits.of(tables["train"], tables["test"], skipped_files)
-    return Splits.of(*hold_out(tables["train"], arguments.eval_fraction, seed), skipped_files)
+def _class_indices(table: datasets.Dataset) -> list[int]:
+    """The classes of all examples, one after another."""
+    labels = table["label"][:]
+    return [label for row in labels for label in row] if labels and isinstance(labels[0], list) else labels
 
 
-def hold_out(dataset: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and evaluation examples, with `fraction` of each class in the latter.
+def require_trainable(splits: Splits) -> None:
+    """
+    Raises:
+        InputError: no training examples, fewer than two classes, or a class that training examples lack.
+    """
+    if splits.train is None:
+        raise InputError(
+            f"{splits.source} has {' and '.join(splits.tables)} but no train: there is nothing to train on"
+        )
+    if splits.problem_type == REGRESSION or isinstance(splits.train, datasets.IterableDataset):
+        return
+    if splits.problem_type == SINGLE_LABEL and len(splits.label_names) < 2:
+        raise InputError(
+            f"{splits.source} has the one class {splits.label_names[0]!r}, a classifier needs two or more"
+        )
+    present = {name: {*_class_indices(table)} for name, table in splits.tables.items()}
+    for name, labels in present.items():
+        missing = [splits.label_names[label] for label in sorted(labels - present["train"])]
+        if missing:
+            raise InputError(
+                f"{splits.source} has no training examples of {first_names(missing)}, which {name} has: add some, or "
+                f"take these out of {name}"
+            )
+    unused = [name for label, name in enumerate(splits.label_names) if label not in present["train"]]
+    if splits.is_own and unused:
+        raise InputError(f"{splits.source} has no usable examples of {first_names(unused)}: add some, or remove these")
+
+
+def hold_out(splits: Splits, fraction: float, seed: int, **groups: str | None) -> Splits:
+    """The splits with `fraction` of the training examples as validation examples: of each class, and whole groups.
+
+    Args:
+        groups: of `HeldOut`.
 
     Raises:
-        InputError: a class is too small for that.
+        InputError: there are too few examples for that.
     """
+    train = splits.train
+    choose = _choose_groups if GROUP in train.column_names else _choose_examples
+    train, validation = choose(splits, fraction, seed)
+    return splits._replace(
+        train=train,
+        validation=validation,
+        num_train=len(train),
+        held_out=HeldOut(fraction, seed, splits.source, digest(splits.train), **groups),
+    )
+
+
+def _choose_groups(splits: Splits, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    train, is_single = splits.train, splits.problem_type == SINGLE_LABEL
+    labels = np.array(train["label"][:]) if is_single else np.zeros(len(train), int)
+    classes = splits.label_names if is_single else ["the training split"]
+    held = choose_groups(labels, classes, train[GROUP][:], fraction, seed)
+    return train.select(np.flatnonzero(~held)), train.select(np.flatnonzero(held))
+
+
+def _choose_examples(splits: Splits, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    train, names, is_single = splits.train, splits.label_names, splits.problem_type == SINGLE_LABEL
+    counts = Counter(train["label"][:]) if is_single else {}
+    small = [names[label] for label, count in sorted(counts.items()) if count < 2]
+    if small:
+        raise InputError(
+            f"class {small[0]!r} has 1 example, at least 2 are needed to hold out eval_fraction {fraction} of each "
+            "class: add examples, or give a validation split"
+        )
     try:
-        splits = dataset.train_test_split(fraction, stratify_by_column="label", seed=seed)
+        parts = train.train_test_split(fraction, stratify_by_column="label" if is_single else None, seed=seed)
     except ValueError as error:
-        raise InputError(f"eval_fraction {fraction} cannot be held out of {len(dataset)} examples: {error}") from error
-    return splits["train"], splits["test"]
+        raise InputError(
+            f"eval_fraction {fraction} of {len(train)} examples leaves fewer than one for each of the {len(counts)} "
+            "classes in training or in validation: add examples, change eval_fraction, or give a validation split"
+            if is_single
+            else f"eval_fraction {fraction} of {len(train)} examples leaves none for training or for validation"
+        ) from error
+    return parts["train"], parts["test"]
+
+
+def digest(table: datasets.Dataset) -> str:
+    """SHA-256 of a table: names below their common folder and sizes of files, or contents, and labels, in order."""
+    column = next(name for name in MEDIA if name in table.features)
+    # As arrow, whose columns are not decoded; in batches, as there may be the contents of many files.
+    files = table.select_columns(column).with_format("arrow")
+    batches = (rows[column].combine_chunks() for rows in files.iter(1000))
+    paths = [
+        path for batch in batches for path in batch.filter(batch.field("bytes").is_null()).field("path").to_pylist()
+    ]
+    root = os.path.commonpath(paths) if paths else ""
+    total = hashlib.sha256(json.dumps(table["label"][:]).encode())
+    for rows in files.iter(1000):
+        for file in rows[column].to_pylist():
+            content = file["bytes"]
+            if content is None:
+                path = Path(file["path"])
+                content = f"{path.relative_to(root)}\0{path.stat().st_size}".encode()
+            total.update(hashlib.sha256(content).digest())
+    if GROUP in table.column_names:
+        total.update(json.dumps(table[GROUP][:]).encode())
+    return total.hexdigest()
 
 
 def select_subsets(splits: Splits, arguments: DataArguments, seed: int) -> Splits:
-    """The splits cut down to `train_fraction`, `train_examples` and `eval_examples`.
+    """The splits cut down: training examples to `train_fraction` and `train_examples`, those that are evaluated during
+    training to `eval_examples`.
 
     Raises:
         InputError: more examples than there are, or a `train_fraction` of a stream.
     """
-    splits = splits._replace(test=_random_subset(splits.test, "eval_examples", arguments.eval_examples, seed))
+    evaluation = random_subset(splits.evaluation, "eval_examples", arguments.eval_examples, seed)
+    splits = splits._replace(**{"test" if splits.validation is None else "validation": evaluation})
     if isinstance(splits.train, datasets.IterableDataset):
         return _limit_stream(splits, arguments)
     train = _stratified_subset(splits.train, arguments.train_fraction, seed)
-    train = _random_subset(train, "train_examples", arguments.train_examples, seed)
+    train = random_subset(train, "train_examples", arguments.train_examples, seed)
     return splits._replace(train=train, num_train=len(train))
 
 
@@ -86,6 +268,8 @@ def _stratified_subset(dataset: datasets.Dataset, fraction: float | None, seed: 
     """The same share of each class, at least one example; with one seed, smaller shares are part of larger ones."""
     if fraction is None or fraction == 1:
         return dataset
+    if not isinstance(dataset.features["label"], datasets.ClassLabel):
+        raise InputError("train_fraction takes a share of each class, which examples of several classes do not have")
     labels = np.array(dataset["label"])
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = [
@@ -95,7 +279,11 @@ def _stratified_subset(dataset: datasets.Dataset, fraction: float | None, seed: 
     return dataset.select(np.sort(np.concatenate(chosen)))
 
 
-def _random_subset(dataset: datasets.Dataset, field: str, count: int | None, seed: int) -> datasets.Dataset:
+def random_subset(dataset: datasets.Dataset, field: str, count: int | None, seed: int) -> datasets.Dataset:
+    """
+    Raises:
+        InputError: more examples than there are.
+    """
     if count is None or count == len(dataset):
         return dataset
     if count > len(dataset):

@@ -1,33 +1,30 @@
-"""UCF101 and other videos in class folders, from local files or from a copy on the Hub."""
+"""UCF101, from local files or from a copy on the Hub."""
 
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 
 from ...configuration import DataArguments
 from ...errors import InputError
-from ..decoding.videos import count_frames, minimum_frames
+from ...modeling.configuration_liere_vit import LiereViTConfig
 from ..media import encoded_feature
-from .files import EVALUATION_SPLITS, class_folder_splits, existing_directory, first_names, without_unusable_files
+from .files import check_files, existing_directory, first_names
 from .hub import from_hub, require_columns, require_split
-from .splits import Splits, complete_splits
+from .own_data import checker, own_splits
+from .splits import Splits
 from .tables import table_of_paths
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov")
 CLASS_LIST = "classInd.txt"
-# Frames of a clip where the recipe has no input_size, as in the recipe ucf101.
-DEFAULT_FRAMES = 8
+# Splits of a copy on the Hub that are evaluated, the preferred one first.
+EVALUATION_SPLITS = ("test", "validation", "val")
 
 
-def load_ucf101(arguments: DataArguments, seed: int) -> Splits:
-    """UCF101 by one of its official splits, or any videos in class folders, with a column `video`.
+def load_ucf101(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
+    """UCF101 by one of its official splits, or in class folders, with a column `video`.
 
     `data_dir` holds the official lists, directly or in a folder, and the .avi files in at most two levels of
-    folders; or class folders; or `train` and `test`, `validation` or `val` folders of class folders. Without
-    `data_dir`, the copy on the Hub that `hub_id` names is loaded. Every video is opened once before training, and must
-    have enough frames for a clip.
+    folders; or class folders, as for `load_videofolder`. Without `data_dir`, the copy on the Hub that `hub_id` names
+    is loaded. Every video is opened once before training, and must have enough frames for a clip.
 
     Raises:
         InputError: neither `data_dir` nor `hub_id`, another layout, listed files that are missing, or videos that are
@@ -37,21 +34,14 @@ def load_ucf101(arguments: DataArguments, seed: int) -> Splits:
         directory = existing_directory(arguments.data_dir)
         lists = _list_folder(directory)
         if lists is None:
-            tables = class_folder_splits(directory, "video", VIDEO_SUFFIXES)
-        else:
-            tables = _from_lists(directory, lists, arguments.ucf101_split)
+            return own_splits("video", arguments, config)
+        tables = _from_lists(directory, lists, arguments.ucf101_split)
     elif arguments.hub_id is not None:
         tables = _from_hub(arguments.hub_id)
     else:
         raise InputError("data_dir and hub_id are both missing, ucf101 needs one of them")
-    frames = arguments.input_size[0] if arguments.input_size else DEFAULT_FRAMES
-    is_usable = partial(_has_frames, minimum_frames((frames,), arguments.frame_stride))
-    tables, skipped = without_unusable_files(tables, "video", is_usable, arguments)
-    return complete_splits(tables, arguments, seed, skipped)
-
-
-def _has_frames(minimum: int, video: dict[str, Any]) -> bool:
-    return count_frames(video) >= minimum
+    checked = check_files(tables, "video", checker("video", arguments, config), arguments)
+    return Splits.of(**checked.tables, left_out=checked.left_out, remarks=checked.remarks)
 
 
 def _list_folder(directory: Path) -> Path | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import StubImageFile
 
 from ...errors import InputError
@@ -37,6 +37,8 @@ def decode_image(image: dict[str, Any], window: tuple[float, float] | None = Non
         if pixels is not None:
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(content))), window)
+    except UnidentifiedImageError:
+        reason = "it is not an image of a known format" if content else "it is empty"
     except Image.DecompressionBombError:
         reason = f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, the most that are decoded"
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:

@@ -14,6 +14,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ...errors import InputError
+from .checks import Check, reason
 
 # A seek aims this many frames before the wanted one; the next value is tried if the key frame found is not before it.
 # Where timestamps follow the order of decoding, a seek lands too late by as many frames as the codec reorders: usually
@@ -26,29 +27,73 @@ def minimum_frames(size: Sequence[int], frame_stride: int) -> int:
     return (size[0] - 1) * frame_stride + 1
 
 
-def count_frames(video: dict[str, Any]) -> int:
-    """How many frames a video has, or 0 for a file that is not a video or has no decodable frame.
+class FrameCount(NamedTuple):
+    """How many frames a video has, and how many its header announces: more where the file has been cut."""
+
+    available: int
+    announced: int
+
+
+def check_video(video: dict[str, Any], size: Sequence[int], frame_stride: int) -> Check:
+    """Whether a video is long enough for clips of `size[0]` frames that are `frame_stride` apart, and complete.
 
     Args:
         video: `bytes`, or None and the `path` of a file: a row of a `datasets.Video(decode=False)` column.
     """
+    needed = minimum_frames(size, frame_stride)
     try:
         with _open(video) as stream:
             if next(_decode(stream), None) is None:
-                return 0
-        return announced_frames(video)
-    except InputError:
-        return 0
+                return Check(fault="it has no frame that can be decoded")
+        count = count_frames(video)
+    except InputError as error:
+        return Check(fault=reason(error))
+    cut = f", of {count.announced} before it was cut" if count.announced > count.available else ""
+    if count.available < needed:
+        largest = (count.available - 1) // max(size[0] - 1, 1)
+        advice = f"set frame_stride to {largest} or less" if largest > 0 else f"at least {size[0]} are needed"
+        return Check(
+            fault=f"it has {count.available} frames{cut}; a clip of {size[0]} with frame_stride {frame_stride} takes "
+            f"{needed}: {advice}"
+        )
+    return Check(remark=f"it has {count.available} frames{cut}" if cut else None)
 
 
-def announced_frames(video: dict[str, Any]) -> int:
-    """How many frames a video has by its header or else by its packets, whether they can be decoded or not.
+def count_frames(video: dict[str, Any]) -> FrameCount:
+    """The frames of a video: by its header where the file is as long as that says, else by its packets.
 
     Raises:
         InputError: it cannot be read.
     """
     with _open(video) as stream:
-        return stream.frames or sum(packet is not None and packet.size > 0 for packet in _packets(stream))
+        if stream.frames and _is_whole(stream):
+            return FrameCount(stream.frames, stream.frames)
+        times = [
+            (packet.pts, packet.dts, packet.duration or 1)
+            for packet in _packets(stream)
+            if packet is not None and packet.size > 0 and not packet.is_corrupt
+        ]
+        return FrameCount(_num_shown(times), stream.frames) if stream.frames else FrameCount(len(times), len(times))
+
+
+def _is_whole(stream: VideoStream) -> bool:
+    """Whether the index of a file has all frames, and the last of them lies within the file."""
+    index = stream.index_entries
+    return len(index) >= stream.frames and index[-1].pos + index[-1].size <= stream.container.size
+
+
+def _num_shown(times: list[tuple[int | None, int | None, int]]) -> int:
+    """How many packets before a cut are shown before the first one behind it would be.
+
+    Args:
+        times: presentation time, decoding time and duration of each packet, in the order of decoding.
+    """
+    if not times or any(shown is None or decoded is None for shown, decoded, _ in times):
+        return len(times)
+    # A frame is shown when it is decoded or later, but for an offset that all frames share.
+    offset = min(shown - decoded for shown, decoded, _ in times)
+    _, last, duration = times[-1]
+    return sum(shown < last + duration + offset for shown, _, _ in times)
 
 
 def decode_frames(video: dict[str, Any], indices: Sequence[int]) -> torch.Tensor:
@@ -57,7 +102,7 @@ def decode_frames(video: dict[str, Any], indices: Sequence[int]) -> torch.Tensor
     A number without a frame, as in streams of variable rate, gives the next frame; after the end, the last one.
 
     Args:
-        video: as in `count_frames`.
+        video: as in `check_video`.
         indices: increasing.
 
     Returns:
@@ -96,7 +141,7 @@ def _open(video: dict[str, Any]) -> Iterator[VideoStream]:
         # Metadata in old encodings, such as titles, must not make a video unreadable.
         container = av.open(source, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        raise InputError(f"video {_name(video)} cannot be read: {error}") from error
+        raise InputError(f"video {_name(video)} cannot be read: {error.strerror or error}") from error
     with container:
         stream = next((stream for stream in container.streams.video if stream.codec_context is not None), None)
         if stream is None:
@@ -133,7 +178,7 @@ def _decode(
 
 
 class _RGB:
-    """Frames to uint8 (height, width, 3), all of the first frame's size, even if a stream changes its size."""
+    """Frames to uint8 (height, width, 3), turned upright, all of the first one's size even if a stream changes it."""
 
     def __init__(self):
         self.reformatter = VideoReformatter()
@@ -141,7 +186,21 @@ class _RGB:
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         self.size = self.size or {"width": frame.width, "height": frame.height}
-        return self.reformatter.reformat(frame, **self.size, format="rgb24", threads=1).to_ndarray()
+        pixels = self.reformatter.reformat(frame, **self.size, format="rgb24", threads=1).to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return pixels if matrix is None else _turned(pixels, np.frombuffer(matrix, np.int32))
+
+
+def _turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Pixels (height, width, 3) as FFmpeg's display matrix shows them, to the nearest quarter turn.
+
+    The matrix takes the point (x, y), y downwards, to (m[0] x + m[3] y, m[1] x + m[4] y).
+    """
+    x_from_x, y_from_x, _, x_from_y, y_from_y = matrix[:5].tolist()
+    if abs(y_from_x) + abs(x_from_y) > abs(x_from_x) + abs(y_from_y):
+        pixels = pixels.swapaxes(0, 1)
+        x_from_x, y_from_y = x_from_y, y_from_x
+    return pixels[:: -1 if y_from_y < 0 else 1, :: -1 if x_from_x < 0 else 1]
 
 
 class _Clock(NamedTuple):

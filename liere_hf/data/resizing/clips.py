@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from ..decoding.videos import announced_frames, decode_frames, minimum_frames
+from ..decoding.videos import count_frames, decode_frames, minimum_frames
 from ..draws import Draws
 from ..normalization import normalize
 from .random_boxes import NUMBERS_PER_BOX, random_resized_crop
@@ -108,7 +108,7 @@ class EvaluationClips:
 
 
 def _last_start(video: dict[str, Any], size: tuple[int, ...], frame_stride: int) -> int:
-    return max(announced_frames(video) - minimum_frames(size, frame_stride), 0)
+    return max(count_frames(video).available - minimum_frames(size, frame_stride), 0)
 
 
 def _clip_indices(start: int, size: tuple[int, ...], frame_stride: int) -> range:

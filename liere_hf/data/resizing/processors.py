@@ -45,10 +45,11 @@ def build_processor(
         InputError: the model takes other inputs than the data has.
     """
     medium = MEDIA[column]
-    if config.num_axes != medium.num_axes or config.num_channels != medium.num_channels:
+    if config.num_axes != medium.num_axes or medium.num_channels not in (None, config.num_channels):
+        channels = "" if medium.num_channels is None else f" and {medium.num_channels} channels"
         raise InputError(
             f"image_size is {config.image_size!r} and num_channels {config.num_channels}, {column}s need "
-            f"{medium.num_axes} axes and {medium.num_channels} channel(s)"
+            f"{medium.num_axes} axes{channels}"
         )
     kind = ViTImageProcessor if column == "image" else LiereViTVideoProcessor
     auto = AutoImageProcessor if column == "image" else AutoVideoProcessor

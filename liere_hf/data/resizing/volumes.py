@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..decoding.volumes import read_volume, to_uint8
+from ...modeling.configuration_liere_vit import LiereViTConfig
+from ...modeling.positions import grid_positions
+from ..decoding.volumes import read_extent, read_volume, to_uint8
 from ..draws import Draws
 from ..normalization import normalize
 
@@ -20,15 +22,17 @@ class TrainingVolumes:
     Args:
         size: (depth, height, width).
         window: intensities that become black and white; see `to_uint8`.
+        num_channels: of the volumes.
     """
 
-    def __init__(self, size: tuple[int, int, int], window: tuple[float, float] | None):
+    def __init__(self, size: tuple[int, int, int], window: tuple[float, float] | None, num_channels: int = 1):
         self.size = tuple(size)
         self.window = window
+        self.num_channels = num_channels
 
     def __call__(self, volumes: Sequence[dict[str, Any]], draws: Draws) -> torch.Tensor:
-        """uint8 of shape (batch, depth, 1, height, width)."""
-        return _resized_batch(volumes, self.size, self.window)
+        """uint8 of shape (batch, depth, channels, height, width)."""
+        return _resized_batch(volumes, self.size, self.window, self.num_channels)
 
 
 class EvaluationVolumes:
@@ -37,7 +41,7 @@ class EvaluationVolumes:
     Args:
         size: (depth, height, width).
         window: intensities that become black and white; see `to_uint8`.
-        image_mean, image_std: of the one channel, of pixels in [0, 1].
+        image_mean, image_std: per channel, of pixels in [0, 1].
     """
 
     num_views = 1
@@ -55,8 +59,37 @@ class EvaluationVolumes:
         self.image_std = image_std
 
     def __call__(self, volumes: Sequence[dict[str, Any]], views: Sequence[int]) -> torch.Tensor:
-        """`pixel_values` of shape (batch, depth, 1, height, width)."""
-        return normalize(_resized_batch(volumes, self.size, self.window), self.image_mean, self.image_std)
+        """`pixel_values` of shape (batch, depth, channels, height, width)."""
+        pixels = _resized_batch(volumes, self.size, self.window, len(self.image_mean))
+        return normalize(pixels, self.image_mean, self.image_std)
+
+
+class MillimetrePositions:
+    """Coordinates of the patches of resized volumes, scaled by the size of their voxels.
+
+    A model's own coordinates count patches: volumes of any extent look alike. With these, the same coordinate is the
+    same distance in the patient, for all volumes. Where voxels of the resized volume have the size `spacing`, the
+    coordinates are the model's own.
+
+    Args:
+        config: of the model.
+        size: (depth, height, width) of resized volumes, in voxels.
+        spacing: millimetres of a resized voxel along these axes.
+    """
+
+    def __init__(self, config: LiereViTConfig, size: tuple[int, int, int], spacing: tuple[float, float, float]):
+        grid_size = [pixels // patch for pixels, patch in zip(size, config.spatial_patch_size, strict=True)]
+        self.positions = grid_positions(grid_size, config.grid_size, config.position_mode)
+        self.extent = torch.tensor(spacing) * torch.tensor(size)
+
+    def __call__(self, volumes: Sequence[dict[str, Any]]) -> torch.Tensor:
+        """float32 of shape (batch, patches, 3).
+
+        Raises:
+            InputError: the size of a volume's voxels is not known.
+        """
+        extents = torch.tensor([read_extent(volume) for volume in volumes])
+        return self.positions * (extents / self.extent)[:, None]
 
 
 def resize(pixels: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
@@ -74,8 +107,14 @@ def resize(pixels: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
 
 
 def _resized_batch(
-    volumes: Sequence[dict[str, Any]], size: tuple[int, int, int], window: tuple[float, float] | None
+    volumes: Sequence[dict[str, Any]],
+    size: tuple[int, int, int],
+    window: tuple[float, float] | None,
+    num_channels: int,
 ) -> torch.Tensor:
-    """Volumes of any format and size to uint8 (batch, depth, 1, height, width)."""
-    pixels = (torch.from_numpy(to_uint8(read_volume(volume), window)) for volume in volumes)
-    return torch.stack([resize(each, size) for each in pixels]).unsqueeze(2)
+    """Volumes of any format and size to uint8 (batch, depth, channels, height, width)."""
+    batch = []
+    for volume in volumes:
+        channels = read_volume(volume, num_channels)
+        batch.append(torch.stack([resize(torch.from_numpy(to_uint8(each, window)), size) for each in channels], dim=1))
+    return torch.stack(batch)

@@ -31,7 +31,7 @@ def assert_as_written(data, dataset):
         assert pixels(loaded).equal(torch.from_numpy(images))
         assert loaded["label"][:] == labels.tolist()
     assert len(data.label_names) == len(cifar_files.NAMES[dataset])
-    assert data.skipped_files == []
+    assert data.left_out == ()
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])

@@ -17,9 +17,9 @@ from preloaded import ONLY_TORCH, preloaded
 from transformers import default_data_collator
 
 from liere_hf.configuration import DataArguments
+from liere_hf.data import load_splits
 from liere_hf.data.augmentation.batch_augmentation import BatchAugmentation
 from liere_hf.data.batching import StreamedExamples, TrainingTransform
-from liere_hf.data.data_sets.imagenet import load_imagenet
 from liere_hf.data.decoding.images import decode_image
 from liere_hf.data.resizing.images import TrainingImages
 from liere_hf.errors import InputError
@@ -124,7 +124,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def load(directory: Path, **options):
-    return load_imagenet(DataArguments(dataset="imagenet", data_dir=str(directory), **options), seed=0)
+    return load_splits(DataArguments(dataset="imagenet", data_dir=str(directory), **options), seed=0)
 
 
 def assert_undecoded(data):
@@ -137,7 +137,8 @@ def test_class_folders_are_not_opened(tmp_path):
     data = load(directory)
     assert_undecoded(data)
     assert data.label_names == NAMES[:2]
-    assert (data.num_train, len(data.train), len(data.test), data.skipped_files) == (6, 6, 2, [])
+    assert (data.num_train, len(data.train), len(data.test)) == (6, 6, 2)
+    assert {Path(file).name for file, _ in data.left_out} == {"notes.txt"}
     for split, folder in ((data.train, "train"), (data.test, "val")):
         paths = {row["image"]["path"]: row["label"] for row in split}
         assert paths == {str(path): NAMES.index(path.parent.name) for path in (directory / folder).glob("n*/n1*")}
@@ -170,7 +171,7 @@ def test_validation_is_preferred_to_unlabeled_test_images(tmp_path):
 def test_folders_that_do_not_match(tmp_path):
     directory = folder_directory(tmp_path / "imagenet")
     (directory / "val" / NAMES[1]).rename(directory / "val" / NAMES[2])
-    with pytest.raises(InputError, match=f"{NAMES[2]} is a class that the training data does not have"):
+    with pytest.raises(InputError, match=f"has no training examples of {NAMES[2]}, which test has"):
         load(directory)
     shutil.rmtree(directory / "val")
     with pytest.raises(InputError, match="imagenet has train but none of val, validation, test"):
@@ -298,11 +299,11 @@ REPOSITORIES = {"open": None, "of_unknown_length": None, "gated": "*", "gated_fi
 SCRIPT = """
 import sys
 from liere_hf.configuration import DataArguments
-from liere_hf.data.data_sets.imagenet import load_imagenet
+from liere_hf.data import load_splits
 from liere_hf.errors import InputError
 for name in sys.argv[1:]:
     try:
-        data = load_imagenet(DataArguments(dataset="imagenet", hub_id=f"org/{name}"), seed=0)
+        data = load_splits(DataArguments(dataset="imagenet", hub_id=f"org/{name}"), seed=0)
         print(data.num_train, data.train.n_shards, data.train.features == data.test.features, data.test["label"][:])
     except InputError as error:
         print(error)

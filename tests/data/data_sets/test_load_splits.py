@@ -7,6 +7,7 @@ from PIL import Image
 from liere_hf.configuration import DataArguments
 from liere_hf.data import load_splits
 from liere_hf.data.data_sets.fashion_mnist import LABELS
+from liere_hf.data.decoding.images import decode_image
 from liere_hf.errors import InputError
 
 
@@ -29,7 +30,7 @@ def image_directory(tmp_path):
 
 
 def assert_images_and_names(data, names):
-    for split in (data.train, data.test):
+    for split in data.tables.values():
         assert isinstance(split.features["image"], datasets.Image)
         assert split.features["label"].names == list(names)
     assert data.label_names == list(names)
@@ -47,8 +48,8 @@ def test_fashion_mnist_from_idx_files(idx_directory):
 def test_digits_split_is_stratified():
     data = load_splits(DataArguments(dataset="digits"), seed=0)
     assert_images_and_names(data, "0123456789")
-    assert len(data.train) + len(data.test) == 1797
-    shares = np.bincount(data.test["label"]) / np.bincount(data.train["label"][:] + data.test["label"][:])
+    assert len(data.train) + len(data.validation) == 1797
+    shares = np.bincount(data.validation["label"]) / np.bincount(data.train["label"][:] + data.validation["label"][:])
     assert np.allclose(shares, 0.2, atol=0.01)
 
 
@@ -62,18 +63,10 @@ def test_arrows_train_and_test_differ():
     assert not train & test
 
 
-@pytest.mark.parametrize("test_folder", [None, "test", "validation", "val"])
-def test_imagefolder(image_directory, tmp_path, test_folder):
-    directory = image_directory
-    if test_folder:
-        directory = tmp_path / "split"
-        directory.mkdir()
-        (directory / "train").symlink_to(image_directory)
-        (directory / test_folder).symlink_to(image_directory)
-    data = load_splits(DataArguments(dataset="imagefolder", data_dir=str(directory), data_num_proc=1), seed=0)
+def test_images_of_several_modes_and_sizes(image_directory):
+    data = load_splits(DataArguments(dataset="imagefolder", data_dir=str(image_directory), data_num_proc=1), seed=0)
     assert_images_and_names(data, ("cat", "dog"))
-    assert (len(data.train), len(data.test)) == ((20, 20) if test_folder else (16, 4))
-    assert data.skipped_files == []
+    assert (len(data.train), len(data.validation), data.test, data.left_out) == (16, 4, None, [])
 
 
 def test_corrupt_images_are_named_or_skipped_and_counted(image_directory):
@@ -86,10 +79,13 @@ def test_corrupt_images_are_named_or_skipped_and_counted(image_directory):
         load_splits(arguments, seed=0)
     arguments.skip_corrupt_files = True
     data = load_splits(arguments, seed=0)
-    assert len(data.train) + len(data.test) == 18
-    assert sorted(data.skipped_files) == [str(truncated), str(empty)]
-    for row in (*data.train, *data.test):
-        row["image"].load()
+    assert len(data.train) + len(data.validation) == 18
+    assert sorted(data.left_out) == [
+        (str(truncated), "cannot be used: image file is truncated"),
+        (str(empty), "cannot be used: it is empty"),
+    ]
+    for row in (*data.train, *data.validation):
+        decode_image(row["image"])
 
 
 def test_subset_is_seeded():
@@ -104,7 +100,7 @@ def test_subset_is_seeded():
     "options, message",
     [
         ({}, "dataset is not given, allowed are arrows"),
-        ({"dataset": "imagefolder"}, "data_dir is not given"),
+        ({"dataset": "imagefolder"}, "data_dir, train_file and hub_id are not given, imagefolder needs one"),
         ({"dataset": "imagefolder", "data_dir": "missing"}, "data_dir missing is not a directory"),
         ({"dataset": "fashion_mnist", "data_dir": "missing"}, "data_dir missing is not a directory"),
         ({"dataset": "digits", "train_examples": 5000}, "train_examples is 5000, the data set has 1437"),
@@ -120,13 +116,6 @@ def test_bad_options(options, message):
 def test_empty_directory(tmp_path, dataset):
     with pytest.raises(InputError, match=f"data_dir {tmp_path} is empty"):
         load_splits(DataArguments(dataset=dataset, data_dir=str(tmp_path)), seed=0)
-
-
-def test_directory_without_images(tmp_path):
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match="holds no images in class folders"):
-        load_splits(DataArguments(dataset="imagefolder", data_dir=str(tmp_path)), seed=0)
 
 
 @pytest.mark.parametrize(

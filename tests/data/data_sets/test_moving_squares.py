@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from volume_files import read_channel
 
 from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.data import load_splits
 from liere_hf.data.data_sets.moving_squares import BLOCK_SIZE, BRIGHT, DIRECTIONS, NOISE, SIDE, clips
-from liere_hf.data.decoding.volumes import read_volume
 
 NAMES = list(DIRECTIONS)
 
@@ -49,6 +49,6 @@ def test_clips_do_not_depend_on_their_number():
 def test_loader():
     data = load_splits(DataArguments(dataset="clips", train_examples=20, eval_examples=10), seed=5)
     assert (len(data.train), len(data.test), data.label_names) == (20, 10, NAMES)
-    assert np.array_equal(read_volume(data.train[3]["volume"]), clips(3, 1)[0])
+    assert np.array_equal(read_channel(data.train[3]["volume"]), clips(3, 1)[0])
     assert data.train[3]["label"] == 3
-    assert not np.array_equal(read_volume(data.test[0]["volume"]), clips(0, 1)[0])
+    assert not np.array_equal(read_channel(data.test[0]["volume"]), clips(0, 1)[0])

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
+from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments
 from liere_hf.data import load_splits
 from liere_hf.data.batching import EvaluationExamples
@@ -96,7 +97,7 @@ def test_official_splits(official, layout):
     directory = official(layout)
     for split in (1, 2, 3) if layout == "authors" else (2,):
         data = load(data_dir=str(directory), ucf101_split=split)
-        assert (data.column, tuple(data.label_names), data.skipped_files) == ("video", CLASSES, [])
+        assert (data.column, tuple(data.label_names), data.left_out) == ("video", CLASSES, [])
         assert data.num_train == len(data.train) == 12
         test_groups = (2 * split - 1, 2 * split)
         assert contents(data.test) == {clip_name(label, group): label for label in CLASSES for group in test_groups}
@@ -160,31 +161,13 @@ def test_class_folder_split_is_stratified(tmp_path):
     (directory / "run" / "notes.txt").write_text("no video")
     data = load(data_dir=str(directory), eval_fraction=0.3)
     assert data.label_names == ["jump", "run"]
-    train, test = contents(data.train), contents(data.test)
+    train, test = contents(data.train), contents(data.validation)
     assert (len(train), len(test)) == (14, 6)
     assert sorted(test.values()) == ["jump"] * 3 + ["run"] * 3
     assert not train.keys() & test.keys()
     assert all(name.startswith(label) for name, label in (train | test).items())
-    assert contents(load(data_dir=str(directory), eval_fraction=0.3).test) == test
-    assert contents(load(1, data_dir=str(directory), eval_fraction=0.3).test) != test
-
-
-@pytest.mark.parametrize("test_folder", ["test", "validation", "val"])
-def test_split_folders(tmp_path, test_folder):
-    write_class_folders(tmp_path / "train", 3)
-    write_class_folders(tmp_path / test_folder, 2)
-    data = load(data_dir=str(tmp_path))
-    assert (len(data.train), len(data.test)) == (6, 4)
-    assert data.label_names == ["jump", "run"]
-    (tmp_path / test_folder / "jump").rename(tmp_path / test_folder / "leap")
-    with pytest.raises(InputError, match="leap is a class that the training data does not have"):
-        load(data_dir=str(tmp_path))
-
-
-def test_a_train_folder_without_test_is_split(tmp_path):
-    write_class_folders(tmp_path / "train", 5)
-    data = load(data_dir=str(tmp_path))
-    assert (len(data.train), len(data.test)) == (8, 2)
+    assert contents(load(data_dir=str(directory), eval_fraction=0.3).validation) == test
+    assert contents(load(1, data_dir=str(directory), eval_fraction=0.3).validation) != test
 
 
 @pytest.mark.parametrize("hold_out", [False, True])
@@ -196,28 +179,44 @@ def test_corrupt_and_short_videos_are_named_or_skipped(official, tmp_path, hold_
     text.write_text("no video")
     write_clip(short, 7)
     options = {"data_dir": str(folder if hold_out else directory)}
-    with pytest.raises(InputError, match=r"corrupt videos: .*v_Biking_g0.*, .*v_Biking_g0.*skip_corrupt_files"):
+    with pytest.raises(InputError, match=r"^3 of 18 videos cannot be used: .*skip_corrupt_files"):
         load(**options)
     data = load(**options, skip_corrupt_files=True)
-    assert sorted(data.skipped_files) == sorted(map(str, (empty, text, short)))
-    assert len(data.train) + len(data.test) == 15
+    unreadable = "cannot be used: Invalid data found when processing input"
+    few = "cannot be used: it has 7 frames; a clip of 8 with frame_stride 1 takes 8: at least 8 are needed"
+    assert sorted(data.left_out) == [(str(empty), unreadable), (str(text), unreadable), (str(short), few)]
+    assert len(data.train) + len(data.evaluation) == 15
     # With fewer frames in a clip the short one is long enough.
     data = load(**options, skip_corrupt_files=True, input_size=[4, 32, 32], frame_stride=2)
-    assert sorted(data.skipped_files) == sorted(map(str, (empty, text)))
+    assert sorted(data.left_out) == [(str(empty), unreadable), (str(text), unreadable)]
 
 
 @pytest.mark.parametrize(
-    "options, usable",
-    [({"input_size": [12, 32, 32]}, True), ({"input_size": [13]}, False), ({"frame_stride": 2}, False)],
+    "options, fault",
+    [
+        ({"input_size": [12, 32, 32]}, None),
+        ({"frame_stride": 2, "input_size": [6, 32, 32]}, None),
+        ({"input_size": [13]}, "it has 12 frames; a clip of 13 with frame_stride 1 takes 13: at least 13 are needed"),
+        ({"frame_stride": 2}, "it has 12 frames; a clip of 8 with frame_stride 2 takes 15: set frame_stride to 1 or"),
+        (
+            {"frame_stride": 9, "input_size": [4]},
+            "it has 12 frames; a clip of 4 with frame_stride 9 takes 28: set frame_stride to 3 or less",
+        ),
+        ({"image_size": (13, 32, 32)}, "it has 12 frames; a clip of 13 with frame_stride 1"),
+    ],
 )
-def test_frames_that_a_clip_needs(tmp_path, options, usable):
-    # The videos have 12 frames; 8 at stride 2 need 15.
+def test_frames_that_a_clip_needs(tmp_path, options, fault):
+    """Of the size in the recipe, else of the model's; the message says which stride would do."""
     write_class_folders(tmp_path, 5)
-    if usable:
-        assert len(load(data_dir=str(tmp_path), **options).train) == 8
+    config = LiereViTConfig(image_size=options.pop("image_size", (8, 32, 32)), patch_size=1)
+    arguments = DataArguments(
+        dataset="videofolder", data_dir=str(tmp_path), data_num_proc=1, **{"frame_stride": 1} | options
+    )
+    if fault is None:
+        assert len(load_splits(arguments, 0, config).train) == 8
     else:
-        with pytest.raises(InputError, match="video"):
-            load(data_dir=str(tmp_path), **options)
+        with pytest.raises(InputError, match=rf"\.avi \({fault}.*\)"):
+            load_splits(arguments, 0, config)
 
 
 @pytest.mark.parametrize("test_split", ["test", "validation", None])
@@ -242,10 +241,12 @@ def test_hub_copy(tmp_path, monkeypatch, test_split):
         (tmp_path / "hub").mkdir(exist_ok=True)
         table.to_parquet(tmp_path / "hub" / f"{split}-00000-of-00001.parquet")
     data = load(hub_id=str(tmp_path / "hub"))
-    assert data.test.column_names == data.train.column_names == ["video", "label"]
+    assert data.evaluation.column_names == data.train.column_names == ["video", "label"]
     assert data.label_names == ["jump", "run"]
-    assert (len(data.train), len(data.test)) == ((10, 4) if test_split else (8, 2))
-    examples = EvaluationExamples(data.test, "video", EvaluationClips((8, 32, 32), 1, 1, 1, (0.5,) * 3, (0.5,) * 3))
+    assert (len(data.train), len(data.evaluation)) == ((10, 4) if test_split else (8, 2))
+    examples = EvaluationExamples(
+        data.evaluation, "video", EvaluationClips((8, 32, 32), 1, 1, 1, (0.5,) * 3, (0.5,) * 3)
+    )
     assert examples[1]["pixel_values"].shape == (8, 3, 32, 32)
     assert "torchcodec" not in sys.modules
 

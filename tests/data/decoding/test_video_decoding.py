@@ -13,7 +13,6 @@ from video_files import (
     PACKED,
     VIDEOS,
     VOP,
-    X264,
     full_decode,
     needs_x264,
     numbers_of,
@@ -21,7 +20,9 @@ from video_files import (
     write_video,
 )
 
-from liere_hf.data.decoding.videos import count_frames, decode_frames
+from liere_hf.data.decoding.videos import check_video, count_frames, decode_frames
+from liere_hf.data.draws import Draws
+from liere_hf.data.resizing.clips import EvaluationClips, TrainingClips
 from liere_hf.errors import InputError
 
 every_video = pytest.mark.parametrize("name", [*VIDEOS, *PACKED])
@@ -53,7 +54,7 @@ def test_every_combination_is_exact(video, name):
 def test_count_and_bytes(video, name):
     path, expected = video(name)
     content = {"bytes": path.read_bytes(), "path": None}
-    assert count_frames(row(path)) == count_frames(content) == NUM_FRAMES
+    assert count_frames(row(path)) == count_frames(content) == (NUM_FRAMES, NUM_FRAMES)
     assert decode_frames(content, [3, 40]).equal(expected[[3, 40]])
     with av.open(str(path)) as container:
         assert (container.streams.video[0].frames == 0) >= (name in NO_HEADER_COUNT)
@@ -120,7 +121,7 @@ def test_files_that_are_not_videos(video, tmp_path, content):
     path, content = tmp_path / "broken.avi", content(video("plain.avi")[0])
     if content is not None:
         path.write_bytes(content)
-    assert count_frames(row(path)) == 0
+    assert check_video(row(path), (8,), 1).fault
     with pytest.raises(InputError, match=r"video .*broken\.avi"):
         decode_frames(row(path), [0])
 
@@ -130,7 +131,7 @@ def test_audio_is_not_video(tmp_path):
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(8000))
-    assert count_frames(row(path)) == 0
+    assert "has no video stream that can be decoded" in check_video(row(path), (8,), 1).fault
     with pytest.raises(InputError, match=r"sound\.wav has no video stream"):
         decode_frames(row(path), [0])
 
@@ -140,27 +141,38 @@ def test_a_header_without_frames_is_not_a_video(video, tmp_path):
     content[content.index(b"movi") + 4 :] = bytes(1000)
     path = tmp_path / "header.avi"
     path.write_bytes(content)
-    assert count_frames(row(path)) == 0
+    assert check_video(row(path), (8,), 1) == ("it has no frame that can be decoded", None)
     with pytest.raises(InputError, match=r"header\.avi has no frame that can be decoded"):
         decode_frames(row(path), [0, 4])
 
 
-@pytest.mark.parametrize(
-    "name", ["plain.avi", "one_gop.avi", "packed_two.avi", "b_frames.mp4", "vp8.webm"] + ["h264.mkv"] * X264
-)
-def test_truncated_videos_repeat_their_last_frame(video, tmp_path, name):
-    path, _ = video(name)
+@every_video
+@pytest.mark.parametrize("share", [0.6, pytest.param(0.83, marks=pytest.mark.extensive)])
+def test_cut_videos_end_with_their_last_whole_frame(video, tmp_path, name, share):
+    """What the header announces is not believed: clips end before the cut, and no frame is repeated."""
+    path, whole = video(name)
     content = path.read_bytes()
     path = tmp_path / name
-    path.write_bytes(content[: len(content) * 6 // 10])
-    expected = full_decode(path)
-    last = len(expected) - 1
-    assert 20 < last < 45
-    assert count_frames(row(path)) > last
-    for indices in ([2, last - 1, last + 1, 59], [last - 4, last, last + 3], [last + 1, last + 2], [57, 59]):
+    path.write_bytes(content[: int(len(content) * share)])
+    if path.suffix == ".mov":
+        # The index is at the end of the file.
+        assert "Invalid data" in check_video(row(path), (8,), 1).fault
+        return
+    available, announced = count_frames(row(path))
+    assert count_frames({"bytes": path.read_bytes(), "path": None}) == (available, announced)
+    assert announced == (available if path.suffix in (".mkv", ".webm", ".ts", ".h264") else NUM_FRAMES)
+    decoded = full_decode(path)
+    # At most the frames that B-frames are missing before, or that the cut goes through.
+    assert len(decoded) - 5 <= available <= len(decoded)
+    if announced == NUM_FRAMES:
+        indices = list(range(available - 8, available))
         frames = decode_frames(row(path), indices)
-        for frame, index in zip(frames, indices, strict=True):
-            assert frame.equal(expected[min(index, last)])
+        assert numbers_of(frames) == indices
+        assert frames.equal(decoded[indices])
+        assert frames.equal(whole[indices])
+        check = check_video(row(path), (8,), 1)
+        assert check == (None, f"it has {available} frames, of 60 before it was cut")
+    assert check_video(row(path), (available + 1,), 1).fault.startswith(f"it has {available} frames")
 
 
 def test_a_gap_is_skipped(video, tmp_path):
@@ -173,7 +185,52 @@ def test_a_gap_is_skipped(video, tmp_path):
             content[start : start + packet.size] = bytes(packet.size)
     path = tmp_path / "gap.avi"
     path.write_bytes(content)
-    assert count_frames(row(path)) == NUM_FRAMES
+    assert count_frames(row(path)).available == NUM_FRAMES
     frames = decode_frames(row(path), [18, 22, 26, 30])
     assert frames[[0, 2, 3]].equal(expected[[18, 26, 30]])
     assert numbers_of(frames)[1] in range(18, 27)
+
+
+def quarters(number: int, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[: height // 2, : width // 2] = 255, 0, 0
+    pixels[: height // 2, width // 2 :] = 0, 255, 0
+    return pixels
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+def test_videos_are_turned_upright(tmp_path, suffix, degrees):
+    """As phones store them: the frames lie on their side, and the file says how they are shown."""
+    path = write_video(tmp_path / f"phone.{suffix}", 12, size=(32, 64), pictures=quarters, rotation=(degrees, False))
+    frames = decode_frames(row(path), [0, 7])
+    assert frames.shape == (2, 3, *((64, 32) if degrees in (90, -90) else (32, 64)))
+    # numpy turns counterclockwise, too.
+    expected = np.rot90(quarters(0, (32, 64)), degrees // 90).transpose(2, 0, 1)
+    difference = np.abs(frames.numpy().astype(int) - expected).mean()
+    assert difference < 15
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+def test_mirrored_videos(tmp_path, degrees):
+    path = write_video(tmp_path / "selfie.mp4", 3, size=(32, 64), pictures=quarters, rotation=(degrees, True))
+    (frame,) = decode_frames(row(path), [1])
+    with av.open(str(path)) as container:
+        shown = next(container.decode(video=0))
+        matrix = np.frombuffer(shown.side_data["DISPLAYMATRIX"], np.int32).reshape(3, 3)[:2, :2] / 65536
+    # Each quarter goes where FFmpeg's matrix takes its center, in coordinates from the middle of the picture.
+    for center, color in (((-1, -1), 0), ((1, -1), 1)):
+        x, y = np.array(center) @ matrix
+        height, width = frame.shape[1:]
+        row_, column = (height // 4 if y < 0 else 3 * height // 4), (width // 4 if x < 0 else 3 * width // 4)
+        assert frame[:, row_, column].argmax() == color and frame[color, row_, column] > 150
+
+
+def test_evaluation_and_training_clips_are_turned(tmp_path):
+    path = write_video(tmp_path / "phone.mp4", 12, size=(32, 64), pictures=quarters, rotation=(-90, False))
+    training = TrainingClips((4, 32, 32), 1, None)([row(path)], Draws(0, 0, [0]))
+    evaluation = EvaluationClips((4, 32, 32), 1, 1, 1, (0.0,) * 3, (1 / 255,) * 3)([row(path)], [0])
+    for clip in (training[0].float(), evaluation[0]):
+        # Of the 64 x 32 picture, whose upper half is red on the right and black on the left, the middle is kept.
+        assert clip[0, 0, 8, 24] > 150 and clip[0, :, 8, 8].max() < 60

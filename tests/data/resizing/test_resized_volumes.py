@@ -1,18 +1,21 @@
 from pathlib import Path
 
 import datasets
+import nibabel
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from volume_files import from_bytes, load_volume_folders
+from volume_files import from_bytes, load_volume_folders, read_channel
 
+from liere_hf import LiereViTConfig
 from liere_hf.data.batching import EvaluationExamples
 from liere_hf.data.data_sets.tables import table_of_paths
-from liere_hf.data.decoding.volumes import read_volume, to_uint8
+from liere_hf.data.decoding.volumes import to_uint8
 from liere_hf.data.draws import Draws
-from liere_hf.data.resizing.volumes import EvaluationVolumes, TrainingVolumes, resize
+from liere_hf.data.resizing.volumes import EvaluationVolumes, MillimetrePositions, TrainingVolumes, resize
+from liere_hf.modeling.positions import grid_positions
 
 SIZES = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -76,19 +79,19 @@ def test_mixed_files_become_one_batch(volume_directory):
     pixels = TrainingVolumes(size, window)(rows, Draws(0, 0, range(16)))
     assert pixels.shape == (16, 4, 1, 10, 6) and pixels.dtype == torch.uint8
     for row, each in zip(rows, pixels, strict=True):
-        assert each[:, 0].equal(resize(torch.from_numpy(to_uint8(read_volume(row), window)), size))
+        assert each[:, 0].equal(resize(torch.from_numpy(to_uint8(read_channel(row), window)), size))
 
 
 @pytest.mark.parametrize("window", [None, (-500, 700)])
 def test_evaluation_has_the_same_pixels_as_training(volume_directory, window):
     data = load_volume_folders(volume_directory)
     to_pixels = EvaluationVolumes((4, 10, 6), window, (0.4,), (0.3,))
-    examples = EvaluationExamples(data.test, data.column, to_pixels)
+    examples = EvaluationExamples(data.validation, data.column, to_pixels)
     assert len(examples) == 4
     batch = examples.__getitems__([0, 1, 2, 3])
-    pixels = TrainingVolumes((4, 10, 6), window)(data.test["volume"][:], Draws(0, 0, range(4)))
+    pixels = TrainingVolumes((4, 10, 6), window)(data.validation["volume"][:], Draws(0, 0, range(4)))
     for index, example in enumerate(batch):
-        assert example["labels"] == data.test[index]["label"]
+        assert example["labels"] == data.validation[index]["label"]
         assert example["pixel_values"].dtype == torch.float32
         assert torch.allclose(example["pixel_values"], (pixels[index] / 255 - 0.4) / 0.3, atol=1e-5)
         assert example["pixel_values"].equal(examples[index]["pixel_values"])
@@ -103,3 +106,48 @@ def test_a_column_of_bytes_gives_the_same_as_a_column_of_paths(volume_directory)
     prepare = TrainingVolumes((4, 10, 6), None)
     draws = Draws(0, 0, range(16))
     assert prepare(stored["volume"][:], draws).equal(prepare(train["volume"][:], draws))
+
+
+def test_channels_are_resized_and_normalized_one_by_one(tmp_path):
+    channels = np.random.default_rng(0).integers(0, 200, (2, 8, 9, 10)).astype(np.int16)
+    channels[1] += 5000
+    np.save(tmp_path / "both.npy", channels)
+    row = {"bytes": None, "path": str(tmp_path / "both.npy")}
+    pixels = TrainingVolumes((4, 10, 6), None, num_channels=2)([row], Draws(0, 0, [0]))
+    assert pixels.shape == (1, 4, 2, 10, 6)
+    evaluated = EvaluationVolumes((4, 10, 6), None, (0.4, 0.5), (0.3, 0.2))([row], [0])
+    for number, (channel, mean, std) in enumerate(zip(channels, (0.4, 0.5), (0.3, 0.2), strict=True)):
+        np.save(tmp_path / "one.npy", channel)
+        one = TrainingVolumes((4, 10, 6), None)([{"bytes": None, "path": str(tmp_path / "one.npy")}], Draws(0, 0, [0]))
+        assert pixels[:, :, number].equal(one[:, :, 0])
+        assert torch.allclose(evaluated[:, :, number], (one[:, :, 0] / 255 - mean) / std, atol=1e-5)
+
+
+def nifti(path: Path, sizes: tuple[float, float, float], shape: tuple[int, int, int]) -> dict:
+    """A volume (depth, height, width) with voxels of a size, in millimetres along these axes."""
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape[::-1], np.uint8), np.diag([*sizes[::-1], 1])), path)
+    return {"bytes": None, "path": str(path)}
+
+
+def test_positions_are_distances_in_millimetres(tmp_path):
+    """The center of a patch is as far from that of the first as in the patient, in units of the training grid."""
+    config = LiereViTConfig(image_size=(8, 16, 32), patch_size=(2, 4, 8), num_channels=1)
+    spacing, size = (3.0, 2.0, 1.0), (8, 16, 32)
+    rows = [
+        nifti(tmp_path / "same.nii", spacing, size),
+        nifti(tmp_path / "other.nii.gz", (1.5, 4.0, 0.7), (20, 10, 50)),
+    ]
+    positions = MillimetrePositions(config, size, spacing)(rows)
+    assert positions.shape == (2, 4 * 4 * 4, 3)
+    assert torch.allclose(positions[0], grid_positions((4, 4, 4), (4, 4, 4)))
+    # Of the resized volume, a patch is a quarter of the extent along each axis.
+    pitch = torch.tensor([1.5 * 20 / 4, 4.0 * 10 / 4, 0.7 * 50 / 4])
+    reference = torch.tensor([3.0 * 8 / 4, 2.0 * 16 / 4, 1.0 * 32 / 4]) * 3
+    assert torch.allclose(positions[1], index_grid((4, 4, 4)) * pitch / reference)
+    # At twice the size, patches are half as far from each other.
+    larger = MillimetrePositions(config, (16, 32, 64), spacing)([rows[0]])[0]
+    assert torch.allclose(larger, index_grid((8, 8, 8)) / 2 / 3)
+
+
+def index_grid(size: tuple[int, int, int]) -> torch.Tensor:
+    return torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"), -1).flatten(0, -2).float()
