@@ -85,7 +85,7 @@ def _explained(error: Exception, command: str) -> tuple[int, str]:
     from liere_hf.errors import InputError, RunError, TrainingInterruptedError, sentence
 
     if isinstance(error, TrainingInterruptedError):
-        return INTERRUPTED, f"{error}{HOW_TO_CONTINUE.get(command, '') if error.has_checkpoint else ''}"
+        return INTERRUPTED, f"{error}{HOW_TO_CONTINUE.get(command, '') if error.can_resume else ''}"
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:

@@ -47,8 +47,10 @@ def own_splits(column: str, arguments: DataArguments, config: LiereViTConfig | N
     Raises:
         InputError: none of these, something that is not understood, or unusable files without `skip_corrupt_files`.
     """
+    # First, as it imports what decodes the medium, which may not be installed.
+    check = checker(column, arguments, config)
     found = _find(column, arguments)
-    checked = check_files(found.tables, column, checker(column, arguments, config), arguments)
+    checked = check_files(found.tables, column, check, arguments)
     require_separate_groups(
         {split: table[GROUP][:] for split, table in checked.tables.items() if GROUP in table.column_names}
     )
