@@ -14,7 +14,7 @@ from preloaded import preloaded, programs
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages that train models.
-LONG = {"README.md", "hub.md", "scale.md", "training.md"}
+LONG = {"README.md", "data.md", "hub.md", "scale.md", "training.md"}
 # Blocks that need one of these run where it is installed.
 MISSING = [name for name in ("bitsandbytes", "peft", "torchao") if importlib.util.find_spec(name) is None]
 

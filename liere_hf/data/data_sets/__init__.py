@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...configuration import DataArguments
+from ...configuration.metric_names import SINGLE_LABEL
 from ...errors import InputError
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from .evaluation_rows import EvaluationRows, rows_for_evaluation, with_classes
@@ -25,6 +26,18 @@ LOADER_MODULES = {
     "videofolder": "own_data",
     "volumes": "own_data",
 }
+
+# Options of the data sets of `own_data` only.
+OWN_OPTIONS = (
+    "train_file",
+    "validation_file",
+    "test_file",
+    "image_column_name",
+    "label_column_name",
+    "problem_type",
+    "group_column",
+    "group_pattern",
+)
 
 
 def load_splits(arguments: DataArguments, seed: int, config: LiereViTConfig | None = None) -> Splits:
@@ -77,10 +90,11 @@ def _load(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     if name is None:
         raise InputError(f"dataset is not given, allowed are {', '.join(LOADER_MODULES)}")
     module = importlib.import_module(f"{__name__}.{LOADER_MODULES[name]}")
-    listed = arguments.train_file or arguments.validation_file or arguments.test_file
-    if listed and LOADER_MODULES[name] != "own_data":
+    given = [option for option in OWN_OPTIONS if getattr(arguments, option) not in (None, SINGLE_LABEL)]
+    if given and LOADER_MODULES[name] != "own_data":
         own = ", ".join(name for name, module in LOADER_MODULES.items() if module == "own_data")
-        raise InputError(f"{listed} is given, which {name} does not take: allowed with it are the data sets {own}")
+        raise InputError(f"{given[0]} is given, which {name} does not take: allowed with it are the data sets {own}")
+    listed = arguments.train_file or arguments.validation_file or arguments.test_file
     path = listed or arguments.data_dir
     source = str(Path(path).resolve()) if path else arguments.hub_id or name
     return getattr(module, f"load_{name}")(arguments, config)._replace(source=source)

@@ -133,9 +133,10 @@ class Splits(NamedTuple):
 
 
 def _class_indices(table: datasets.Dataset) -> list[int]:
-    """The classes of all examples, one after another."""
+    """The classes of all examples, one after another; those out of range end the run that reads them."""
     labels = table["label"][:]
-    return [label for row in labels for label in row] if labels and isinstance(labels[0], list) else labels
+    labels = [label for row in labels for label in row] if labels and isinstance(labels[0], list) else labels
+    return [label for label in labels if label is not None and label >= 0]
 
 
 def require_trainable(splits: Splits) -> None:

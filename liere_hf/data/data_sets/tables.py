@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 
 from ...configuration import DataArguments
+from ...errors import InputError
 from ..decoding.pnm import encode_pnm
 from ..media import encoded_feature
 from .files import NotedFile
@@ -26,8 +27,9 @@ def tables_of_listed(splits: Mapping[str, ListedExamples], column: str, argument
     """Tables of the examples that files list.
 
     Raises:
-        InputError: see `encode_labels`.
+        InputError: an example is in two splits; see also `encode_labels`.
     """
+    _require_separate_files(splits)
     labels = encode_labels(
         {split: listed.labels for split, listed in splits.items()}, arguments.problem_type, arguments.label_separator
     )
@@ -55,3 +57,11 @@ def table_of_images(images: np.ndarray, labels: Sequence[int], names: Sequence[s
         {"image": [{"bytes": encode_pnm(image), "path": None} for image in images], "label": labels},
         features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}),
     )
+
+
+def _require_separate_files(splits: Mapping[str, ListedExamples]) -> None:
+    split_of: dict[str, str] = {}
+    for split, listed in splits.items():
+        for file in listed.files:
+            if file["bytes"] is None and split_of.setdefault(file["path"], split) != split:
+                raise InputError(f"{file['path']} is in {split_of[file['path']]} and in {split}, allowed is one split")

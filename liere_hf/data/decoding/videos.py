@@ -14,6 +14,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ...errors import InputError
+from ...modeling.video_processing_liere_vit import turned_upright
 from .checks import Check, reason
 
 # A seek aims this many frames before the wanted one; the next value is tried if the key frame found is not before it.
@@ -187,20 +188,7 @@ class _RGB:
     def __call__(self, frame: VideoFrame) -> np.ndarray:
         self.size = self.size or {"width": frame.width, "height": frame.height}
         pixels = self.reformatter.reformat(frame, **self.size, format="rgb24", threads=1).to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        return pixels if matrix is None else _turned(pixels, np.frombuffer(matrix, np.int32))
-
-
-def _turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Pixels (height, width, 3) as FFmpeg's display matrix shows them, to the nearest quarter turn.
-
-    The matrix takes the point (x, y), y downwards, to (m[0] x + m[3] y, m[1] x + m[4] y).
-    """
-    x_from_x, y_from_x, _, x_from_y, y_from_y = matrix[:5].tolist()
-    if abs(y_from_x) + abs(x_from_y) > abs(x_from_x) + abs(y_from_y):
-        pixels = pixels.swapaxes(0, 1)
-        x_from_x, y_from_y = x_from_y, y_from_x
-    return pixels[:: -1 if y_from_y < 0 else 1, :: -1 if x_from_x < 0 else 1]
+        return turned_upright(pixels, frame)
 
 
 class _Clock(NamedTuple):

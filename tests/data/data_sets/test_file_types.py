@@ -1,6 +1,8 @@
 """Every type of file that is taken for an example can be read, and what is told of files that can be read in part."""
 
 import gzip
+import re
+from pathlib import Path
 
 import av
 import nibabel
@@ -10,6 +12,7 @@ from media_files import load_folder, write_files
 from PIL import Image
 from video_files import write_video
 
+from liere_hf.data.data_sets.class_folders import SPLIT_FOLDERS
 from liere_hf.data.data_sets.folders import VIDEO_SUFFIXES, VOLUME_SUFFIXES
 from liere_hf.data.decoding.images import decode_image, image_suffixes
 from liere_hf.data.decoding.videos import count_frames, decode_frames
@@ -103,3 +106,15 @@ def test_cut_videos_are_told(tmp_path):
     (tmp_path / "run" / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 5])
     splits = load_folder(tmp_path, "videofolder", skip_corrupt_files=True)
     assert not splits.remarks and "frames, of 40 before it was cut" in splits.left_out[0].reason
+
+
+def test_the_documentation_lists_the_types_and_the_names_of_splits():
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
+    assert re.findall(r"`(\.[^`]+)`", rows["videos"]) == list(VIDEO_SUFFIXES)
+    assert re.findall(r"`(\.[^`]+)`", rows["volumes"]) == list(VOLUME_SUFFIXES)
+    named, refused = rows["images"].split("; not ")
+    assert {*re.findall(r"`(\.[^`]+)`", named)} <= {*image_suffixes()}
+    assert not {*re.findall(r"`(\.[^`]+)`", refused)} & {*image_suffixes()}
+    (sentence,) = re.findall(r"Split folders are called (.*?); in upper", page, re.DOTALL)
+    assert re.findall("`(.*?)`", sentence) == [name for names in SPLIT_FOLDERS.values() for name in names]

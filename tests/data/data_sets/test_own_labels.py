@@ -251,10 +251,19 @@ def test_contents_in_parquet(pictures):
 
 def test_other_data_sets_take_no_label_files(pictures):
     path = write_table(pictures / "train.csv", BAD)
-    with pytest.raises(
-        InputError, match="is given, which digits does not take: allowed with it are the data sets image"
-    ):
-        load("digits", train_file=path)
+    for options in ({"train_file": path}, {"group_pattern": "x"}, {"problem_type": "regression"}):
+        message = (
+            f"{next(iter(options))} is given, which digits does not take: allowed with it are the data sets image"
+        )
+        with pytest.raises(InputError, match=message):
+            load("digits", **options)
+
+
+def test_a_file_in_two_splits(pictures):
+    train = write_table(pictures / "train.csv", BAD)
+    test = write_table(pictures / "test.csv", {"path": NAMES[3:4], "label": ["a"]})
+    with pytest.raises(InputError, match=r"x3\.png is in train and in test, allowed is one split"):
+        load(train_file=train, test_file=test)
 
 
 @every_medium

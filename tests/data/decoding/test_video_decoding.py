@@ -4,6 +4,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from video_files import (
@@ -24,6 +25,7 @@ from liere_hf.data.decoding.videos import check_video, count_frames, decode_fram
 from liere_hf.data.draws import Draws
 from liere_hf.data.resizing.clips import EvaluationClips, TrainingClips
 from liere_hf.errors import InputError
+from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 
 every_video = pytest.mark.parametrize("name", [*VIDEOS, *PACKED])
 
@@ -234,3 +236,15 @@ def test_evaluation_and_training_clips_are_turned(tmp_path):
     for clip in (training[0].float(), evaluation[0]):
         # Of the 64 x 32 picture, whose upper half is red on the right and black on the left, the middle is kept.
         assert clip[0, 0, 8, 24] > 150 and clip[0, :, 8, 8].max() < 60
+
+
+@pytest.mark.parametrize("rotation", [(90, False), (-90, False), (180, True), None])
+def test_the_processor_turns_videos_as_training_does(tmp_path, rotation):
+    """`pipeline` gives it a path."""
+    path = write_video(tmp_path / "phone.mp4", 12, size=(32, 64), pictures=quarters, rotation=rotation)
+    processor = LiereViTVideoProcessor(do_resize=False, do_center_crop=False, do_normalize=False, do_rescale=False)
+    frames, metadata = processor.fetch_videos(str(path), sample_indices_fn=lambda metadata: [0, 7])
+    assert torch.from_numpy(frames).permute(0, 3, 1, 2).equal(decode_frames(row(path), [0, 7]))
+    assert (metadata.height, metadata.width) == frames.shape[1:3]
+    pixels = processor([str(path)], num_frames=2, do_sample_frames=True, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == frames.shape[1:3]
