@@ -12,7 +12,7 @@ from .errors import InputError
 from .hardware import hardware
 from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
-from .run_directory import training_data
+from .run_directory import trained_on, training_data
 from .training.run import build_trainer
 
 
@@ -39,10 +39,15 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     except (OSError, ValueError) as error:
         raise InputError(f"model {name} has no readable processor: {' '.join(str(error).split())}") from error
     facts = training_data(name)
-    if facts:
+    if "volume_spacing" in facts:
         data_arguments = replace(data_arguments, volume_spacing=facts["volume_spacing"])
     held_out = HeldOut(**facts["held_out"]) if facts.get("held_out") else None
     rows = load_evaluation(data_arguments, training_arguments.seed, model.config, held_out)
+    if rows.part == "all" and "held_out" not in facts and trained_on(name) == data_arguments.dataset:
+        raise InputError(
+            f"model {name} was trained on {data_arguments.dataset} and does not say on which examples: give a "
+            "validation or test split"
+        )
     if data_arguments.input_size is not None:
         # The saved processor resizes to the training size.
         processor = None

@@ -12,12 +12,12 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from .configuration import DataArguments
 from .configuration.metric_names import ENDS, MEASURES_OF, measured, problem_type
 from .errors import InputError
-from .hub_access import is_path
+from .hub_access import hub_or_cache, is_path
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .modeling.position_encodings import POSITION_ENCODINGS
 
@@ -179,14 +179,24 @@ def training_data(name: str) -> dict[str, Any]:
         name: a directory of a run, one of its checkpoints, or a Hub id.
     """
     directory = Path(name)
-    if directory.is_dir():
-        path = next((path for path in (directory / DATA_FILE, directory.parent / DATA_FILE) if path.is_file()), None)
-    else:
+    if not directory.is_dir():
         try:
-            path = Path(hf_hub_download(name, DATA_FILE))
-        except (EntryNotFoundError, OSError):
-            path = None
-    return {} if path is None else _read_json(path)
+            with hub_or_cache("model", name):
+                return _read_json(Path(hf_hub_download(name, DATA_FILE)))
+        except (EntryNotFoundError, OSError, InputError):
+            return {}
+    run = directory.parent if directory.name.startswith(PREFIX_CHECKPOINT_DIR) else directory
+    return _read_json(run / DATA_FILE) if (run / DATA_FILE).is_file() else {}
+
+
+def trained_on(name: str) -> str | None:
+    """The data set that a run's recipe names; None where there is no recipe.
+
+    Args:
+        name: a directory of a run, or another model.
+    """
+    path = Path(name) / RECIPE_FILE
+    return yaml.safe_load(path.read_text()).get("dataset") if path.is_file() else None
 
 
 def checkpoint_to_resume(directory: Path, resume: str | bool | None, options: dict[str, Any]) -> str | None:

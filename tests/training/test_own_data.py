@@ -145,6 +145,14 @@ def test_evaluation_never_sees_what_was_trained_on(recipe, tmp_path, capsys):
     assert f"{data} has changed since the model was trained on a part of it" in error
 
 
+def test_a_run_that_does_not_say_what_it_held_out(recipe, tmp_path, capsys):
+    data = write_pictures(tmp_path / "data", 10)
+    run("train", recipe, "--data_dir", data, "--output_dir", tmp_path / "run", "--max_steps", 1)
+    (tmp_path / "run" / "training_data.json").unlink()
+    error = fails(capsys, "evaluate", tmp_path / "run", recipe, "--data_dir", data)
+    assert "was trained on imagefolder and does not say on which examples: give a validation or test split" in error
+
+
 def test_evaluation_of_another_folder(recipe, tmp_path, capsys):
     data = write_pictures(tmp_path / "data", 10)
     run("train", recipe, "--data_dir", data, "--output_dir", tmp_path / "run", "--max_steps", 1)

@@ -151,9 +151,13 @@ def require_trainable(splits: Splits) -> None:
     if splits.problem_type == REGRESSION or isinstance(splits.train, datasets.IterableDataset):
         return
     if splits.problem_type == SINGLE_LABEL and len(splits.label_names) < 2:
-        raise InputError(
-            f"{splits.source} has the one class {splits.label_names[0]!r}, a classifier needs two or more"
+        (name,) = splits.label_names
+        folder = Path(splits.source) / name
+        has_folders = folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+        advice = (
+            f": if its folders are the splits or the classes, {folder} is the directory to name" if has_folders else ""
         )
+        raise InputError(f"{splits.source} has the one class {name!r}, a classifier needs two or more{advice}")
     present = {name: {*_class_indices(table)} for name, table in splits.tables.items()}
     for name, labels in present.items():
         missing = [splits.label_names[label] for label in sorted(labels - present["train"])]

@@ -91,6 +91,10 @@ REFUSED = {
         r"has no training examples of emu, fox, which test has",
     ),
     "one class": (classes(["cat"], 5), r"has the one class 'cat', a classifier needs two or more"),
+    "a folder around the splits": (
+        both(3, "pets/train/"),
+        r"has the one class .pets., .*: if its folders are the splits or the classes, .*/pets is the directory",
+    ),
     "one class in each split": (["train/cat/0", "train/cat/1", "val/cat/0"], r"has the one class 'cat'"),
     "two train folders": (both(2, "Train/") + both(2, "train/"), r"has the folders Train and train, allowed is one"),
     "two validation folders": (
