@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from .option_names import conversion_option_names, recipe_option_names
+from .option_names import conversion_option_names, prediction_option_names, recipe_option_names
 
 INTERRUPTED = 130
 # How a command continues a training that was interrupted. Other commands start anew.
@@ -85,7 +85,7 @@ def _explained(error: Exception, command: str) -> tuple[int, str]:
     from liere_hf.errors import InputError, RunError, TrainingInterruptedError, sentence
 
     if isinstance(error, TrainingInterruptedError):
-        return INTERRUPTED, f"{error}{HOW_TO_CONTINUE.get(command, '') if error.has_checkpoint else ''}"
+        return INTERRUPTED, f"{error}{HOW_TO_CONTINUE.get(command, '') if error.can_resume else ''}"
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in EXTRAS:
@@ -136,6 +136,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--config", help=CONFIG_HELP)
     evaluate.add_argument("--results_file", type=Path, help="also write the metrics to this JSON file")
     evaluate.set_defaults(run=_evaluate, option_names=recipe_option_names)
+
+    predict = commands.add_parser(
+        "predict", help="say what a saved model sees in pictures, clips or volumes", allow_abbrev=False
+    )
+    predict.add_argument("model", help="directory or Hub id of the model")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="files, and folders of files at any depth")
+    predict.add_argument(
+        "--output", type=Path, help="also write all predictions to this file, which ends with .csv, .parquet or .json"
+    )
+    predict.set_defaults(run=_predict, option_names=prediction_option_names)
 
     launch_config = commands.add_parser(
         "launch-config", help="print the path of a configuration for accelerate launch"
@@ -227,10 +237,11 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "data"],
+        choices=["models", "exponential", "data", "prediction"],
         default="models",
-        help="models (the default), the exponential of skew-symmetric matrices, or data loading",
+        help="models (the default), exponentials of skew-symmetric matrices, data loading, or predictions for files",
     )
+    benchmark.add_argument("--model", help="prediction: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
     benchmark.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     benchmark.add_argument("--batch_size", type=int, help="models: batch size, instead of the preset's")
@@ -240,12 +251,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="models: contestants in addition to transformers' ViT and the absolute model (default: all)",
     )
-    benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: number of measurements")
+    benchmark.add_argument("--rounds", type=int, default=9, help="all but data: number of measurements")
     benchmark.add_argument(
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: directory for table, chart and JSON"
     )
     benchmark.add_argument(
-        "--results_file", type=Path, help="exponential, data: also write the results to this JSON file"
+        "--results_file", type=Path, help="all but models: also write the results to this JSON file"
     )
     benchmark.set_defaults(run=_benchmark, option_names=None)
     return parser
@@ -282,6 +293,20 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     print_metrics(metrics)
     if arguments.results_file:
         write_json(arguments.results_file, metrics)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.configuration import parse_flags
+    from liere_hf.configuration.prediction_options import PredictionOptions
+    from liere_hf.prediction import predict
+    from liere_hf.prediction_files import print_predictions, require_output, write_predictions
+
+    require_output(arguments.output)
+    predictions = predict(arguments.model, arguments.paths, parse_flags(PredictionOptions, flags))
+    print_predictions(predictions)
+    if arguments.output:
+        write_predictions(arguments.output, predictions)
     return 0
 
 
@@ -385,6 +410,13 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         from liere_hf.benchmark.data import benchmark_data
 
         results = benchmark_data()
+    elif arguments.subject == "prediction":
+        from liere_hf.benchmark.prediction import benchmark_prediction
+        from liere_hf.errors import InputError
+
+        if arguments.model is None:
+            raise InputError("model is not given, benchmark prediction needs an image classifier")
+        results = benchmark_prediction(arguments.model, arguments.rounds)
     else:
         from liere_hf.benchmark.exponential import benchmark_exponential
 

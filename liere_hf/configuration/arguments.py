@@ -81,6 +81,10 @@ class RunArguments(TrainingArguments):
             "of at most per_device_train_batch_size."
         },
     )
+    predict_paths: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files and folders that do_predict predicts for (default: the evaluation examples)."},
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={

@@ -13,13 +13,17 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..cards import build_model_card
 from ..configuration import DataArguments, RunArguments
+from ..configuration.prediction_options import PredictionOptions
 from ..data import PreparedData, Splits, load_splits, prepare
 from ..errors import InputError, RunError, TrainingInterruptedError
 from ..hardware import explaining_lack_of_memory, hardware
 from ..model_loading import build_model, require_configuration
 from ..output_files import removed_unless_kept, require_writable_directory, write_bytes
+from ..prediction import Predictor
+from ..prediction_files import find_files, write_predictions
 from ..run_directory import (
     CONFUSION_MATRIX,
+    PREDICTIONS_FILE,
     checkpoint_to_resume,
     has_optimizer_state,
     how_to_resume,
@@ -45,8 +49,8 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     """Train, evaluate and save a model, in one process or in several that Accelerate or torchrun started.
 
     `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
-    `train_results.json`, `eval_results.json`, `trainer_state.json` (the learning curves) and the confusion matrix.
-    With `push_to_hub` it is published as by `liere-hf publish`.
+    `train_results.json`, `eval_results.json`, `trainer_state.json` (the learning curves) and the confusion matrix;
+    with `do_predict`, `predictions.csv`. With `push_to_hub` it is published as by `liere-hf publish`.
 
     Returns:
         The metrics of the final evaluation.
@@ -80,6 +84,9 @@ def _train(
     set_seed(training_arguments.seed)
     with training_arguments.main_process_first(desc="loading data"):
         splits = load_splits(data_arguments, training_arguments.seed)
+    if training_arguments.do_predict and training_arguments.predict_paths:
+        # Missing files are found before the training rather than after it.
+        find_files(training_arguments.predict_paths, splits.column)
     if checkpoint is not None:
         require_same_data(Path(checkpoint).parent, splits)
     model = build_model(model_arguments, splits.label_names)
@@ -114,9 +121,26 @@ def _train(
         confusion = trainer.compute_metrics.confusion_matrix()
         if confusion is not None:
             write_confusion_matrix(output_dir / CONFUSION_MATRIX, *confusion)
+        if training_arguments.do_predict:
+            _predict(trainer, data, splits.column, training_arguments)
         write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
     return metrics
+
+
+def _predict(trainer: LiereTrainer, data: PreparedData, column: str, arguments: RunArguments) -> None:
+    """Predictions of the final model for the files that the arguments name, or else for the evaluation examples."""
+    if arguments.predict_paths:
+        names = find_files(arguments.predict_paths, column)
+        files = [{"bytes": None, "path": name} for name in names]
+    else:
+        files = data.evaluation.dataset[column]
+        names = [file["path"] or f"{column} {index}" for index, file in enumerate(files)]
+    options = PredictionOptions(
+        batch_size=arguments.per_device_eval_batch_size, num_workers=arguments.dataloader_num_workers
+    )
+    predictions = Predictor(trainer.model, column, data.evaluation.to_pixels)(files, names, options)
+    write_predictions(Path(arguments.output_dir) / PREDICTIONS_FILE, predictions)
 
 
 def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -> None:
