@@ -28,6 +28,7 @@ EXTRAS = {
     "nibabel": "volumes",
     "matplotlib": "plots",
     "timm": "conversion",
+    "peft": "lora",
 }
 
 

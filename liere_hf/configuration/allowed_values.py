@@ -38,6 +38,16 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class PixelsOrShare(Steps):
+    """A number of pixels, or a share of a side."""
+
+    zero: bool = True
+
+    def describe(self, value: Any) -> str:
+        return "is a number of pixels, 0 or more, or a share of the side below 1"
+
+
+@dataclass(frozen=True)
 class Names:
     """Some names.
 
@@ -119,6 +129,10 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "max_steps": NumberRange(1, whole=True, also=(-1,)),
     "learning_rate": POSITIVE,
     "generator_learning_rate_factor": NOT_NEGATIVE,
+    "head_learning_rate_factor": NOT_NEGATIVE,
+    "layer_learning_rate_decay": SHARE,
+    "lora_rank": COUNT,
+    "min_steps": COUNT,
     "lr_scheduler_type": _enum(SchedulerType),
     "warmup_steps": Steps(zero=True),
     "optim": _enum(OptimizerNames),
@@ -172,7 +186,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "image_std": POSITIVE,
     "input_size": COUNT,
     "crop_fraction": SHARE,
-    "random_crop_padding": WHOLE,
+    "random_crop_padding": PixelsOrShare(),
     "random_resized_crop": PROBABILITY,
     "rand_augment_num_ops": WHOLE,
     "rand_augment_magnitude": NumberRange(0, 30),

@@ -1,5 +1,6 @@
 """One training run: a recipe's data and model through transformers' Trainer, into an output directory."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from .publication import PublishingCallback
 from .recipe_record import RecipeRecord, data_facts, require_same_data
 from .resumption import EarlyStopping
 from .saving import atomic_save
+from .trained_parameters import choose_trained_parameters, without_adapters
 from .trainer import LiereTrainer
 
 
@@ -92,6 +94,8 @@ def _train(
     model = build_model(model_arguments, splits.label_names)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
     _require_usable_optimizer(model, training_arguments)
+    _set_min_epochs(splits, training_arguments)
+    model = choose_trained_parameters(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
     publishing.prepare(model)
     class_weights = balanced_class_weights(splits) if training_arguments.class_weights else None
@@ -110,6 +114,7 @@ def _train(
             result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.require_finite()
         trainer.save_state()
+        trainer.model = without_adapters(trainer.model)
         if interruption.has_stopped or training_arguments.early_stopping_patience is None:
             _require_all_steps(trainer)
         metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
@@ -141,6 +146,16 @@ def _predict(trainer: LiereTrainer, data: PreparedData, column: str, arguments: 
     )
     predictions = Predictor(trainer.model, column, data.evaluation.to_pixels)(files, names, options)
     write_predictions(Path(arguments.output_dir) / PREDICTIONS_FILE, predictions)
+
+
+def _set_min_epochs(splits: Splits, arguments: RunArguments) -> None:
+    """As many epochs as `min_steps` take, where `num_train_epochs` take fewer."""
+    if arguments.min_steps is None or arguments.max_steps > 0:
+        return
+    batches = splits.num_train / (arguments.train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    steps = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    arguments.num_train_epochs = max(arguments.num_train_epochs, math.ceil(arguments.min_steps / steps))
 
 
 def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -> None:
