@@ -20,7 +20,8 @@ DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transf
 RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"
 CONFIG_HELP = "YAML file whose options override those of the recipe"
 RECIPE_EPILOG = (
-    "Every option of a recipe is also a flag, for example --learning_rate 0.001 --position_encoding rope_mixed."
+    "Every option of a recipe is also a flag, for example --learning_rate 0.001 --position_encoding rope_mixed. "
+    "With a recipe before it, --help lists them all, with their values in the recipe."
 )
 # The extra that installs a module which a core install lacks: see the optional dependencies in pyproject.toml.
 EXTRAS = {
@@ -119,19 +120,65 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _OptionHelp(argparse.Action):
+    """The help of a command, and that of the options that dataclasses declare, which takes as long as their imports.
+
+    Those of a recipe are shown once it is named.
+    """
+
+    def __init__(self, option_strings: list[str], dest: str):
+        super().__init__(option_strings, dest, nargs=0, help="show this message and exit; with a recipe, every option")
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *args, **kwargs) -> None:
+        parser.print_help()
+        command, recipe = parser.prog.split()[-1], getattr(namespace, "recipe", None)
+        if recipe is None and command in ("train", "evaluate"):
+            parser.exit()
+        from liere_hf.errors import InputError, sentence
+
+        try:
+            _print_options(command, recipe)
+        except InputError as error:
+            parser.exit(2, f"{parser.prog}: error: {sentence(error)}\n")
+        parser.exit()
+
+
+def _print_options(command: str, recipe: str | None) -> None:
+    from liere_hf.configuration.option_help import print_dataclass_options, print_recipe_options
+
+    if recipe is not None:
+        print_recipe_options(recipe)
+    elif command == "convert":
+        from liere_hf.conversion import ConversionOptions
+
+        print_dataclass_options(ConversionOptions, "Options of a conversion")
+    else:
+        from liere_hf.configuration.prediction_options import PredictionOptions
+
+        print_dataclass_options(PredictionOptions, "Options of predictions")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="liere-hf", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    train = commands.add_parser("train", help="train a model with a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False)
+    train = commands.add_parser(
+        "train", help="train a model with a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False, add_help=False
+    )
+    train.add_argument("-h", "--help", action=_OptionHelp)
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("--config", help=CONFIG_HELP)
     train.set_defaults(run=_train, option_names=recipe_option_names)
 
     evaluate = commands.add_parser(
-        "evaluate", help="evaluate a saved model on the data of a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False
+        "evaluate",
+        help="evaluate a saved model on the data of a recipe",
+        epilog=RECIPE_EPILOG,
+        allow_abbrev=False,
+        add_help=False,
     )
+    evaluate.add_argument("-h", "--help", action=_OptionHelp)
     evaluate.add_argument("model", help="directory or Hub id of the model")
     evaluate.add_argument("recipe", help=RECIPE_HELP)
     evaluate.add_argument("--config", help=CONFIG_HELP)
@@ -139,14 +186,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate, option_names=recipe_option_names)
 
     predict = commands.add_parser(
-        "predict", help="say what a saved model sees in pictures, clips or volumes", allow_abbrev=False
+        "predict", help="say what a saved model sees in pictures, clips or volumes", allow_abbrev=False, add_help=False
     )
+    predict.add_argument("-h", "--help", action=_OptionHelp)
     predict.add_argument("model", help="directory or Hub id of the model")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="files, and folders of files at any depth")
     predict.add_argument(
         "--output", type=Path, help="also write all predictions to this file, which ends with .csv, .parquet or .json"
     )
     predict.set_defaults(run=_predict, option_names=prediction_option_names)
+
+    recipes = commands.add_parser("recipes", help="list the built-in recipes")
+    recipes.set_defaults(run=_recipes, option_names=None)
 
     launch_config = commands.add_parser(
         "launch-config", help="print the path of a configuration for accelerate launch"
@@ -155,8 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     launch_config.set_defaults(run=_launch_config, option_names=None)
 
     convert = commands.add_parser(
-        "convert", help="convert a checkpoint of other code to a model of this package", allow_abbrev=False
+        "convert",
+        help="convert a checkpoint of other code to a model of this package",
+        allow_abbrev=False,
+        add_help=False,
     )
+    convert.add_argument("-h", "--help", action=_OptionHelp)
     convert.add_argument("source", help="path of the checkpoint; with --from timm, vit or dinov3 also a Hub id")
     convert.add_argument("output_dir", type=Path, help="directory to create")
     convert.add_argument(
@@ -279,6 +334,13 @@ def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
 
     metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
     print_metrics(metrics, prefix="eval_")
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.configuration.option_help import print_recipes
+
+    print_recipes()
     return 0
 
 

@@ -84,7 +84,7 @@ class RunArguments(TrainingArguments):
     layer_learning_rate_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Factor of the learning rate from the classifier to the last layer, and from layer to layer."
+            "help": "Factor of the learning rate from the classifier to the last layer and from layer to layer."
         },
     )
     head_learning_rate_factor: float | None = field(

@@ -16,7 +16,9 @@ from .recipe_parsing import parse_recipe, recipe_names, recipe_path
 
 # Titles of groups, each with what the names of its options begin with. The first that fits.
 _TRAINING_GROUPS = {
-    "Length": ("num_train_epochs", "max_steps", "min_steps", "early_stopping", "seed", "data_seed", "full_determinism"),
+    "Length": (
+        "num_train_epochs", "max_steps", "min_steps", "early_stopping", "seed", "data_seed", "full_determinism",
+    ),
     "What is trained": ("freeze", "train_only", "lora_"),
     "Learning rate": (
         "learning_rate", "lr_", "warmup", "layer_learning", "head_learning", "generator_learning",
@@ -57,8 +59,9 @@ def print_recipe_options(recipe: str) -> None:
     values = {**vars(LiereViTConfig()), **overrides} if not _needs_model(recipe) else overrides
     console = Console()
     console.print(f"Options of the recipe {recipe}, with their values there. {_description(recipe)}", markup=False)
-    _print_group(console, "Model", _fields(ModelArguments, ARCHITECTURE_OPTIONS, False), vars(arguments[0]))
-    architecture = _fields(ModelArguments, ARCHITECTURE_OPTIONS - {"model_preset"}, True)
+    of_architecture = ARCHITECTURE_OPTIONS - {"model_preset"}
+    _print_group(console, "Model", _fields(ModelArguments, of_architecture, False), vars(arguments[0]))
+    architecture = _fields(ModelArguments, of_architecture)
     meanings = _documented_fields()
     _print_group(console, "Architecture", [(name, meanings.get(name, "")) for name, _ in architecture], values)
     for kind, groups, part in (
@@ -83,7 +86,8 @@ def print_dataclass_options(kind: type, title: str) -> None:
 
 def print_recipes() -> None:
     """The recipes, with data and model, and how long those take that are meant for a CPU."""
-    table = Table("recipe", "data", "model", "training", "minutes on a CPU")
+    table = Table("recipe", "data", "model", "training", "minutes, 2 CPU cores")
+    table.columns[0].no_wrap = True
     for name in recipe_names():
         model_arguments, data_arguments, run_arguments = parse_recipe(
             name, ["--model_name_or_path", "MODEL"] if _needs_model(name) else []
@@ -128,8 +132,8 @@ def _description(recipe: str) -> str:
 
 def _minutes(recipe: str) -> str:
     """As the comment of the recipe says."""
-    found = re.search(r"(?:less than |about )?(?:\w+ ){0,4}minutes?(?: or two)?", _description(recipe))
-    return found[0] if found else ""
+    found = re.search(r"^# Minutes on two CPU cores: (.*)$", recipe_path(recipe).read_text(), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _fields(kind: type, names: frozenset[str] | None = None, within: bool = True) -> list[tuple[str, str]]:
