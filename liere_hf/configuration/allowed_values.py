@@ -18,6 +18,10 @@ from ..modeling.number_ranges import NumberRange
 from .metric_names import MEASURES
 
 
+# Of padding.
+MAX_PIXELS = 1024
+
+
 @dataclass(frozen=True)
 class Steps:
     """A number of optimizer steps, or a share of all steps: transformers reads numbers below 1 as shares.
@@ -43,8 +47,11 @@ class PixelsOrShare(Steps):
 
     zero: bool = True
 
+    def allows(self, value: Any) -> bool:
+        return super().allows(value) and value <= MAX_PIXELS
+
     def describe(self, value: Any) -> str:
-        return "is a number of pixels, 0 or more, or a share of the side below 1"
+        return f"is a number of pixels, 0 to {MAX_PIXELS}, or a share of the side below 1"
 
 
 @dataclass(frozen=True)
