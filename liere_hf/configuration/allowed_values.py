@@ -17,7 +17,6 @@ from ..modeling.configuration_liere_vit import ALLOWED_NUMBERS
 from ..modeling.number_ranges import NumberRange
 from .metric_names import MEASURES
 
-
 # Of padding.
 MAX_PIXELS = 1024
 
