@@ -29,6 +29,6 @@ def sentence(error: InputError | RunError) -> str:
 
 
 def first_names(names: Iterable[str]) -> str:
-    """Three names in alphabetical order, and how many more there are."""
-    names = sorted(names)
+    """Three names, and how many more there are."""
+    names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -28,16 +28,15 @@ def require_writable_file(option: str, path: Path | None) -> None:
     Raises:
         InputError: the path is a directory, or lies in a place that cannot be written to.
     """
-    if path is None:
-        return
-    if path.is_dir():
-        raise InputError(f"{option} is {path}, which is a directory")
-    _require_writable(option, path, path.absolute().parents)
+    if path is not None:
+        _require_writable(option, path, path.absolute().parents)
 
 
 def _require_writable(option: str, path: Path, folders: Sequence[Path]) -> None:
-    """Check that `path` can be created in the first of its `folders` that exists."""
+    """Check that `path` can be created in the first of its `folders` that exists, which may be itself."""
     try:
+        if path.is_dir() and path not in folders:
+            raise InputError(f"{option} is {path}, which is a directory")
         existing = next(folder for folder in folders if folder.exists())
         if not existing.is_dir():
             raise InputError(f"{option} is {path}, but {existing} is not a directory")

@@ -42,6 +42,7 @@ LOCAL_OPTIONS = {
     "data_num_proc",
     "logging_dir",
     "resume_from_checkpoint",
+    "predict_paths",
     "disable_tqdm",
     "report_to",
     "run_name",
@@ -60,6 +61,8 @@ HARMLESS_OPTIONS = {
 }
 # Of a checkpoint: written by Trainer alone or with FSDP, and by DeepSpeed.
 OPTIMIZER_STATES = ("optimizer*", "global_step*")
+# What do_predict says of files or of the evaluation examples.
+PREDICTIONS_FILE = "predictions.csv"
 # The last evaluation's, a table and a figure.
 CONFUSION_MATRIX = "confusion_matrix"
 

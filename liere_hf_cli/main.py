@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from .option_names import conversion_option_names, recipe_option_names
+from .option_names import conversion_option_names, prediction_option_names, recipe_option_names
 
 INTERRUPTED = 130
 # How a command continues a training that was interrupted. Other commands start anew.
@@ -20,7 +20,8 @@ DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transf
 RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"
 CONFIG_HELP = "YAML file whose options override those of the recipe"
 RECIPE_EPILOG = (
-    "Every option of a recipe is also a flag, for example --learning_rate 0.001 --position_encoding rope_mixed."
+    "Every option of a recipe is also a flag, for example --learning_rate 0.001 --position_encoding rope_mixed. "
+    "With a recipe before it, --help lists them all, with their values in the recipe."
 )
 # The extra that installs a module which a core install lacks: see the optional dependencies in pyproject.toml.
 EXTRAS = {
@@ -28,6 +29,7 @@ EXTRAS = {
     "nibabel": "volumes",
     "matplotlib": "plots",
     "timm": "conversion",
+    "peft": "lora",
 }
 
 
@@ -118,24 +120,84 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _OptionHelp(argparse.Action):
+    """The help of a command, and that of the options that dataclasses declare, which takes as long as their imports.
+
+    Those of a recipe are shown once it is named.
+    """
+
+    def __init__(self, option_strings: list[str], dest: str):
+        super().__init__(option_strings, dest, nargs=0, help="show this message and exit; with a recipe, every option")
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *args, **kwargs) -> None:
+        parser.print_help()
+        command, recipe = parser.prog.split()[-1], getattr(namespace, "recipe", None)
+        if recipe is None and command in ("train", "evaluate"):
+            parser.exit()
+        from liere_hf.errors import InputError, sentence
+
+        try:
+            _print_options(command, recipe)
+        except InputError as error:
+            parser.exit(2, f"{parser.prog}: error: {sentence(error)}\n")
+        parser.exit()
+
+
+def _print_options(command: str, recipe: str | None) -> None:
+    from liere_hf.configuration.option_help import print_dataclass_options, print_recipe_options
+
+    if recipe is not None:
+        print_recipe_options(recipe)
+    elif command == "convert":
+        from liere_hf.conversion import ConversionOptions
+
+        print_dataclass_options(ConversionOptions, "Options of a conversion")
+    else:
+        from liere_hf.configuration.prediction_options import PredictionOptions
+
+        print_dataclass_options(PredictionOptions, "Options of predictions")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="liere-hf", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    train = commands.add_parser("train", help="train a model with a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False)
+    train = commands.add_parser(
+        "train", help="train a model with a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False, add_help=False
+    )
+    train.add_argument("-h", "--help", action=_OptionHelp)
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("--config", help=CONFIG_HELP)
     train.set_defaults(run=_train, option_names=recipe_option_names)
 
     evaluate = commands.add_parser(
-        "evaluate", help="evaluate a saved model on the data of a recipe", epilog=RECIPE_EPILOG, allow_abbrev=False
+        "evaluate",
+        help="evaluate a saved model on the data of a recipe",
+        epilog=RECIPE_EPILOG,
+        allow_abbrev=False,
+        add_help=False,
     )
+    evaluate.add_argument("-h", "--help", action=_OptionHelp)
     evaluate.add_argument("model", help="directory or Hub id of the model")
     evaluate.add_argument("recipe", help=RECIPE_HELP)
     evaluate.add_argument("--config", help=CONFIG_HELP)
     evaluate.add_argument("--results_file", type=Path, help="also write the metrics to this JSON file")
     evaluate.set_defaults(run=_evaluate, option_names=recipe_option_names)
+
+    predict = commands.add_parser(
+        "predict", help="say what a saved model sees in pictures, clips or volumes", allow_abbrev=False, add_help=False
+    )
+    predict.add_argument("-h", "--help", action=_OptionHelp)
+    predict.add_argument("model", help="directory or Hub id of the model")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="files, and folders of files at any depth")
+    predict.add_argument(
+        "--output", type=Path, help="also write all predictions to this file, which ends with .csv, .parquet or .json"
+    )
+    predict.set_defaults(run=_predict, option_names=prediction_option_names)
+
+    recipes = commands.add_parser("recipes", help="list the built-in recipes")
+    recipes.set_defaults(run=_recipes, option_names=None)
 
     launch_config = commands.add_parser(
         "launch-config", help="print the path of a configuration for accelerate launch"
@@ -144,8 +206,12 @@ def _parser() -> argparse.ArgumentParser:
     launch_config.set_defaults(run=_launch_config, option_names=None)
 
     convert = commands.add_parser(
-        "convert", help="convert a checkpoint of other code to a model of this package", allow_abbrev=False
+        "convert",
+        help="convert a checkpoint of other code to a model of this package",
+        allow_abbrev=False,
+        add_help=False,
     )
+    convert.add_argument("-h", "--help", action=_OptionHelp)
     convert.add_argument("source", help="path of the checkpoint; with --from timm, vit or dinov3 also a Hub id")
     convert.add_argument("output_dir", type=Path, help="directory to create")
     convert.add_argument(
@@ -227,10 +293,11 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "data"],
+        choices=["models", "exponential", "data", "prediction"],
         default="models",
-        help="models (the default), the exponential of skew-symmetric matrices, or data loading",
+        help="models (the default), exponentials of skew-symmetric matrices, data loading, or predictions for files",
     )
+    benchmark.add_argument("--model", help="prediction: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
     benchmark.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     benchmark.add_argument("--batch_size", type=int, help="models: batch size, instead of the preset's")
@@ -240,12 +307,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="models: contestants in addition to transformers' ViT and the absolute model (default: all)",
     )
-    benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: number of measurements")
+    benchmark.add_argument("--rounds", type=int, default=9, help="all but data: number of measurements")
     benchmark.add_argument(
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: directory for table, chart and JSON"
     )
     benchmark.add_argument(
-        "--results_file", type=Path, help="exponential, data: also write the results to this JSON file"
+        "--results_file", type=Path, help="all but models: also write the results to this JSON file"
     )
     benchmark.set_defaults(run=_benchmark, option_names=None)
     return parser
@@ -273,6 +340,13 @@ def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _recipes(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.configuration.option_help import print_recipes
+
+    print_recipes()
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_recipe
     from liere_hf.evaluation import evaluate
@@ -286,6 +360,20 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     print_metrics(metrics)
     if arguments.results_file:
         write_json(arguments.results_file, metrics)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.configuration import parse_flags
+    from liere_hf.configuration.prediction_options import PredictionOptions
+    from liere_hf.prediction import predict
+    from liere_hf.prediction_files import print_predictions, require_output, write_predictions
+
+    require_output(arguments.output)
+    predictions = predict(arguments.model, arguments.paths, parse_flags(PredictionOptions, flags))
+    print_predictions(predictions)
+    if arguments.output:
+        write_predictions(arguments.output, predictions)
     return 0
 
 
@@ -389,6 +477,13 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         from liere_hf.benchmark.data import benchmark_data
 
         results = benchmark_data()
+    elif arguments.subject == "prediction":
+        from liere_hf.benchmark.prediction import benchmark_prediction
+        from liere_hf.errors import InputError
+
+        if arguments.model is None:
+            raise InputError("model is not given, benchmark prediction needs an image classifier")
+        results = benchmark_prediction(arguments.model, arguments.rounds)
     else:
         from liere_hf.benchmark.exponential import benchmark_exponential
 

@@ -21,6 +21,11 @@ def conversion_option_names() -> set[str]:
     return _fields(_package("liere_hf") / "conversion" / "options.py", ("ConversionOptions",))
 
 
+def prediction_option_names() -> set[str]:
+    """Options of `liere-hf predict` in addition to its arguments."""
+    return _fields(_package("liere_hf") / "configuration" / "prediction_options.py", ("PredictionOptions",))
+
+
 def _package(name: str) -> Path:
     return Path(find_spec(name).submodule_search_locations[0])
 

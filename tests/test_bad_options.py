@@ -72,6 +72,7 @@ ACCEPTED = {
             "generator_init_scale",
             "generator_max_frequency",
             "generator_learning_rate_factor",
+            "head_learning_rate_factor",
             "pos_embed_shift",
             "pos_embed_jitter",
             "pos_embed_rescale",

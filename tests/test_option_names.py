@@ -7,8 +7,9 @@ import pytest
 from transformers import HfArgumentParser
 
 from liere_hf.configuration import DataArguments, ModelArguments, RunArguments
+from liere_hf.configuration.prediction_options import PredictionOptions
 from liere_hf.conversion import ConversionOptions
-from liere_hf_cli.option_names import conversion_option_names, recipe_option_names
+from liere_hf_cli.option_names import conversion_option_names, prediction_option_names, recipe_option_names
 
 HEAVY = {"liere_hf", "torch", "transformers", "datasets", "numpy", "rich"}
 
@@ -18,6 +19,7 @@ HEAVY = {"liere_hf", "torch", "transformers", "datasets", "numpy", "rich"}
     [
         (recipe_option_names, (ModelArguments, DataArguments, RunArguments)),
         (conversion_option_names, (ConversionOptions,)),
+        (prediction_option_names, (PredictionOptions,)),
     ],
 )
 def test_names_in_the_source_equal_those_of_the_parser(names, dataclasses):

@@ -99,6 +99,15 @@ def test_liere64_trains_in_little_more_memory(name, num_tokens, gibibytes):
     assert f"LieRE64 uses {extra:,.0f} MiB more than the absolute model" in (ROOT / "docs" / "speed.md").read_text()
 
 
+def test_training_page_quotes_the_benchmark_of_predictions():
+    """At least as fast as a plain loop with the pipeline, beyond doubt."""
+    page = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    results = json.loads((ROOT / "results" / "benchmark_prediction.json").read_text())
+    assert f"{ratio_with_interval(results, 'speedup', digits=1)} times as fast as a loop" in page
+    assert results["speedup_low"] > 1
+    assert results["largest_difference"] < 1e-3
+
+
 def test_speed_page_quotes_the_benchmark_of_the_exponential():
     page = (ROOT / "docs" / "speed.md").read_text()
     results = json.loads((ROOT / "results" / "benchmark_exponential.json").read_text())

@@ -17,6 +17,9 @@ from ..modeling.configuration_liere_vit import ALLOWED_NUMBERS
 from ..modeling.number_ranges import NumberRange
 from .metric_names import MEASURES
 
+# Of padding.
+MAX_PIXELS = 1024
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -35,6 +38,19 @@ class Steps:
 
     def describe(self, value: Any) -> str:
         return f"is a number of steps, {0 if self.zero else 1} or more, or a share of them below 1"
+
+
+@dataclass(frozen=True)
+class PixelsOrShare(Steps):
+    """A number of pixels, or a share of a side."""
+
+    zero: bool = True
+
+    def allows(self, value: Any) -> bool:
+        return super().allows(value) and value <= MAX_PIXELS
+
+    def describe(self, value: Any) -> str:
+        return f"is a number of pixels, 0 to {MAX_PIXELS}, or a share of the side below 1"
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,10 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "max_steps": NumberRange(1, whole=True, also=(-1,)),
     "learning_rate": POSITIVE,
     "generator_learning_rate_factor": NOT_NEGATIVE,
+    "head_learning_rate_factor": NOT_NEGATIVE,
+    "layer_learning_rate_decay": SHARE,
+    "lora_rank": COUNT,
+    "min_steps": COUNT,
     "lr_scheduler_type": _enum(SchedulerType),
     "warmup_steps": Steps(zero=True),
     "optim": _enum(OptimizerNames),
@@ -172,7 +192,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "image_std": POSITIVE,
     "input_size": COUNT,
     "crop_fraction": SHARE,
-    "random_crop_padding": WHOLE,
+    "random_crop_padding": PixelsOrShare(),
     "random_resized_crop": PROBABILITY,
     "rand_augment_num_ops": WHOLE,
     "rand_augment_magnitude": NumberRange(0, 30),

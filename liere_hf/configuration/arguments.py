@@ -81,6 +81,38 @@ class RunArguments(TrainingArguments):
             "of at most per_device_train_batch_size."
         },
     )
+    layer_learning_rate_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Factor of the learning rate from the classifier to the last layer and from layer to layer."
+        },
+    )
+    head_learning_rate_factor: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the classifier, as a multiple of learning_rate (default: 1)."},
+    )
+    freeze: list[str] | None = field(
+        default=None,
+        metadata={"help": "Parameters or modules that are not trained, by name or pattern: liere_vit.layers.[01]."},
+    )
+    train_only: list[str] | None = field(
+        default=None, metadata={"help": "The only parameters or modules that are trained: classifier rotations."}
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rank of LoRA adapters of all linear layers, which are trained in their place, beside the "
+            "classifier and the rotations (peft)."
+        },
+    )
+    min_steps: int | None = field(
+        default=None,
+        metadata={"help": "Fewest optimizer steps: with little data, as many epochs as they take."},
+    )
+    predict_paths: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files and folders that do_predict predicts for (default: the evaluation examples)."},
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
@@ -122,6 +154,9 @@ class RunArguments(TrainingArguments):
                 "auto_find_batch_size is True, allowed is False with effective_batch_size "
                 f"{self.effective_batch_size}: it changes the batch size"
             )
+        chosen = [name for name in ("freeze", "train_only", "lora_rank") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise InputError(f"{' and '.join(chosen)} are set, allowed is one of them")
         if self.report_to:
             self._require_trackers()
         if self.push_to_hub and self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
@@ -250,8 +285,12 @@ class DataArguments:
     crop_fraction: float = field(
         default=0.875, metadata={"help": "fit crop: share of the shorter side that is kept in evaluation."}
     )
-    random_crop_padding: int = field(
-        default=0, metadata={"help": "Padding in pixels before a random crop of training images."}
+    random_crop_padding: float = field(
+        default=0,
+        metadata={
+            "help": "Padding before a random crop of training images, in pixels, or below 1 as a share of the shorter "
+            "side."
+        },
     )
     random_resized_crop: list[float] | None = field(
         default=None,
@@ -301,6 +340,8 @@ class DataArguments:
 
     def __post_init__(self):
         require_allowed(vars(self))
+        if self.random_crop_padding == int(self.random_crop_padding):
+            self.random_crop_padding = int(self.random_crop_padding)
         for name in ("random_resized_crop", "intensity_window"):
             pair = getattr(self, name)
             if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):

@@ -76,6 +76,6 @@ def _load(model_class: type[PreTrainedModel], source: str) -> PreTrainedModel:
         raise InputError(f"the weights of {source} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if report["missing_keys"]:
         raise InputError(
-            f"{source} lacks {len(report['missing_keys'])} weights: {first_names(report['missing_keys'])}"
+            f"{source} lacks {len(report['missing_keys'])} weights: {first_names(sorted(report['missing_keys']))}"
         )
     return model.eval()

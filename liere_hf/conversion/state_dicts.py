@@ -48,11 +48,13 @@ class Tensors:
     def require_empty(self) -> None:
         """Raise InputError if tensors are left."""
         if self._tensors:
-            raise InputError(f"{self.source} has {len(self._tensors)} unknown weights: {first_names(self._tensors)}")
+            raise InputError(
+                f"{self.source} has {len(self._tensors)} unknown weights: {first_names(sorted(self._tensors))}"
+            )
 
     def _get(self, name: str) -> torch.Tensor:
         if name not in self._tensors:
-            raise InputError(f"{self.source} lacks the weight {name} (it has {first_names(self._tensors)})")
+            raise InputError(f"{self.source} lacks the weight {name} (it has {first_names(sorted(self._tensors))})")
         return self._tensors[name]
 
 

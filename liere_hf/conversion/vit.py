@@ -77,7 +77,7 @@ def load_source(name: str, model_types: Sequence[str] = MODEL_TYPES) -> PreTrain
     # transformers draws what is missing at random. A pooler is not converted.
     missing = [key for key in missing if "pooler." not in key]
     if missing:
-        raise InputError(f"{name} lacks {len(missing)} weights: {first_names(missing)}")
+        raise InputError(f"{name} lacks {len(missing)} weights: {first_names(sorted(missing))}")
     return model.eval()
 
 

@@ -97,6 +97,20 @@ def prepare(
     )
 
 
+def evaluation_pixels(
+    column: str, size: tuple[int, ...], arguments: DataArguments, processor: ImageProcessingMixin
+) -> EvaluationPixels:
+    """How files become what the model takes, as in an evaluation.
+
+    Args:
+        size: of the inputs in pixels per axis.
+
+    Raises:
+        InputError: options that the medium does not take.
+    """
+    return _pixels(column, size, arguments, processor)[1]
+
+
 def _pixels(
     column: str, size: tuple[int, ...], arguments: DataArguments, processor: ImageProcessingMixin
 ) -> tuple[TrainingPixels, EvaluationPixels]:

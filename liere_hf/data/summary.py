@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from .data_sets.files import first_names
+from ..errors import first_names
 
 # More classes than these are not listed one by one.
 _FEW_CLASSES = 10

@@ -1,5 +1,6 @@
 """One training run: a recipe's data and model through transformers' Trainer, into an output directory."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +13,19 @@ from transformers import PreTrainedModel, TrainingArguments, get_scheduler, set_
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..cards import build_model_card
-from ..configuration import DataArguments, RunArguments
+from ..configuration import DataArguments, ModelArguments, RunArguments
+from ..configuration.prediction_options import PredictionOptions
 from ..data import PreparedData, Splits, load_splits, prepare
 from ..data.summary import summary
 from ..errors import InputError, RunError, TrainingInterruptedError
 from ..hardware import explaining_lack_of_memory, hardware
-from ..model_loading import build_model, require_configuration
+from ..model_loading import build_model, load_checkpoint, require_configuration
 from ..output_files import removed_unless_kept, require_writable_directory, write_bytes
+from ..prediction import Predictor
+from ..prediction_files import find_files, write_predictions
 from ..run_directory import (
     CONFUSION_MATRIX,
+    PREDICTIONS_FILE,
     checkpoint_to_resume,
     has_optimizer_state,
     how_to_resume,
@@ -39,6 +44,7 @@ from .publication import PublishingCallback
 from .recipe_record import RecipeRecord, require_same_data
 from .resumption import EarlyStopping
 from .saving import atomic_save
+from .trained_parameters import choose_trained_parameters, without_adapters
 from .trainer import LiereTrainer
 
 
@@ -48,7 +54,8 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     `output_dir` then holds the model with its code, its processor and card, `recipe.yaml` (every option),
     `training_data.json` (what the examples are), `train_results.json`, `eval_results.json`, `test_results.json` where
     the data has a test split beside the one that chose the checkpoint, `trainer_state.json` (the learning curves) and
-    the confusion matrix of the last evaluation. With `push_to_hub` it is published as by `liere-hf publish`.
+    the confusion matrix of the last evaluation; with `do_predict`, `predictions.csv`. With `push_to_hub` it is
+    published as by `liere-hf publish`.
 
     Returns:
         The metrics of the final evaluation with the prefix `eval_`, those of the test split with `test_`.
@@ -83,11 +90,16 @@ def _train(
     with training_arguments.main_process_first(desc="loading data"):
         splits = load_splits(data_arguments, training_arguments.seed, config)
     facts = splits.facts() | {"volume_spacing": data_arguments.volume_spacing}
+    if training_arguments.do_predict and training_arguments.predict_paths:
+        # Missing files are found before the training rather than after it.
+        find_files(training_arguments.predict_paths, splits.column)
     if checkpoint is not None:
         require_same_data(Path(checkpoint).parent, facts)
     model = build_model(model_arguments, splits.label_names, splits.problem_type)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
     _require_usable_optimizer(model, training_arguments)
+    _set_min_epochs(splits, training_arguments)
+    model = choose_trained_parameters(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
     publishing.prepare(model)
     class_weights = balanced_class_weights(splits) if training_arguments.class_weights else None
@@ -108,6 +120,7 @@ def _train(
             result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.require_finite()
         trainer.save_state()
+        trainer.model = without_adapters(trainer.model)
         if interruption.has_stopped or training_arguments.early_stopping_patience is None:
             _require_all_steps(trainer)
         metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
@@ -125,9 +138,40 @@ def _train(
         confusion = trainer.compute_metrics.confusion_matrix()
         if confusion is not None:
             write_confusion_matrix(output_dir / CONFUSION_MATRIX, *confusion)
+        if training_arguments.do_predict:
+            _predict(data, splits.column, training_arguments)
         write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
     return metrics | test_metrics
+
+
+def _predict(data: PreparedData, column: str, arguments: RunArguments) -> None:
+    """Predictions of the saved model for the files that the arguments name, or else for the test examples.
+
+    Without a test split, for the validation examples. Only the main process predicts, with a model that is whole.
+    """
+    if arguments.predict_paths:
+        names = find_files(arguments.predict_paths, column)
+        files = [{"bytes": None, "path": name} for name in names]
+    else:
+        files = (data.evaluation if data.test is None else data.test).dataset[column]
+        names = [file["path"] or f"{column} {index}" for index, file in enumerate(files)]
+    options = PredictionOptions(
+        batch_size=arguments.per_device_eval_batch_size, num_workers=arguments.dataloader_num_workers
+    )
+    model = load_checkpoint(ModelArguments(model_name_or_path=arguments.output_dir)).to(arguments.device)
+    predictions = Predictor(model, column, data.evaluation.to_pixels)(files, names, options)
+    write_predictions(Path(arguments.output_dir) / PREDICTIONS_FILE, predictions)
+
+
+def _set_min_epochs(splits: Splits, arguments: RunArguments) -> None:
+    """As many epochs as `min_steps` take, where `num_train_epochs` take fewer."""
+    if arguments.min_steps is None or arguments.max_steps > 0:
+        return
+    batches = splits.num_train / (arguments.train_batch_size * arguments.world_size)
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    steps = max(math.ceil(batches / arguments.gradient_accumulation_steps), 1)
+    arguments.num_train_epochs = max(arguments.num_train_epochs, math.ceil(arguments.min_steps / steps))
 
 
 def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -> None:

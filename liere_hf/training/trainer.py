@@ -15,7 +15,7 @@ from ..configuration.metric_names import problem_type
 from ..data.batching import EvaluationExamples, StreamedExamples
 from .dataloader import StreamResumption, build_train_dataloader
 from .divergence import DivergenceCheck
-from .optimizer import rotation_parameter_names, set_learning_rate
+from .optimizer import learning_rate_factors, rotation_parameter_names, scale_learning_rates
 from .resumption import Resumption
 from .saving import atomic_save
 from .sharding import shard_rotations_in_float32
@@ -65,12 +65,14 @@ class LiereTrainer(Trainer):
         return [name for name in super().get_decay_parameter_names(model) if name not in rotations]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The parameters of rotations get their own learning rate, where the arguments have a factor for it."""
-        factor, is_new = getattr(self.args, "generator_learning_rate_factor", None), self.optimizer is None
+        """Layers, classifier and rotations get their own learning rates, where the arguments say so."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and factor is not None:
+        if is_new:
             model = self.model if model is None else model
-            set_learning_rate(optimizer, model, rotation_parameter_names(model), factor * self.args.learning_rate)
+            factors = learning_rate_factors(model, self.args)
+            if set(factors.values()) != {1.0}:
+                scale_learning_rates(optimizer, model, factors)
         return optimizer
 
     # ---- Data ----

@@ -18,7 +18,8 @@ class BatchAugmentation:
 
     Args:
         image_mean, image_std: per channel, of pixels in [0, 1].
-        random_crop_padding: black pixels that are padded at each side before a random crop; 0 for no crop.
+        random_crop_padding: black pixels that are padded at each side before a random crop, below 1 as a share of the
+            shorter side; 0 for no crop.
         horizontal_flip: flip half of the examples at random.
         rand_augment: None for none.
         random_erasing: share of the examples in which a random rectangle is set to the mean.
@@ -26,7 +27,7 @@ class BatchAugmentation:
 
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
-    random_crop_padding: int = 0
+    random_crop_padding: float = 0
     horizontal_flip: bool = False
     rand_augment: BatchRandAugment | None = None
     random_erasing: float = 0.0
@@ -55,7 +56,7 @@ class BatchAugmentation:
     def __call__(self, pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
         """Normalized float32 pixels of the same shape."""
         if self.random_crop_padding:
-            pixels = random_crop(pixels, self.random_crop_padding, draws.next(2))
+            pixels = random_crop(pixels, self._padding(pixels), draws.next(2))
         if self.horizontal_flip:
             flipped = torch.from_numpy(draws.next(1)[:, 0] < 0.5)
             pixels[flipped] = pixels[flipped].flip(-1)
@@ -65,6 +66,10 @@ class BatchAugmentation:
         if self.random_erasing:
             erase(normalized, self.random_erasing, draws)
         return normalized
+
+    def _padding(self, pixels: torch.Tensor) -> int:
+        is_share = self.random_crop_padding < 1
+        return round(self.random_crop_padding * min(pixels.shape[-2:])) if is_share else int(self.random_crop_padding)
 
 
 def random_crop(pixels: torch.Tensor, padding: int, numbers: np.ndarray) -> torch.Tensor:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import InputError
-from .files import NotedFile, first_names
+from ...errors import InputError, first_names
+from .files import NotedFile
 
 # The names of the folders of each split, in lower case.
 SPLIT_FOLDERS = {

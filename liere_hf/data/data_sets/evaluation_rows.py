@@ -5,8 +5,7 @@ from typing import NamedTuple
 import datasets
 
 from ...configuration.metric_names import MULTI_LABEL, REGRESSION
-from ...errors import InputError
-from .files import first_names
+from ...errors import InputError, first_names
 from .labels import label_names, problem_type
 from .splits import HeldOut, Splits, digest, hold_out
 

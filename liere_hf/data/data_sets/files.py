@@ -1,13 +1,13 @@
 """Local files: directories, and leaving out the files that cannot be used."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
 from ...configuration import DataArguments
-from ...errors import InputError
+from ...errors import InputError, first_names
 from ..decoding.checks import Check
 from ..media import encoded_feature
 
@@ -97,8 +97,3 @@ def _checks(
 
 def _with_reason(noted: NotedFile) -> str:
     return f"{noted.file} ({noted.reason})"
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ...configuration import DataArguments
 from ...configuration.metric_names import SINGLE_LABEL
-from ...errors import InputError
+from ...errors import InputError, first_names
 from ..decoding.images import image_suffixes
 from .class_folders import find_examples, find_files, find_splits
-from .files import NotedFile, first_names
+from .files import NotedFile
 from .groups import GROUP, groups_by_pattern
 from .label_files import DEFAULT_LABEL, ListedExamples, read_columns, read_label_file
 from .tables import FoundTables, table_of_paths, tables_of_listed

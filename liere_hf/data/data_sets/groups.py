@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...errors import InputError
-from .files import first_names
+from ...errors import InputError, first_names
 
 # The column of a table that holds them.
 GROUP = "group"

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...configuration import DataArguments
-from ...errors import InputError
-from .files import NotedFile, first_names
+from ...errors import InputError, first_names
+from .files import NotedFile
 from .groups import groups_by_pattern
 from .labels import RawLabels
 

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from ...configuration.metric_names import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ...errors import InputError
-from .files import first_names
+from ...errors import InputError, first_names
 
 
 class RawLabels(NamedTuple):

@@ -13,9 +13,9 @@ import numpy as np
 
 from ...configuration import DataArguments
 from ...configuration.metric_names import REGRESSION, SINGLE_LABEL
-from ...errors import InputError
+from ...errors import InputError, first_names
 from ..media import MEDIA
-from .files import NotedFile, first_names
+from .files import NotedFile
 from .groups import GROUP, choose_groups
 from .labels import label_names, problem_type
 

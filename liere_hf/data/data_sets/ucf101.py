@@ -5,10 +5,10 @@ from pathlib import Path
 import datasets
 
 from ...configuration import DataArguments
-from ...errors import InputError
+from ...errors import InputError, first_names
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from ..media import encoded_feature
-from .files import check_files, existing_directory, first_names
+from .files import check_files, existing_directory
 from .hub import from_hub, require_columns, require_split
 from .own_data import checker, own_splits
 from .splits import Splits

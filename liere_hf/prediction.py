@@ -1,0 +1,207 @@
+"""Predictions of a saved model for files: pictures, clips and volumes, with or without labels."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import hf_hub_download
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoImageProcessor, AutoVideoProcessor, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from .configuration import ModelArguments
+from .configuration.metric_names import problem_type
+from .configuration.prediction_options import PredictionOptions
+from .data.batching import EvaluationPixels
+from .data.media import MEDIA
+from .data.preparation import evaluation_pixels
+from .data.resizing.processors import build_processor, input_size
+from .errors import InputError, sentence
+from .hub_access import hub_or_cache
+from .model_loading import load_checkpoint
+from .prediction_files import Prediction, Predictions, find_files
+from .run_directory import RECIPE_FILE
+
+MAX_WORKERS = 8
+
+
+class Predictor:
+    """A model with the way of its inputs, as in an evaluation: the same views of the same size, averaged.
+
+    Args:
+        column: of the inputs, `image`, `video` or `volume`.
+        to_pixels: reads them.
+    """
+
+    def __init__(self, model: PreTrainedModel, column: str, to_pixels: EvaluationPixels):
+        self.model, self.column, self.to_pixels = model.eval(), column, to_pixels
+        self._names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self._problem = problem_type(model.config.to_dict())
+
+    def __call__(
+        self, files: Sequence[dict[str, Any]], names: Sequence[str], options: PredictionOptions
+    ) -> Predictions:
+        """Predictions in the order of the files, with a progress bar on a terminal.
+
+        Args:
+            files: `bytes`, or None and the `path`.
+            names: what each is called.
+
+        Raises:
+            InputError: none of the files can be read.
+        """
+        console = Console(stderr=True)
+        rows = self._predict(files, names, options)
+        hidden = not console.is_terminal
+        rows = list(track(rows, "Predicting", total=len(files), console=console, disable=hidden))
+        if all(row.error for row in rows):
+            raise InputError(f"none of {len(files)} {self.column}s can be read, for example: {rows[0].error}")
+        return Predictions(rows, self._problem != "regression")
+
+    def _predict(
+        self, files: Sequence[dict[str, Any]], names: Sequence[str], options: PredictionOptions
+    ) -> Iterator[Prediction]:
+        inputs = _Inputs(files, names, self.to_pixels)
+        loader = DataLoader(
+            inputs,
+            batch_size=max(options.batch_size // inputs.num_views, 1),
+            num_workers=_num_workers(len(files), options),
+            collate_fn=_as_it_is,
+        )
+        for batch_names, errors, views in loader:
+            outputs = iter(self._probabilities(views, inputs.num_views))
+            for name, error in zip(batch_names, errors, strict=True):
+                values = [] if error else self._ranked(next(outputs), options.top_k)
+                yield Prediction(name, values, error)
+
+    @torch.inference_mode()
+    def _probabilities(self, views: torch.Tensor | None, num_views: int) -> torch.Tensor:
+        if views is None:
+            return torch.empty(0)
+        logits = self.model(pixel_values=views.to(self.model.device)).logits.double()
+        logits = logits.unflatten(0, (-1, num_views)).mean(1)
+        if self._problem == "regression":
+            return logits.cpu()
+        return (logits.sigmoid() if self._problem == "multi_label_classification" else logits.softmax(-1)).cpu()
+
+    def _ranked(self, values: torch.Tensor, top_k: int) -> list[tuple[str, float]]:
+        if self._problem == "regression":
+            return list(zip(self._names, values.tolist(), strict=True))
+        order = values.argsort(descending=True, stable=True)[:top_k]
+        return [(self._names[index], float(values[index])) for index in order.tolist()]
+
+
+def predict(name: str, paths: Sequence[str], options: PredictionOptions) -> Predictions:
+    """Predictions for files and for all files of the model's medium in folders, at any depth.
+
+    Args:
+        name: of the model, a directory or Hub id.
+
+    Raises:
+        InputError: the model cannot be read, a path does not exist, there are no files, or none of them can be read.
+    """
+    predictor = load_predictor(name, options)
+    files = find_files(paths, predictor.column)
+    return predictor([{"bytes": None, "path": path} for path in files], files, options)
+
+
+def load_predictor(name: str, options: PredictionOptions) -> Predictor:
+    """A saved classifier with its processor, on the GPU if there is one.
+
+    Raises:
+        InputError: model or processor cannot be read.
+    """
+    model = load_checkpoint(ModelArguments(model_name_or_path=name))
+    config = model.config
+    column = next(
+        (
+            column
+            for column, medium in MEDIA.items()
+            if (medium.num_axes, medium.num_channels) == (config.num_axes, config.num_channels)
+        ),
+        None,
+    )
+    if column is None:
+        raise InputError(
+            f"model {name} takes {config.num_axes} axes and {config.num_channels} channel(s), files give 2 axes and 3 "
+            "channels (pictures), 3 and 3 (videos) or 3 and 1 (volumes)"
+        )
+    arguments = options.data_arguments(_recipe(name))
+    if options.input_size is None:
+        processor = _processor(name, column)
+    else:
+        processor = build_processor(column, config, arguments, name)
+    to_pixels = evaluation_pixels(column, input_size(config, arguments), arguments, processor)
+    if torch.cuda.is_available() and not options.use_cpu:
+        model = model.cuda()
+    return Predictor(model, column, to_pixels)
+
+
+def _processor(name: str, column: str) -> ImageProcessingMixin:
+    auto = AutoImageProcessor if column == "image" else AutoVideoProcessor
+    try:
+        with hub_or_cache("model", name):
+            return auto.from_pretrained(name)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"model {name} has no readable processor: {' '.join(str(error).split())}") from error
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """The options that a model was trained with, empty if it has no recipe."""
+    try:
+        with hub_or_cache("model", name):
+            path = Path(name) / RECIPE_FILE if Path(name).is_dir() else Path(hf_hub_download(name, RECIPE_FILE))
+            return yaml.safe_load(path.read_text()) or {}
+    except (InputError, OSError):
+        return {}
+
+
+class _Inputs(Dataset):
+    """All views of each file, or why it cannot be read."""
+
+    def __init__(self, files: Sequence[dict[str, Any]], names: Sequence[str], to_pixels: EvaluationPixels):
+        self.files, self.names, self.to_pixels = files, names, to_pixels
+        self.num_views = to_pixels.num_views
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[str], list[str | None], torch.Tensor | None]:
+        files = [self.files[index] for index in indices]
+        names = [self.names[index] for index in indices]
+        try:
+            return names, [None] * len(files), self._views(files)
+        except InputError:
+            # One by one, to find out which.
+            read = [self._read(file) for file in files]
+        views = [pixels for pixels in read if isinstance(pixels, torch.Tensor)]
+        errors = [None if isinstance(pixels, torch.Tensor) else pixels for pixels in read]
+        return names, errors, torch.cat(views) if views else None
+
+    def _views(self, files: list[dict[str, Any]]) -> torch.Tensor:
+        repeated = [file for file in files for _ in range(self.num_views)]
+        return self.to_pixels(repeated, [*range(self.num_views)] * len(files))
+
+    def _read(self, file: dict[str, Any]) -> torch.Tensor | str:
+        try:
+            return self._views([file])
+        except InputError as error:
+            return sentence(error)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _num_workers(num_files: int, options: PredictionOptions) -> int:
+    if options.num_workers is not None:
+        return options.num_workers
+    # Starting them takes longer than reading a few files.
+    return 0 if num_files < 2 * options.batch_size else min((os.cpu_count() or 1) - 1, MAX_WORKERS)
