@@ -17,17 +17,20 @@ from transformers.image_processing_base import ImageProcessingMixin
 from .configuration import ModelArguments
 from .configuration.metric_names import problem_type
 from .configuration.prediction_options import PredictionOptions
-from .data.batching import EvaluationPixels
+from .data.batching import EvaluationPixels, Positions
 from .data.media import MEDIA
-from .data.preparation import evaluation_pixels
+from .data.preparation import evaluation_pixels, positions_in_millimetres
 from .data.resizing.processors import build_processor, input_size
 from .errors import InputError, sentence
 from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
+from .modeling.configuration_liere_vit import LiereViTConfig
 from .prediction_files import Prediction, Predictions, find_files
 from .run_directory import RECIPE_FILE
 
 MAX_WORKERS = 8
+# Inputs of the model by name: pixel_values and, if they are not the model's own, positions.
+Views = dict[str, torch.Tensor]
 
 
 class Predictor:
@@ -36,10 +39,17 @@ class Predictor:
     Args:
         column: of the inputs, `image`, `video` or `volume`.
         to_pixels: reads them.
+        to_positions: their coordinates; None for the model's own.
     """
 
-    def __init__(self, model: PreTrainedModel, column: str, to_pixels: EvaluationPixels):
-        self.model, self.column, self.to_pixels = model.eval(), column, to_pixels
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        column: str,
+        to_pixels: EvaluationPixels,
+        to_positions: Positions | None = None,
+    ):
+        self.model, self.column, self.to_pixels, self.to_positions = model.eval(), column, to_pixels, to_positions
         self._names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self._problem = problem_type(model.config.to_dict())
 
@@ -66,7 +76,7 @@ class Predictor:
     def _predict(
         self, files: Sequence[dict[str, Any]], names: Sequence[str], options: PredictionOptions
     ) -> Iterator[Prediction]:
-        inputs = _Inputs(files, names, self.to_pixels)
+        inputs = _Inputs(files, names, self.to_pixels, self.to_positions)
         loader = DataLoader(
             inputs,
             batch_size=max(options.batch_size // inputs.num_views, 1),
@@ -80,10 +90,11 @@ class Predictor:
                 yield Prediction(name, values, error)
 
     @torch.inference_mode()
-    def _probabilities(self, views: torch.Tensor | None, num_views: int) -> torch.Tensor:
+    def _probabilities(self, views: Views | None, num_views: int) -> torch.Tensor:
         if views is None:
             return torch.empty(0)
-        logits = self.model(pixel_values=views.to(self.model.device)).logits.double()
+        views = {name: tensor.to(self.model.device) for name, tensor in views.items()}
+        logits = self.model(**views).logits.double()
         logits = logits.unflatten(0, (-1, num_views)).mean(1)
         if self._problem == "regression":
             return logits.cpu()
@@ -118,28 +129,37 @@ def load_predictor(name: str, options: PredictionOptions) -> Predictor:
     """
     model = load_checkpoint(ModelArguments(model_name_or_path=name))
     config = model.config
-    column = next(
-        (
-            column
-            for column, medium in MEDIA.items()
-            if (medium.num_axes, medium.num_channels) == (config.num_axes, config.num_channels)
-        ),
-        None,
-    )
-    if column is None:
-        raise InputError(
-            f"model {name} takes {config.num_axes} axes and {config.num_channels} channel(s), files give 2 axes and 3 "
-            "channels (pictures), 3 and 3 (videos) or 3 and 1 (volumes)"
-        )
-    arguments = options.data_arguments(_recipe(name))
+    recipe = _recipe(name)
+    column = _column(name, config, recipe)
+    arguments = options.data_arguments(recipe)
     if options.input_size is None:
         processor = _processor(name, column)
     else:
         processor = build_processor(column, config, arguments, name)
-    to_pixels = evaluation_pixels(column, input_size(config, arguments), arguments, processor)
+    size = input_size(config, arguments)
+    to_pixels = evaluation_pixels(column, size, arguments, processor)
     if torch.cuda.is_available() and not options.use_cpu:
         model = model.cuda()
-    return Predictor(model, column, to_pixels)
+    return Predictor(model, column, to_pixels, positions_in_millimetres(column, config, size, arguments))
+
+
+def _column(name: str, config: LiereViTConfig, recipe: dict[str, Any]) -> str:
+    """The medium of a model's inputs. Three axes and channels are a video's, unless the model was trained on volumes.
+
+    Raises:
+        InputError: files do not give such inputs.
+    """
+    found = [
+        column
+        for column, medium in MEDIA.items()
+        if medium.num_axes == config.num_axes and medium.num_channels in (None, config.num_channels)
+    ]
+    if not found:
+        raise InputError(
+            f"model {name} takes {config.num_axes} axes and {config.num_channels} channel(s), files give 2 axes and 3 "
+            "channels (pictures), 3 and 3 (videos) or 3 and any number (volumes)"
+        )
+    return "volume" if "volume" in found and recipe.get("dataset") == "volumes" else found[0]
 
 
 def _processor(name: str, column: str) -> ImageProcessingMixin:
@@ -166,14 +186,20 @@ def _recipe(name: str) -> dict[str, Any]:
 class _Inputs(Dataset):
     """All views of each file, or why it cannot be read."""
 
-    def __init__(self, files: Sequence[dict[str, Any]], names: Sequence[str], to_pixels: EvaluationPixels):
-        self.files, self.names, self.to_pixels = files, names, to_pixels
+    def __init__(
+        self,
+        files: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        to_pixels: EvaluationPixels,
+        to_positions: Positions | None,
+    ):
+        self.files, self.names, self.to_pixels, self.to_positions = files, names, to_pixels, to_positions
         self.num_views = to_pixels.num_views
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitems__(self, indices: list[int]) -> tuple[list[str], list[str | None], torch.Tensor | None]:
+    def __getitems__(self, indices: list[int]) -> tuple[list[str], list[str | None], Views | None]:
         files = [self.files[index] for index in indices]
         names = [self.names[index] for index in indices]
         try:
@@ -181,15 +207,19 @@ class _Inputs(Dataset):
         except InputError:
             # One by one, to find out which.
             read = [self._read(file) for file in files]
-        views = [pixels for pixels in read if isinstance(pixels, torch.Tensor)]
-        errors = [None if isinstance(pixels, torch.Tensor) else pixels for pixels in read]
-        return names, errors, torch.cat(views) if views else None
+        views = [each for each in read if isinstance(each, dict)]
+        errors = [None if isinstance(each, dict) else each for each in read]
+        joined = {key: torch.cat([each[key] for each in views]) for key in views[0]} if views else None
+        return names, errors, joined
 
-    def _views(self, files: list[dict[str, Any]]) -> torch.Tensor:
+    def _views(self, files: list[dict[str, Any]]) -> Views:
         repeated = [file for file in files for _ in range(self.num_views)]
-        return self.to_pixels(repeated, [*range(self.num_views)] * len(files))
+        views = {"pixel_values": self.to_pixels(repeated, [*range(self.num_views)] * len(files))}
+        if self.to_positions is not None:
+            views["positions"] = self.to_positions(repeated)
+        return views
 
-    def _read(self, file: dict[str, Any]) -> torch.Tensor | str:
+    def _read(self, file: dict[str, Any]) -> Views | str:
         try:
             return self._views([file])
         except InputError as error:

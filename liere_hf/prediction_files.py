@@ -56,7 +56,7 @@ def find_files(paths: Sequence[str], column: str) -> list[str]:
             found, _ = files_below(Path(path), column, endings)
             if not found:
                 raise InputError(f"folder {path} holds no {column}, which end with {', '.join(endings)}")
-            files += found
+            files += sorted(found)
         elif Path(path).exists():
             files.append(path)
         else:

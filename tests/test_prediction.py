@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pyarrow import parquet
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
@@ -228,7 +229,40 @@ def test_do_predict_after_training(pictures, tmp_path, with_paths):
         return
     _, data_arguments, training_arguments = parse_recipe("digits", list(map(str, flags)))
     splits = load_splits(data_arguments, training_arguments.seed)
-    examples = splits.test
+    examples = splits.evaluation
     correct = [int(row["label"]) == label for row, label in zip(rows, examples["label"], strict=True)]
     results = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     assert np.mean(correct) == pytest.approx(results["eval_accuracy"])
+
+
+def test_volumes_keep_their_millimetres(tmp_path):
+    """Predictions of a model that was trained with volume_spacing take the size of voxels, too."""
+    nibabel = pytest.importorskip("nibabel")
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        path = tmp_path / "scans" / "ab"[number % 2] / f"{number}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        voxels = np.diag([1 + 0.5 * number, 1, 2, 1]).astype(float)
+        nibabel.Nifti1Image(rng.normal(size=(8, 8, 8)).astype(np.float32), voxels).to_filename(path)
+    words = ["train", "volumes_smoke", "--data_dir", tmp_path / "scans", "--output_dir", tmp_path / "run"]
+    words += ["--volume_spacing", 1, 1, 1, "--max_steps", 2, "--initializer_range", 0.5, "--do_predict", "true"]
+    words += ["--use_cpu", "true", "--data_num_proc", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+    with pytest.raises(SystemExit) as exit_:
+        main(list(map(str, words)))
+    assert exit_.value.code == 0
+    trained = {row["file"]: row for row in csv.DictReader((tmp_path / "run" / "predictions.csv").open())}
+    scans = [str(tmp_path / "scans")]
+
+    def probabilities():
+        return {row.file: dict(row.values) for row in predict(str(tmp_path / "run"), scans, options).rows}
+
+    options = PredictionOptions(use_cpu=True)
+    found = probabilities()
+    assert len(found) == 10
+    assert trained
+    for file, row in trained.items():
+        assert found[file][row["label"]] == pytest.approx(float(row["probability"]), abs=1e-5)
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"volume_spacing": None}))
+    others = probabilities()
+    assert max(abs(found[file]["a"] - others[file]["a"]) for file in found) > 1e-4

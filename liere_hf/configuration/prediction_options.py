@@ -35,4 +35,5 @@ class PredictionOptions:
         """How inputs are read: as given here, else as in the recipe of the model, else by default."""
         names = {each.name for each in fields(self)} & {each.name for each in fields(DataArguments)}
         given = {name: value for name, value in vars(self).items() if name in names and value is not None}
-        return DataArguments(**{name: recipe[name] for name in names if name in recipe} | given)
+        trained = {name: recipe[name] for name in (*names, "volume_spacing") if name in recipe}
+        return DataArguments(**trained | given)

@@ -67,11 +67,7 @@ def prepare(
         processor = build_processor(column, config, data_arguments, checkpoint)
     size = input_size(config, data_arguments)
     training_pixels, evaluation_pixels = _pixels(column, size, data_arguments, processor)
-    to_positions = None
-    if data_arguments.volume_spacing:
-        if column != "volume":
-            raise InputError(f"volume_spacing is {data_arguments.volume_spacing}, {column}s have no such spacing")
-        to_positions = MillimetrePositions(config, size, data_arguments.volume_spacing)
+    to_positions = positions_in_millimetres(column, config, size, data_arguments)
     num_labels = len(splits.label_names)
     transform = TrainingTransform(
         column,
@@ -109,6 +105,21 @@ def evaluation_pixels(
         InputError: options that the medium does not take.
     """
     return _pixels(column, size, arguments, processor)[1]
+
+
+def positions_in_millimetres(
+    column: str, config: LiereViTConfig, size: tuple[int, ...], arguments: DataArguments
+) -> MillimetrePositions | None:
+    """Coordinates of inputs of this size, with `volume_spacing`; None for the model's own.
+
+    Raises:
+        InputError: a `volume_spacing` for inputs that are no volumes.
+    """
+    if not arguments.volume_spacing:
+        return None
+    if column != "volume":
+        raise InputError(f"volume_spacing is {arguments.volume_spacing}, {column}s have no such spacing")
+    return MillimetrePositions(config, size, arguments.volume_spacing)
 
 
 def _pixels(

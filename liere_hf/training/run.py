@@ -160,7 +160,8 @@ def _predict(data: PreparedData, column: str, arguments: RunArguments) -> None:
         batch_size=arguments.per_device_eval_batch_size, num_workers=arguments.dataloader_num_workers
     )
     model = load_checkpoint(ModelArguments(model_name_or_path=arguments.output_dir)).to(arguments.device)
-    predictions = Predictor(model, column, data.evaluation.to_pixels)(files, names, options)
+    predictor = Predictor(model, column, data.evaluation.to_pixels, data.evaluation.to_positions)
+    predictions = predictor(files, names, options)
     write_predictions(Path(arguments.output_dir) / PREDICTIONS_FILE, predictions)
 
 
