@@ -247,6 +247,7 @@ def test_volumes_keep_their_millimetres(tmp_path):
     words = ["train", "volumes_smoke", "--data_dir", tmp_path / "scans", "--output_dir", tmp_path / "run"]
     words += ["--volume_spacing", 1, 1, 1, "--max_steps", 2, "--initializer_range", 0.5, "--do_predict", "true"]
     words += ["--use_cpu", "true", "--data_num_proc", 1, "--eval_strategy", "no", "--save_strategy", "no"]
+    words += ["--effective_batch_size", 4, "--dataloader_num_workers", 0]
     with pytest.raises(SystemExit) as exit_:
         main(list(map(str, words)))
     assert exit_.value.code == 0
