@@ -66,6 +66,19 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.end_to_end
+@pytest.mark.parametrize("name", [REFERENCE, "liere8", *PUBLISHED_WAYS])
+def test_steps_as_on_a_gpu(name):
+    """Compiled, in bfloat16: here on a CPU."""
+    torch.compiler.reset()
+    steps = models.Steps(name, SMALL["image"], torch.device("cpu"), compiled=True)
+    before = [parameter.clone() for parameter in steps.model.parameters()]
+    assert steps.seconds("training") > 0
+    assert steps.seconds("evaluation") > 0
+    assert any(not torch.equal(*pair) for pair in zip(before, steps.model.parameters(), strict=True))
+    torch.compiler.reset()
+
+
+@pytest.mark.end_to_end
 def test_contestants_are_optional(tmp_path, monkeypatch):
     """Table and chart do not need the published implementations."""
     monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
