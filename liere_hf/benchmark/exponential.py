@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..configuration.allowed_values import require_allowed
 from ..hardware import hardware
-from ..modeling.skew_exponential import skew_matrix_exp
+from ..modeling.exponential import skew_matrix_exp
 from .models import checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 

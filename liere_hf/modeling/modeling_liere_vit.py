@@ -24,7 +24,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
-from .kept_rotations import KeptRotations
+from .kept_rotations import KeptRotations, Reference
 from .position_encodings import POSITION_ENCODINGS
 from .positions import augment_positions, grid_positions, interpolate_position_table, stretched_positions
 from .rotary_application import rotate_queries_and_keys
@@ -252,8 +252,8 @@ class LiereViTRotations(nn.Module):
 
     def forward(
         self, positions: torch.Tensor, dtype: torch.dtype, grid_size: tuple[int, ...] | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Rotations of prefix and patch tokens, one tensor a layer.
+    ) -> tuple[torch.Tensor | Reference, ...]:
+        """Rotations of prefix and patch tokens, one tensor a layer (under the compiler, a reference to a kept one).
 
         Args:
             positions: coordinates of the patches, shape (batch or 1, patches, axes).
@@ -273,7 +273,7 @@ class LiereViTRotations(nn.Module):
         # All layers share one, or each has its own.
         return rotations * (self.config.num_hidden_layers // len(rotations))
 
-    def _rotations(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def _rotations(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor | Reference, ...]:
         with maybe_autocast(positions.device.type, enabled=False):
             generators = self._generators(positions.device)
             dtype_inside = torch.promote_types(positions.dtype, generators.dtype)
@@ -386,7 +386,7 @@ class LiereViTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
+        rotations: torch.Tensor | Reference | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -394,7 +394,9 @@ class LiereViTAttention(nn.Module):
         query = self.q_proj(hidden_states).view(hidden_shape)
         key = self.k_proj(hidden_states).view(hidden_shape)
         value = self.v_proj(hidden_states).view(hidden_shape)
-        if rotations is not None:
+        if isinstance(rotations, Reference):
+            query, key = rotations.rotate(query, key)
+        elif rotations is not None:
             query, key = rotate_queries_and_keys(query, key, rotations)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -487,7 +489,7 @@ class LiereViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
+        rotations: torch.Tensor | Reference | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
@@ -666,7 +668,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
 
     def _rotations(
         self, positions: torch.Tensor | None, grid_size: tuple[int, ...], hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    ) -> tuple[torch.Tensor | Reference | None, ...]:
         if self.rotations is None:
             return (None,) * len(self.layers)
         device = hidden_states.device

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from liere_hf import skew_matrix_exp
-from liere_hf.modeling import skew_exponential
-from liere_hf.modeling.scaling_and_squaring import FLOAT32, FLOAT32_VIA_FLOAT64, FLOAT64, choose_scaling
-from liere_hf.modeling.skew_exponential import traceable_exponential
+from liere_hf.modeling import exponential
+from liere_hf.modeling.exponential import choose_scaling, traceable_exponential
+from liere_hf.modeling.polynomial import FLOAT32, FLOAT32_VIA_FLOAT64, FLOAT64
 
 matrices = {"size": st.sampled_from(BLOCK_SIZES), "scale": st.floats(0, 30), "seed": st.integers(0, 2**31)}
 
@@ -181,24 +181,10 @@ def test_the_same_input_gives_the_same_bits(size):
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
-def test_intermediate_results_that_are_not_kept_give_the_same_gradient(monkeypatch):
-    skew, weights = random_skew(50, 16, 16, scale=5).float(), random_skew(50, 16, 16, seed=1).float()
-    gradients = []
-    for kept_bytes in (skew_exponential.MAX_KEPT_BYTES, 1):
-        monkeypatch.setattr(skew_exponential, "MAX_KEPT_BYTES", kept_bytes)
-        leaf = skew.clone().requires_grad_()
-        loss = (skew_matrix_exp(leaf) * weights).sum()
-        gradients += [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in "ab"]
-    assert gradients[0].abs().max() > 1e-3
-    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
-
-
-@pytest.mark.parametrize("kept_bytes", [skew_exponential.MAX_KEPT_BYTES, 1])
-def test_chunks_that_share_memory_equal_single_matrices(monkeypatch, kept_bytes):
+def test_matrices_in_chunks_equal_single_ones(monkeypatch):
     skew = torch.cat([random_skew(10, 16, 16, scale=scale) for scale in (0.01, 1, 5, 20, 1)]).float()
     weights = random_skew(50, 16, 16, seed=1).float()
-    monkeypatch.setattr(skew_exponential, "CHUNK_BYTES", 7 * 16 * 16 * 4)
-    monkeypatch.setattr(skew_exponential, "MAX_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(exponential, "CHUNK_BYTES", 7 * 16 * 16 * 4)
     leaf = skew.clone().requires_grad_()
     rotation = skew_matrix_exp(leaf)
     (rotation * weights).sum().backward()
