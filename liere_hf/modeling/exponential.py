@@ -47,7 +47,7 @@ def skew_matrix_exp(skew: torch.Tensor) -> torch.Tensor:
     """exp(A) for skew-symmetric A, which is orthogonal with determinant 1.
 
     That the input is skew-symmetric is not checked. In float32 the result is within 1e-5 of the exact rotation for
-    spectral norms up to 250; where all singular values are equal, within 4e-5 at width 128 (see docs/speed.md).
+    spectral norms up to 250; where all singular values are equal, within 8e-5 at width 128 (docs/speed.md).
     The gradient is exact along skew-symmetric directions. Works under torch.compile, the transforms of torch.func, and
     torch.export, there for norms up to 500,000.
 

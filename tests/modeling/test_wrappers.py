@@ -302,7 +302,17 @@ def test_parameters_in_half_precision_are_kept_or_warned_about(tmp_path, monkeyp
         loaded = LiereViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16, **options)
         assert torch.equal(loaded.liere_vit.rotations.generators, model.liere_vit.rotations.generators)
         loaded(pixel_values)
+    cast = built("liere", 2).to(torch.bfloat16)
+    dispatched = load_checkpoint_and_dispatch(cast, tmp_path, device_map={"": "cpu"})
+    assert torch.equal(dispatched.liere_vit.rotations.generators, model.liere_vit.rotations.generators)
+    assert dispatched(pixel_values).logits.dtype == torch.bfloat16
     assert not warnings
+    dispatched(pixel_values, positions=torch.rand(1, 8, 2).to(torch.bfloat16))
+    assert (
+        "positions are torch.bfloat16, which rounds angles by up to 0.1: LiereTrainer keeps them; for"
+        in warnings.pop()
+    )
     dispatched = load_checkpoint_and_dispatch(model, tmp_path, device_map={"": "cpu"}, dtype=torch.bfloat16)
     dispatched(pixel_values)
     assert "The parameters of rotations are torch.bfloat16, which rounds angles" in warnings[0]
+    assert "call model.to(dtype) before it instead" in warnings[0]
