@@ -227,9 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "data"],
+        choices=["models", "exponential", "compilation", "data"],
         default="models",
-        help="models (the default), the exponential of skew-symmetric matrices, or data loading",
+        help="models (the default), the exponential of skew-symmetric matrices, compiled models, or data loading",
     )
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
     benchmark.add_argument("--device", help="cpu or cuda (default: cuda if available)")
@@ -240,12 +240,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="models: contestants in addition to transformers' ViT and the absolute model (default: all)",
     )
-    benchmark.add_argument("--rounds", type=int, default=9, help="models, exponential: number of measurements")
+    benchmark.add_argument("--rounds", type=int, default=9, help="number of measurements (not for data)")
     benchmark.add_argument(
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: directory for table, chart and JSON"
     )
     benchmark.add_argument(
-        "--results_file", type=Path, help="exponential, data: also write the results to this JSON file"
+        "--results_file", type=Path, help="not for models: also write the results to this JSON file"
     )
     benchmark.set_defaults(run=_benchmark, option_names=None)
     return parser
@@ -385,6 +385,10 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         from liere_hf.benchmark.data import benchmark_data
 
         results = benchmark_data()
+    elif arguments.subject == "compilation":
+        from liere_hf.benchmark.compilation import benchmark_compilation
+
+        results = benchmark_compilation(arguments.device, arguments.rounds)
     else:
         from liere_hf.benchmark.exponential import benchmark_exponential
 
