@@ -210,6 +210,7 @@ def test_a_compiled_model_whose_generators_are_frozen_trains(computed, compiled)
 
 @pytest.mark.extensive
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.xfail(torch.__version__.startswith("2.11."), reason="an internal assert of this torch")
 def test_compiled_models_stacked_by_vmap(compiled):
     models = [classifier(), classifier()]
     generators(models[1]).data.add_(0.3)
