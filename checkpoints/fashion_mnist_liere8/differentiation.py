@@ -24,9 +24,18 @@ def runs_eagerly(*tensors: torch.Tensor) -> bool:
     return all(type(tensor).__torch_dispatch__ is plain and not tensor.is_meta for tensor in tensors)
 
 
+@torch.compiler.assume_constant_result
+def exports() -> bool:
+    """Whether an exporter traces, so that a graph may hold no operator of this package.
+
+    A constant for the compiler, whose own answer is always true in torch 2.11.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def compiles() -> bool:
-    """Whether torch.compile traces: operators of this package then become nodes, which exporters could not use."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not torch.jit.is_tracing()
+    """Whether torch.compile traces."""
+    return torch.compiler.is_compiling() and not exports()
 
 
 def pull_back(function: Callable[..., Tensors], inputs: Tensors, grads: Sequence[torch.Tensor | None]) -> Tensors:
@@ -123,7 +132,7 @@ class FastFunction(torch.autograd.Function):
         with maybe_autocast(inputs[0].device.type, enabled=False):
             if runs_eagerly(*inputs):
                 return cls.apply(*inputs)
-            if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            if exports():
                 return cls.graph(*inputs)
             return tuple(cls.operator(list(inputs)))
 

@@ -81,7 +81,7 @@ def _merged_blocks(rotations: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Small blocks, merged to block-diagonal matrices of `MAX_MERGED_SIZE` where a batch is large enough."""
     num_blocks, size = rotations.shape[-3:-1]
     most = MAX_MERGED_SIZE // size if batch_size >= MIN_BATCH_SIZE_TO_MERGE else 1
-    count = max((count for count in range(2, most + 1) if num_blocks % count == 0), default=1)
+    count = max([1, *(count for count in range(2, most + 1) if num_blocks % count == 0)])
     if count == 1:
         return rotations
     groups = rotations.unflatten(3, (-1, count)).movedim(4, -1)

@@ -13,11 +13,12 @@ from rich.progress import track
 from rich.table import Table
 
 from ..configuration import encoding_options
+from ..configuration.allowed_values import require_allowed
 from ..configuration.arguments import PRESETS
 from ..hardware import hardware
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
-from .models import check_positive, checked_device
+from .models import checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 
 BLOCK_SIZES = (8, 64)
@@ -49,7 +50,7 @@ def benchmark_compilation(device: str | None = None, rounds: int = 9) -> dict[st
     Raises:
         InputError: the device does not exist, or rounds is below 1.
     """
-    check_positive(rounds=rounds)
+    require_allowed({"rounds": rounds})
     device = checked_device(device)
     load = os.getloadavg()[0]
     rows = []
