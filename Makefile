@@ -5,7 +5,7 @@ BIN := .venv/bin
 CONSTRAINTS ?= constraints.txt
 FASHION_MNIST := .cache/fashion-mnist
 
-.PHONY: demo test test-slow transformers-tests lint docs fashion-mnist clean
+.PHONY: demo test test-slow gpu transformers-tests lint docs fashion-mnist clean
 
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
@@ -21,10 +21,15 @@ demo: .venv/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test: .venv/installed transformers-tests
-	$(PYTEST) -m "not extensive and not end_to_end"
+	$(PYTEST) -m "not extensive and not end_to_end and not gpu"
 
 test-slow: .venv/installed transformers-tests
-	$(PYTEST) -m "extensive or end_to_end"
+	$(PYTEST) -m "(extensive or end_to_end) and not gpu"
+
+# What needs a CUDA device, each with its time, and the benchmark's table. Fails where there is none.
+gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu --durations 0 --durations-min 0
+	$(BIN)/liere-hf benchmark --preset base-imagenet --device cuda --output_dir results/benchmark_base_imagenet_gpu
 
 # The common tests of the transformers that is installed; ours inherit from them.
 transformers-tests: .venv/installed

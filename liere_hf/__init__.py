@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from .modeling.configuration_liere_vit import LiereViTConfig
+from .modeling.exponential import skew_matrix_exp
 from .modeling.modeling_liere_vit import (
     LiereViTBackbone,
     LiereViTForImageClassification,
@@ -25,7 +26,6 @@ from .modeling.modeling_liere_vit import (
     LiereViTPreTrainedModel,
 )
 from .modeling.positions import grid_positions
-from .modeling.skew_exponential import skew_matrix_exp
 from .modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from .version import __version__
 

@@ -293,9 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "data", "prediction"],
+        choices=["models", "exponential", "compilation", "data", "prediction"],
         default="models",
-        help="models (the default), exponentials of skew-symmetric matrices, data loading, or predictions for files",
+        help="models (the default), exponentials of skew-symmetric matrices, compiled models, data loading, or "
+        "predictions for files",
     )
     benchmark.add_argument("--model", help="prediction: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
@@ -484,6 +485,10 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         if arguments.model is None:
             raise InputError("model is not given, benchmark prediction needs an image classifier")
         results = benchmark_prediction(arguments.model, arguments.rounds)
+    elif arguments.subject == "compilation":
+        from liere_hf.benchmark.compilation import benchmark_compilation
+
+        results = benchmark_compilation(arguments.device, arguments.rounds)
     else:
         from liere_hf.benchmark.exponential import benchmark_exponential
 

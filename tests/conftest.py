@@ -1,6 +1,7 @@
 import gc
 
 import pytest
+import torch
 from preloaded import close_all
 
 
@@ -8,6 +9,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Freeze the many objects created by imports, since every training run collects garbage."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a CUDA device are skipped where there is none, unless they are all that was asked for."""
+    if torch.cuda.is_available():
+        return
+    if config.option.markexpr == "gpu":
+        raise pytest.UsageError("no CUDA device is available, so that none of these tests can run")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device: `make gpu`"))
 
 
 def pytest_unconfigure() -> None:

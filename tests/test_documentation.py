@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,13 @@ from preloaded import preloaded, programs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-# Pages that train models.
-LONG = {"README.md", "data.md", "hub.md", "scale.md", "training.md"}
-# Blocks that need one of these run where it is installed.
-MISSING = [name for name in ("bitsandbytes", "peft", "torchao") if importlib.util.find_spec(name) is None]
+# Pages that train or compile models.
+LONG = {"README.md", "data.md", "export.md", "hub.md", "scale.md", "training.md"}
+# Blocks that need one of these run where it is installed, those that call AOTInductor where there is a C++ compiler.
+PACKAGES = ("bitsandbytes", "onnxruntime", "onnxscript", "peft", "torchao")
+MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+if not any(map(shutil.which, ("g++", "clang++"))):
+    MISSING.append("aoti_compile")
 
 
 @pytest.mark.parametrize(

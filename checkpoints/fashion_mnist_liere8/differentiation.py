@@ -24,6 +24,20 @@ def runs_eagerly(*tensors: torch.Tensor) -> bool:
     return all(type(tensor).__torch_dispatch__ is plain and not tensor.is_meta for tensor in tensors)
 
 
+@torch.compiler.assume_constant_result
+def exports() -> bool:
+    """Whether an exporter traces, so that a graph may hold no operator of this package.
+
+    A constant for the compiler, whose own answer is always true in torch 2.11.
+    """
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def compiles() -> bool:
+    """Whether torch.compile traces."""
+    return torch.compiler.is_compiling() and not exports()
+
+
 def pull_back(function: Callable[..., Tensors], inputs: Tensors, grads: Sequence[torch.Tensor | None]) -> Tensors:
     """Gradients with respect to `inputs`, from those with respect to the results, where None stands for zero.
 
@@ -83,14 +97,13 @@ class FastFunction(torch.autograd.Function):
 
     Subclasses define functions of the same tensors: `fast` and `plain`, which return a tuple of tensors, and
     `results`, empty tensors like these, for the compiler. `plain` consists of differentiable operations. Gradients,
-    forward-mode derivatives and the rule for vmap follow from it, unless `gradients` is overridden. Further arguments
-    of `fast`, after the tensors, exist in eager mode only.
+    forward-mode derivatives and the rule for vmap follow from it, unless `gradients` is overridden.
     """
 
     operator: ClassVar[Callable[[list[torch.Tensor]], list[torch.Tensor]]]
 
     @staticmethod
-    def fast(*inputs) -> Tensors:
+    def fast(*inputs: torch.Tensor) -> Tensors:
         raise NotImplementedError
 
     @staticmethod
@@ -108,37 +121,33 @@ class FastFunction(torch.autograd.Function):
 
     @classmethod
     def gradients(
-        cls, inputs: Tensors, needed: Sequence[bool], grads: Sequence[torch.Tensor | None], *others
+        cls, inputs: Tensors, needed: Sequence[bool], grads: Sequence[torch.Tensor | None]
     ) -> Sequence[torch.Tensor | None]:
         """Gradients with respect to the inputs that need them, by functions that can be differentiated again."""
         return pull_back(cls.plain, inputs, grads)
 
     @classmethod
-    def call(cls, *inputs) -> Tensors:
+    def call(cls, *inputs: torch.Tensor) -> Tensors:
         """Apply the operator, whether eagerly or while the compiler or an exporter traces."""
-        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        with maybe_autocast(tensors[0].device.type, enabled=False):
-            if runs_eagerly(*tensors):
+        with maybe_autocast(inputs[0].device.type, enabled=False):
+            if runs_eagerly(*inputs):
                 return cls.apply(*inputs)
-            if torch.jit.is_tracing() or torch.compiler.is_exporting():
-                return cls.graph(*tensors)
-            return tuple(cls.operator(tensors))
+            if exports():
+                return cls.graph(*inputs)
+            return tuple(cls.operator(list(inputs)))
 
     @classmethod
-    def forward(cls, *inputs) -> Tensors:
-        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        if not all(map(_has_memory, tensors)):
-            return cls.plain(*tensors)
-        with float32_products(tensors[0].device):
+    def forward(cls, *inputs: torch.Tensor) -> Tensors:
+        if not all(map(_has_memory, inputs)):
+            return cls.plain(*inputs)
+        with float32_products(inputs[0].device):
             return cls.fast(*inputs)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        ctx.others = inputs[len(tensors) :]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @classmethod
     def backward(cls, ctx, *grads):
@@ -146,28 +155,30 @@ class FastFunction(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         inputs = ctx.saved_tensors
         with maybe_autocast(inputs[0].device.type, enabled=False):
-            gradients = cls.gradients(inputs, ctx.needs_input_grad[: len(inputs)], grads, *ctx.others)
-        return *gradients, *(None,) * len(ctx.others)
+            return tuple(cls.gradients(inputs, ctx.needs_input_grad, grads))
 
     @classmethod
     def jvp(cls, ctx, *tangents):
-        inputs = ctx.saved_tensors
-        return push_forward(cls.plain, inputs, tangents[: len(inputs)])
+        return push_forward(cls.plain, ctx.saved_tensors, tangents)
 
     @classmethod
     def vmap(cls, info, in_dims, *inputs):
-        tensors = [each for each in inputs if isinstance(each, torch.Tensor)]
-        results = torch.vmap(cls.plain, tuple(in_dims[: len(tensors)]))(*tensors)
+        results = torch.vmap(cls.plain, in_dims)(*inputs)
         return results, (0,) * len(results)
 
 
-def compiled_as_operator(cls: type[FastFunction]) -> type[FastFunction]:
-    """Register a FastFunction with torch.library: one opaque node in graphs of the compiler.
+def custom_operator(function: Callable) -> torch.library.CustomOpDef:
+    """Register a function with torch.library: one opaque node in graphs of the compiler.
 
     Several copies of this code can live in one process, so the name has that of the module, and a number.
     """
-    name = re.sub(r"\W", "_", f"{cls.__module__}_{cls.__name__}", flags=re.ASCII)
+    name = re.sub(r"\W", "_", f"{function.__module__}_{function.__name__}", flags=re.ASCII)
     free = next(number for number in itertools.count() if not hasattr(torch.ops.liere, f"{name}_{number}"))
+    return torch.library.custom_op(f"liere::{name}_{free}", function, mutates_args=())
+
+
+def compiled_as_operator(cls: type[FastFunction]) -> type[FastFunction]:
+    """Give a FastFunction its operator."""
 
     def forward(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         device = inputs[0].device
@@ -184,7 +195,8 @@ def compiled_as_operator(cls: type[FastFunction]) -> type[FastFunction]:
         results = torch.vmap(cls.plain, tuple(in_dims[0]))(*inputs)
         return list(results), [0] * len(results)
 
-    operator = torch.library.custom_op(f"liere::{name}_{free}", forward, mutates_args=())
+    forward.__module__, forward.__name__ = cls.__module__, cls.__name__
+    operator = custom_operator(forward)
     operator.register_fake(lambda inputs: list(cls.results(*inputs)))
     operator.register_autograd(backward, setup_context=setup_context)
     operator.register_vmap(vmap)

@@ -229,15 +229,15 @@ def _application(name: str) -> Iterator[None]:
 
 
 class Steps:
-    """A training and an evaluation step of one contestant on random data."""
+    """A training and an evaluation step of one contestant on random data, in bfloat16 if compiled."""
 
-    def __init__(self, name: str, sizes: Preset, device: torch.device):
+    def __init__(self, name: str, sizes: Preset, device: torch.device, compiled: bool):
         torch.manual_seed(0)
-        self.name, self.device = name, device
+        self.name, self.device, self.compiled = name, device, compiled
         self.model = build_contestant(name, sizes).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
         self.forward: Callable = self.model
-        if device.type == "cuda":
+        if compiled:
             self.forward = torch.compile(self.model) if name in PUBLISHED_WAYS else compile_regions(self.model)
         # Images are (channels, height, width), clips (frames, channels, height, width).
         *frames, height, width = sizes.image_size
@@ -266,7 +266,7 @@ class Steps:
         return elapsed(getattr(self, step), self.device)
 
     def _autocast(self):
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.compiled)
 
 
 class StepsOfProcess:
@@ -307,7 +307,7 @@ class StepsOfProcess:
 def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     before = _peak_resident_mib()
-    steps = Steps(name, sizes, torch.device("cpu"))
+    steps = Steps(name, sizes, torch.device("cpu"), compiled=False)
     while (question := connection.recv()) != "end":
         connection.send(steps.seconds(question))
     connection.send(_peak_resident_mib() - before)
@@ -318,7 +318,9 @@ def _measure_steps(
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
     """Seconds of the steps of all contestants, and their peak memory in MiB, on a GPU that of training only."""
     on_cpu = device.type == "cpu"
-    contestants = [StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device) for name in names]
+    contestants = [
+        StepsOfProcess(name, sizes) if on_cpu else Steps(name, sizes, device, compiled=True) for name in names
+    ]
     seconds = {name: {"training": [], "evaluation": []} for name in names}
     peak_memory = {}
     for round_number in track(range(rounds + 1), description="Timing"):
@@ -357,7 +359,7 @@ def _parameters_and_flops(name: str, sizes: Preset) -> dict[str, float]:
 
 
 def _peak_memory_of_device(name: str, sizes: Preset, device: torch.device) -> float:
-    steps = Steps(name, sizes, device)
+    steps = Steps(name, sizes, device, compiled=True)
     steps.training()
     torch.cuda.reset_peak_memory_stats(device)
     steps.training()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers.utils import logging
 
-from .scaling_and_squaring import FLOAT32_VIA_FLOAT64, kernel_scaling
+from .polynomial import FLOAT32_VIA_FLOAT64, kernel_scaling
 
 try:
     from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward

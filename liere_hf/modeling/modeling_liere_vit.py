@@ -24,7 +24,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
-from .kept_rotations import KeptRotations
+from .kept_rotations import KeptRotations, Reference
 from .position_encodings import POSITION_ENCODINGS
 from .positions import augment_positions, grid_positions, interpolate_position_table, stretched_positions
 from .rotary_application import rotate_queries_and_keys
@@ -81,7 +81,7 @@ class LiereViTPatchProjection(nn.Module):
         nn.Linear.reset_parameters(self)
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(patches, self.weight, self.bias)
+        return nn.functional.linear(patches.to(self.weight.dtype), self.weight, self.bias)
 
 
 class LiereViTPatchEmbeddings(nn.Module):
@@ -252,8 +252,8 @@ class LiereViTRotations(nn.Module):
 
     def forward(
         self, positions: torch.Tensor, dtype: torch.dtype, grid_size: tuple[int, ...] | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Rotations of prefix and patch tokens, one tensor a layer.
+    ) -> tuple[torch.Tensor | Reference, ...]:
+        """Rotations of prefix and patch tokens, one tensor a layer (under the compiler, a reference to a kept one).
 
         Args:
             positions: coordinates of the patches, shape (batch or 1, patches, axes).
@@ -273,7 +273,12 @@ class LiereViTRotations(nn.Module):
         # All layers share one, or each has its own.
         return rotations * (self.config.num_hidden_layers // len(rotations))
 
-    def _rotations(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def _rotations(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor | Reference, ...]:
+        _warn_of_half_precision(
+            positions,
+            "positions",
+            "LiereTrainer keeps them; for FSDP2, take MixedPrecisionPolicy(cast_forward_inputs=False)",
+        )
         with maybe_autocast(positions.device.type, enabled=False):
             generators = self._generators(positions.device)
             dtype_inside = torch.promote_types(positions.dtype, generators.dtype)
@@ -325,11 +330,12 @@ class LiereViTRotations(nn.Module):
         encoding = POSITION_ENCODINGS[self.config.position_encoding]
         parameters = {name: _full_tensor(getattr(self, name)) for name in encoding.parameters}
         generators = encoding.generators(self.config, parameters, device)
-        if torch.finfo(generators.dtype).bits < 32 and not torch.compiler.is_compiling():
-            logger.warning_once(
-                f"The parameters of rotations are {generators.dtype}, which rounds angles by up to 0.1: keep them in "
-                "float32, as from_pretrained(dtype=...) and LiereTrainer do."
-            )
+        _warn_of_half_precision(
+            generators,
+            "The parameters of rotations",
+            "from_pretrained(dtype=...), .to(dtype) and LiereTrainer keep float32, but not the dtype argument of "
+            "accelerate's load_checkpoint_and_dispatch: call model.to(dtype) before it instead",
+        )
         return generators.to(torch.promote_types(generators.dtype, torch.float32))
 
 
@@ -339,6 +345,11 @@ FrozenGrid = tuple[tuple[int, ...], str]
 
 def _freeze_again(module: LiereViTRotations, _) -> None:
     module._refreeze(lambda tensor: tensor)
+
+
+def _warn_of_half_precision(tensor: torch.Tensor, name: str, advice: str) -> None:
+    if torch.finfo(tensor.dtype).bits < 32 and not torch.compiler.is_compiling():
+        logger.warning_once(f"{name} are {tensor.dtype}, which rounds angles by up to 0.1: {advice}.")
 
 
 def _full_tensor(parameter: torch.Tensor) -> torch.Tensor:
@@ -386,7 +397,7 @@ class LiereViTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
+        rotations: torch.Tensor | Reference | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -394,7 +405,9 @@ class LiereViTAttention(nn.Module):
         query = self.q_proj(hidden_states).view(hidden_shape)
         key = self.k_proj(hidden_states).view(hidden_shape)
         value = self.v_proj(hidden_states).view(hidden_shape)
-        if rotations is not None:
+        if isinstance(rotations, Reference):
+            query, key = rotations.rotate(query, key)
+        elif rotations is not None:
             query, key = rotate_queries_and_keys(query, key, rotations)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -487,7 +500,7 @@ class LiereViTLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
+        rotations: torch.Tensor | Reference | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         residual = hidden_states
@@ -608,7 +621,8 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         """The last layer's output before the final normalization, the mask over all tokens, and the grid size."""
         if pixel_values is None:
             raise ValueError("pixel_values is None, the model needs an input")
-        pixel_values = pixel_values.to(self._computing_dtype())
+        # For a quantized module in place of the projection, which computes in the dtype of its input.
+        pixel_values = pixel_values.to(self.layers[0].layernorm_before.weight.dtype)
         hidden_states, grid_size = self.embeddings(pixel_values, bool_masked_pos, positions)
         token_mask = self._token_mask(attention_mask, hidden_states)
         attention_mask = create_bidirectional_mask(
@@ -620,12 +634,6 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         for layer, rotation in zip(self.layers, rotations, strict=True):
             hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
         return hidden_states, token_mask, grid_size
-
-    def _computing_dtype(self) -> torch.dtype:
-        """That of the patch projection or, where a module with quantized weights replaces it, of the normalization."""
-        weight = getattr(self.embeddings.patch_embeddings.projection, "weight", None)
-        is_float = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.element_size() > 1
-        return weight.dtype if is_float else self.layers[0].layernorm_before.weight.dtype
 
     def _token_mask(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Extend a mask over patches to prefix and patches. A mask over both is returned as it is."""
@@ -666,7 +674,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
 
     def _rotations(
         self, positions: torch.Tensor | None, grid_size: tuple[int, ...], hidden_states: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    ) -> tuple[torch.Tensor | Reference | None, ...]:
         if self.rotations is None:
             return (None,) * len(self.layers)
         device = hidden_states.device

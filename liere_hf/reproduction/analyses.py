@@ -20,9 +20,9 @@ from ..configuration import compared_encodings, paper_flops_overhead
 from ..configuration.arguments import PRESETS
 from ..hardware import hardware
 from ..modeling.configuration_liere_vit import LiereViTConfig
+from ..modeling.exponential import skew_matrix_exp
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..modeling.position_encodings import POSITION_ENCODINGS
-from ..modeling.skew_exponential import skew_matrix_exp
 from ..output_files import write_bytes, write_json
 from . import equivariance
 from .experiments import Scale

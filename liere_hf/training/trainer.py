@@ -18,7 +18,7 @@ from .divergence import DivergenceCheck
 from .optimizer import learning_rate_factors, rotation_parameter_names, scale_learning_rates
 from .resumption import Resumption
 from .saving import atomic_save
-from .sharding import shard_rotations_in_float32
+from .sharding import keep_inputs, shard_rotations_in_float32
 
 
 class LiereTrainer(Trainer):
@@ -46,6 +46,7 @@ class LiereTrainer(Trainer):
             if mesh is not None:
                 mesh = mesh[tuple(self.accelerator.parallelism_config.fsdp_dim_names)]
             shard_rotations_in_float32(self.model, mesh)
+            keep_inputs(self.accelerator.state.fsdp_plugin)
         # The filter hides losses that are not finite, and waits for the device in every step. See DivergenceCheck.
         self.args.logging_nan_inf_filter = False
         # Losses are means over the examples of a process; every process has the same number.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from liere_hf.benchmark import models
+from liere_hf.benchmark import compilation, models
 from liere_hf.benchmark.models import PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant, contestant_names
 from liere_hf.benchmark.timing import median_ratio
 from liere_hf_cli.main import main
@@ -66,6 +66,19 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.end_to_end
+@pytest.mark.parametrize("name", [REFERENCE, "liere8", *PUBLISHED_WAYS])
+def test_steps_as_on_a_gpu(name):
+    """Compiled, in bfloat16: here on a CPU."""
+    torch.compiler.reset()
+    steps = models.Steps(name, SMALL["image"], torch.device("cpu"), compiled=True)
+    before = [parameter.clone() for parameter in steps.model.parameters()]
+    assert steps.seconds("training") > 0
+    assert steps.seconds("evaluation") > 0
+    assert any(not torch.equal(*pair) for pair in zip(before, steps.model.parameters(), strict=True))
+    torch.compiler.reset()
+
+
+@pytest.mark.end_to_end
 def test_contestants_are_optional(tmp_path, monkeypatch):
     """Table and chart do not need the published implementations."""
     monkeypatch.setitem(PRESETS, "base-video", SMALL["video"])
@@ -105,12 +118,37 @@ def test_out_of_memory_is_reported_in_one_sentence(monkeypatch, capsys):
 
 def test_the_exponential_is_measured_separately(tmp_path, monkeypatch):
     monkeypatch.setattr("liere_hf.benchmark.exponential.NUM_ELEMENTS", 1 << 13)
+    monkeypatch.setattr("liere_hf.benchmark.exponential.ERROR_WIDTHS", (8, 16))
     with pytest.raises(SystemExit) as exit_info:
         main(["benchmark", "exponential", "--rounds", "2", "--results_file", str(tmp_path / "results.json")])
     assert exit_info.value.code == 0
-    rows = json.loads((tmp_path / "results.json").read_text())["widths"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    rows = results["widths"]
     assert [row["width"] for row in rows] == [2, 4, 8, 16, 32, 64]
     assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in rows)
+    assert [row["width"] for row in results["errors"]] == [8, 16]
+    assert all(0 < error < 1e-4 for row in results["errors"] for name, error in row.items() if name != "width")
+
+
+@pytest.mark.end_to_end
+def test_compiled_models_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("liere_hf.benchmark.compilation.BLOCK_SIZES", (8,))
+    monkeypatch.setattr("liere_hf.benchmark.compilation.BATCH_SIZES", (2,))
+    small = {
+        "hidden_size": 64,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+        "intermediate_size": 64,
+        "image_size": 32,
+    }
+    monkeypatch.setattr("liere_hf.benchmark.compilation.DIMENSIONS", compilation.DIMENSIONS | small)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "compilation", "--rounds", "2", "--results_file", str(tmp_path / "results.json")])
+    assert exit_info.value.code == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    ways = [*compilation.INFERENCE, *compilation.TRAINING, compilation.EAGER, "in turn"]
+    assert [row["way"] for row in rows] == ways
+    assert all(row["seconds"] > 0 and (row["ratio"] == 1 or row["way"] != "eager") for row in rows)
 
 
 def test_median_ratio_pairs_rounds():

@@ -50,7 +50,7 @@ def test_an_update_adds_new_modules_and_removes_deleted_ones(copy):
     """As if the current code imported some modules for the first time and no longer imported another."""
     directory = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8"
     modules = {path.name: path.read_text() for path in directory.glob("*.py")}
-    for name in ("positions.py", "scaling_and_squaring.py"):
+    for name in ("positions.py", "exponential.py"):
         (directory / name).unlink()
     (directory / "rotations.py").write_text("# of yesterday")
     (directory / "yesterday.py").touch()

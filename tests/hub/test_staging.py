@@ -86,8 +86,8 @@ def test_truncated_and_missing_weights(run_dir, target):
 
 
 def test_missing_code(run_dir, target):
-    (run_dir / "skew_exponential.py").unlink()
-    with pytest.raises(InputError, match=r"lacks skew_exponential.py: the model needs its code"):
+    (run_dir / "exponential.py").unlink()
+    with pytest.raises(InputError, match=r"lacks exponential.py: the model needs its code"):
         stage(read_checkpoint(run_dir), target, REPO_ID)
 
 

@@ -146,6 +146,85 @@ def test_a_change_is_noticed(change):
     assert torch.equal(after, logits(fresh, pixel_values))
 
 
+@pytest.fixture
+def compiled():
+    """Compiles a model into one graph, without generating code."""
+    torch.compiler.reset()
+    yield lambda model: torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.compiler.reset()
+
+
+def test_a_compiled_model_computes_rotations_once_and_notices_changes(computed, compiled):
+    """As `compiled` is one graph, each change takes effect without compiling again."""
+    model = classifier()
+    pixel_values, graph = random_input(model.config), compiled(model)
+    expected = logits(classifier(), pixel_values)
+    computed.clear()
+    for _ in range(3):
+        torch.testing.assert_close(logits(graph, pixel_values), expected, rtol=0, atol=1e-5)
+    assert len(computed) == model.config.num_hidden_layers
+    for name in ("in place", "through .data", "another storage", "loaded"):
+        CHANGES[name](model)
+        computed.clear()
+        actual = logits(graph, pixel_values)
+        assert len(computed) == model.config.num_hidden_layers
+        fresh = classifier()
+        fresh.load_state_dict(model.state_dict())
+        torch.testing.assert_close(actual, logits(fresh, pixel_values), rtol=1e-5, atol=1e-5)
+        assert (actual - expected).abs().max() > 1e-3
+
+
+@pytest.mark.extensive
+def test_compiled_copies_and_sizes_keep_rotations_of_their_own(computed, compiled):
+    models = [classifier(), classifier()]
+    generators(models[1]).data.add_(0.3)
+    graphs = [compiled(model) for model in models]
+    inputs = [random_input(models[0].config, grid_size=grid_size) for grid_size in ((2, 4), LARGER_GRID)]
+    for _ in range(3):
+        actual = [logits(graph, pixel_values) for graph in graphs for pixel_values in inputs]
+    assert len(computed) == 4 * models[0].config.num_hidden_layers
+    expected = [logits(model, pixel_values) for model in models for pixel_values in inputs]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.extensive
+def test_a_compiled_model_whose_generators_are_frozen_trains(computed, compiled):
+    """Gradients of everything before the rotations, as in eager mode, with autocast too."""
+    for dtype in (torch.float32, torch.bfloat16):
+        gradients = []
+        for wrap in (compiled, lambda model: model):
+            model = classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+            generators(model).requires_grad_(False)
+            forward = wrap(model)
+            for _ in range(2):
+                model.zero_grad()
+                computed.clear()
+                with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+                    forward(random_input(model.config)).logits.float().square().sum().backward()
+            assert not computed
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        tolerance = 1e-4 if dtype == torch.float32 else 5e-2
+        for actual, expected in zip(*gradients, strict=True):
+            assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.extensive
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.xfail(torch.__version__.startswith("2.11."), reason="an internal assert of this torch")
+def test_compiled_models_stacked_by_vmap(compiled):
+    models = [classifier(), classifier()]
+    generators(models[1]).data.add_(0.3)
+    pixel_values = random_input(models[0].config)
+    parameters, _ = stack_module_state(models)
+    together = torch.compile(
+        lambda parameters: vmap(lambda each: functional_call(models[0], each, (pixel_values,)).logits)(parameters),
+        backend="aot_eager",
+    )
+    with torch.no_grad():
+        for model, actual in zip(models, together(parameters), strict=True):
+            torch.testing.assert_close(actual, logits(model, pixel_values), rtol=0, atol=1e-5)
+
+
 def test_other_sizes_positions_and_dtypes_are_noticed():
     model = classifier()
     small, large = random_input(model.config), random_input(model.config, grid_size=LARGER_GRID)

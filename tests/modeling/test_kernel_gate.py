@@ -7,10 +7,19 @@ from test_rotation_kernels import interpreter, packed, run_interpreted, unpacked
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from liere_hf.modeling import kernel_gate, rotations, skew_exponential
+from liere_hf.modeling import exponential, kernel_gate
 from liere_hf.modeling.kernel_gate import EXPONENTIAL_WIDTHS, ROTATION_WIDTHS, check_exponential, check_rotation
+from liere_hf.modeling.rotations import liere_rotations
 
 CPU = torch.device("cpu")
+CHECKS = [
+    *((check_exponential, width, torch.float32) for width in EXPONENTIAL_WIDTHS),
+    *(
+        (check_rotation, width, dtype)
+        for width in ROTATION_WIDTHS
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    ),
+]
 
 
 @pytest.fixture
@@ -35,23 +44,29 @@ def test_right_rotations_pass(interpreter, width, dtype):  # noqa: F811
     run_interpreted(interpreter, "check_rotation", CPU, width, dtype)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("check", "width", "dtype"), CHECKS)
+def test_kernels_are_used_on_the_device(warnings, check, width, dtype):
+    assert kernel_gate.works(check, torch.device("cuda"), width, dtype), warnings
+
+
 def rotations_and_gradients(data):
     """Of `liere_rotations` and `skew_matrix_exp`."""
     positions, generators = unpacked(data)
     results = []
     for needed in (True, False):
         inputs = positions.requires_grad_(needed), generators.requires_grad_()
-        rotated = rotations.liere_rotations(*inputs)
+        rotated = liere_rotations(*inputs)
         wanted = inputs if needed else inputs[1:]
         results += [rotated.detach(), *torch.autograd.grad(rotated.cumsum(-1).sin().sum(), wanted)]
     skew = (generators.triu(1) - generators.triu(1).mT).detach().requires_grad_()
-    rotated = skew_exponential.skew_matrix_exp(skew)
+    rotated = exponential.skew_matrix_exp(skew)
     (grad,) = torch.autograd.grad(rotated.cumsum(-1).sin().sum(), skew)
     return packed([*results, rotated.detach(), grad - grad.mT])
 
 
 def by_interpreted_kernels(data):
-    rotations.has_exponential = skew_exponential.has_exponential = lambda _: True
+    exponential.has_exponential = lambda _: True
     return rotations_and_gradients(data)
 
 

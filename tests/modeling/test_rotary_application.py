@@ -8,13 +8,7 @@ from factory import BLOCK_SIZES, normal, uniform_generators, uniform_positions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liere_hf.modeling import rotary_application
-from liere_hf.modeling.rotary_application import (
-    apply_plane_rotations,
-    apply_rotations,
-    in_fast_layout,
-    rotate_queries_and_keys,
-)
+from liere_hf.modeling.rotary_application import apply_plane_rotations, apply_rotations, rotate_queries_and_keys
 from liere_hf.modeling.rotations import liere_rotations
 
 seeds = st.integers(0, 2**31)
@@ -76,14 +70,13 @@ def test_gradients_of_apply_rotations(size, batch, heads):
     rotation_heads=st.sampled_from([1, 3]),
     batch_size=st.sampled_from([1, 2, 7, 8, 9]),
     num_tokens=st.integers(1, 7),
-    chunk_bytes=st.sampled_from([1, 1 << 14, 1 << 20]),
     layout=st.sampled_from(["by token", "by head", "sliced", "expanded"]),
     seed=seeds,
 )
 def test_rotated_queries_and_keys_and_all_gradients(
-    size, num_blocks, rotation_heads, batch_size, num_tokens, chunk_bytes, layout, seed
+    size, num_blocks, rotation_heads, batch_size, num_tokens, layout, seed
 ):
-    """Against autograd through einsum: merged and single blocks, one chunk or many, any strides."""
+    """Against autograd through einsum: merged and single blocks, any strides."""
     shape = {"tokens": num_tokens, "heads": rotation_heads, "blocks": num_blocks, "size": size}
     rotations = rotations_of(**shape, seed=seed).requires_grad_()
     head_dim = num_blocks * size
@@ -98,23 +91,12 @@ def test_rotated_queries_and_keys_and_all_gradients(
     vectors = normal(4, batch_size, num_tokens, 3, head_dim, seed=seed + 1)
     query, key = (laid_out(each).requires_grad_() for each in vectors[:2])
     inputs, weights = (query, key, rotations), tuple(laid_out(each) for each in vectors[2:])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rotary_application, "CHUNK_BYTES", chunk_bytes)
-        actual = rotate_queries_and_keys(*inputs)
-        actual_grads = torch.autograd.grad(actual, inputs, weights)
+    actual = rotate_queries_and_keys(*inputs)
+    actual_grads = torch.autograd.grad(actual, inputs, weights)
     expected = tuple(apply_rotations(each, rotations) for each in (query, key))
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     expected_grads = torch.autograd.grad(expected, inputs, weights)
     torch.testing.assert_close(actual_grads, expected_grads, rtol=0, atol=1e-10)
-
-
-def test_the_memory_layout_of_rotations_does_not_matter():
-    rotations = rotations_of(blocks=4)
-    query, key = normal(2, 9, 3, 2, 32)
-    for laid_out in (rotations, in_fast_layout(rotations)):
-        actual = rotate_queries_and_keys(query, key, laid_out)
-        expected = tuple(apply_rotations(each, rotations) for each in (query, key))
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [2, 8, 64])
@@ -127,17 +109,6 @@ def test_frozen_rotations_and_an_unused_result(size):
     rotated.backward(weights)
     torch.testing.assert_close(query.grad, apply_rotations(weights, rotations.mT), rtol=0, atol=1e-12)
     assert key.grad is None or not key.grad.any()
-
-
-@pytest.mark.parametrize("size", [8, 64])
-def test_training_keeps_only_the_results(size):
-    """Attention keeps them anyway. Queries and keys before their rotation are not saved."""
-    rotations = rotations_of(blocks=64 // size, size=size).requires_grad_()
-    query, key = (each.requires_grad_() for each in normal(2, 9, 3, 2, 64).unbind())
-    stored = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: stored.append(tensor.data_ptr()) or tensor, id):
-        rotated = rotate_queries_and_keys(query, key, rotations)
-    assert set(stored) == {each.data_ptr() for each in (rotations, *rotated)}
 
 
 @pytest.mark.parametrize(("size", "heads"), [(2, 1), (4, 3), (8, 1)])

@@ -1,4 +1,4 @@
-"""The Triton kernels, run by Triton's interpreter on a CPU, and compiled where there is a GPU.
+"""The Triton kernels: compiled on a CUDA device, run by Triton's interpreter on a CPU.
 
 Compared with SciPy's exponential and its Frechet derivative, explicit block-diagonal matrices, and float64 autograd.
 """
@@ -15,15 +15,26 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
-from liere_hf.modeling import kernel_gate, rotary_application, rotation_kernels
-from liere_hf.modeling.scaling_and_squaring import FLOAT32_VIA_FLOAT64, kernel_scaling
+from devices import DEVICES
 
-DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+from liere_hf.modeling import kernel_gate, rotary_application, rotation_kernels
+from liere_hf.modeling.polynomial import FLOAT32_VIA_FLOAT64, kernel_scaling
+
 # Size, axes and matrices per position (M). Some programs that process several matrices are only partly filled.
 EXPONENTIALS = [(4, 1, 9), (4, 3, 2), (8, 2, 3), (16, 3, 2), (32, 1, 2), (64, 2, 1), (128, 3, 1)]
 # Block size and head dimension: several blocks, some groups of small blocks only partly filled.
 HEADS = [(2, 10), (4, 24), (8, 24), (16, 32), (32, 64), (64, 128), (128, 128)]
 BATCH, TOKENS, NUM_HEADS = 70, 3, 2
+HALF_PRECISION = [torch.bfloat16, torch.float16]
+
+
+def mostly_extensive(cases, fast):
+    """All cases, of which `make test` runs a few."""
+    return [case if case in fast else pytest.param(*case, marks=pytest.mark.extensive) for case in cases]
+
+
+SIZES = [(4,), (8,), (16,), (32,), (64,), (128,)]
+HEADS_IN_HALF_PRECISION = mostly_extensive(HEADS, [(4, 24), (64, 128)])
 
 
 def start_interpreter() -> None:
@@ -74,7 +85,8 @@ def call(name: str, *arguments):
     elif name == "exponential_backward":
         arguments += (FLOAT32_VIA_FLOAT64,)
     modules = (kernel_gate, rotary_application, rotation_kernels)
-    return getattr(next(module for module in modules if hasattr(module, name)), name)(*arguments)
+    function = getattr(next(module for module in modules if hasattr(module, name)), name)
+    return getattr(function, "fast", function)(*arguments)
 
 
 def run_packed(name: str, arguments: bytes) -> bytes:
@@ -97,8 +109,6 @@ def run_interpreted(pool, name, *arguments):
 
 def on_gpu(argument):
     """The tensor on the GPU, with the same strides."""
-    if isinstance(argument, tuple):
-        return tuple(map(on_gpu, argument))
     if not isinstance(argument, torch.Tensor):
         return argument
     storage = torch.as_strided(argument, (len(argument.untyped_storage()) // argument.element_size(),), (1,), 0)
@@ -155,8 +165,8 @@ def test_exponential_equals_scipy(run, size, num_axes, num_matrices):
     assert largest(rotations @ rotations.mT - torch.eye(size)).max() < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(("size",), mostly_extensive(SIZES, [(8,), (32,)]))
 def test_exponential_in_half_precision(run, dtype, size):
     positions, skew, exponent = exponents(size, 2, 1)
     rotations = run("exponential", positions, skew, dtype)
@@ -189,9 +199,10 @@ def test_exponential_backward_equals_frechet_derivative(run, size, num_axes, num
     assert (largest(actual - expected) < 2e-5 * largest(expected)).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_exponential_backward_of_a_strided_gradient_in_half_precision(run, dtype):
-    positions, skew, exponent = exponents(8, 2, 3)
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(("size",), mostly_extensive(SIZES, [(8,)]))
+def test_exponential_backward_of_a_strided_gradient_in_half_precision(run, dtype, size):
+    positions, skew, exponent = exponents(size, 2, 3)
     grad = normal(*exponent.shape, dtype=dtype, seed=2).mT
     actual = run("exponential_backward", positions, skew, grad)
     assert torch.equal(actual, run("exponential_backward", positions, skew, grad.float().contiguous()))
@@ -223,8 +234,8 @@ def test_rotate_equals_block_diagonal_matrices(run, block, dim, rotation_heads, 
 
 
 @pytest.mark.parametrize("rotations_dtype", [None, torch.float32])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("block", "dim"), [(4, 24), (64, 64)])
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(("block", "dim"), HEADS_IN_HALF_PRECISION)
 def test_rotate_in_half_precision(run, block, dim, dtype, rotations_dtype):
     rotations = normal(TOKENS, NUM_HEADS, dim // block, block, block, seed=1) / block**0.5
     states = normal(5, TOKENS, NUM_HEADS, dim, dtype=dtype)
@@ -267,10 +278,11 @@ def test_rotations_backward_equals_autograd(run, block, dim, rotation_heads):
 
 
 @pytest.mark.parametrize("rotation_heads", [1, NUM_HEADS])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rotations_backward_in_half_precision_sums_in_float32(run, dtype, rotation_heads):
-    states, grad = (normal(BATCH, TOKENS, NUM_HEADS, 24, dtype=dtype, seed=seed) for seed in (0, 1))
-    assert_rotations_backward(run, states, grad, rotation_heads, 8)
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(("block", "dim"), mostly_extensive(HEADS, [(8, 24)]))
+def test_rotations_backward_in_half_precision_sums_in_float32(run, block, dim, dtype, rotation_heads):
+    states, grad = (normal(BATCH, TOKENS, NUM_HEADS, dim, dtype=dtype, seed=seed) for seed in (0, 1))
+    assert_rotations_backward(run, states, grad, rotation_heads, block)
 
 
 @pytest.mark.parametrize("states", STRIDED.values(), ids=STRIDED)
@@ -281,7 +293,7 @@ def test_rotations_backward_of_strided_states_and_gradients(run, states):
 
 
 @pytest.mark.parametrize("rotation_heads", [1, NUM_HEADS])
-@pytest.mark.parametrize(("block", "dim"), [(2, 10), (8, 24), (32, 64)])
+@pytest.mark.parametrize(("block", "dim"), mostly_extensive(HEADS, [(2, 10), (8, 24), (32, 64)]))
 def test_gradients_from_results_equal_autograd(run, block, dim, rotation_heads):
     """With respect to rotations, queries and keys, though only rotated queries and keys are kept."""
     raw = normal(TOKENS, rotation_heads, dim // block, block, block, seed=1).double()
@@ -292,8 +304,8 @@ def test_gradients_from_results_equal_autograd(run, block, dim, rotation_heads):
     expected_rotated = tuple(torch.einsum("thij,bthj->bthi", matrices, each.double()) for each in states)
     expected = torch.autograd.grad(expected_rotated, (rotations, *states), tuple(grad.double() for grad in grads))
     rotations, states = rotations.detach(), tuple(each.detach() for each in states)
-    rotated = run("rotate_by_kernel", rotations, states)
+    rotated = run("_Rotation", rotations, *states)
     for each, expected_each in zip(rotated, expected_rotated, strict=True):
         torch.testing.assert_close(each.double(), expected_each.detach(), rtol=0, atol=1e-5)
-    actual = run("gradients_by_kernel", rotations, rotated, grads, True)
+    actual = run("_RotationGradient", rotations, *rotated, *grads)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)

@@ -15,7 +15,9 @@ from torch.nn.utils import parametrize, prune
 
 from liere_hf import LiereViTForImageClassification
 from liere_hf.modeling import differentiation, modeling_liere_vit
+from liere_hf.modeling.kept_rotations import Reference
 from liere_hf.modeling.position_encodings import POSITION_ENCODINGS
+from liere_hf.modeling.rotary_application import rotate_queries_and_keys
 
 CHANGE = 0.8
 
@@ -139,6 +141,40 @@ def test_compiled_models(encoding, num_axes):
     with torch.no_grad():
         actual = by_compiler(model)(pixel_values).logits
     np.testing.assert_allclose(actual.numpy(), expected_logits(encoding, num_axes, pixel_values), rtol=0, atol=2e-5)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_the_compiler_takes_operators_and_exporters_take_none(trains):
+    """Whether one or the other traces is not the same question in all versions of torch."""
+    torch.compiler.reset()
+    module = built("liere", 2).liere_vit.rotations
+    module.requires_grad_(trains)
+    query, positions = torch.randn(2, 9, 2, 16), torch.rand(1, 8, 2)
+
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rotations = module
+
+        def forward(self, query, positions):
+            (rotations, *_) = self.rotations(positions, torch.float32)
+            if isinstance(rotations, Reference):
+                return rotations.rotate(query, query)
+            return rotate_queries_and_keys(query, query, rotations)
+
+    def operators(graph):
+        return [node.target for node in graph.nodes if str(node.target).startswith("liere.")]
+
+    graphs = []
+    compiled = torch.compile(Rotated(), backend=lambda graph, _: graphs.append(graph.graph) or graph, fullgraph=True)
+    expected = compiled(query, positions)
+    assert operators(graphs[0])
+    for strict in (True, False):
+        program = torch.export.export(Rotated(), (query, positions), strict=strict)
+        assert not operators(program.graph)
+        for actual, each in zip(program.module()(query, positions), expected, strict=True):
+            torch.testing.assert_close(actual, each, rtol=0, atol=1e-5)
     torch.compiler.reset()
 
 
@@ -266,7 +302,17 @@ def test_parameters_in_half_precision_are_kept_or_warned_about(tmp_path, monkeyp
         loaded = LiereViTForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16, **options)
         assert torch.equal(loaded.liere_vit.rotations.generators, model.liere_vit.rotations.generators)
         loaded(pixel_values)
+    cast = built("liere", 2).to(torch.bfloat16)
+    dispatched = load_checkpoint_and_dispatch(cast, tmp_path, device_map={"": "cpu"})
+    assert torch.equal(dispatched.liere_vit.rotations.generators, model.liere_vit.rotations.generators)
+    assert dispatched(pixel_values).logits.dtype == torch.bfloat16
     assert not warnings
+    dispatched(pixel_values, positions=torch.rand(1, 8, 2).to(torch.bfloat16))
+    assert (
+        "positions are torch.bfloat16, which rounds angles by up to 0.1: LiereTrainer keeps them; for"
+        in warnings.pop()
+    )
     dispatched = load_checkpoint_and_dispatch(model, tmp_path, device_map={"": "cpu"}, dtype=torch.bfloat16)
     dispatched(pixel_values)
     assert "The parameters of rotations are torch.bfloat16, which rounds angles" in warnings[0]
+    assert "call model.to(dtype) before it instead" in warnings[0]

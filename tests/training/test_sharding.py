@@ -18,7 +18,7 @@ from factory import random_input, random_model, tiny_config
 from reference import reference_logits
 
 from liere_hf import LiereViTForImageClassification, grid_positions
-from liere_hf.training.sharding import shard_rotations_in_float32
+from liere_hf.training.sharding import keep_inputs, shard_rotations_in_float32
 
 # Encoding, axes and mixed precision.
 CASES = [
@@ -32,6 +32,11 @@ pytestmark = pytest.mark.end_to_end
 
 def built(encoding, num_axes):
     return random_model(LiereViTForImageClassification, tiny_config(num_axes, position_encoding=encoding))
+
+
+def crop_positions(config):
+    """Coordinates that bfloat16 does not hold."""
+    return 3 + grid_positions(config.grid_size, config.grid_size)[None] / 7
 
 
 def sharded_step(model, rank, mixed_precision):
@@ -48,19 +53,21 @@ def sharded_step(model, rank, mixed_precision):
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision=mixed_precision or "no", is_main_process=rank == 0
     )
-    pixel_values = random_input(model.config)
+    pixel_values, positions = random_input(model.config), crop_positions(model.config)
     shard_rotations_in_float32(model)
+    keep_inputs(plugin)
     model = fsdp2_prepare_model(accelerator, model)
     rotations = []
     model.liere_vit.rotations.register_forward_hook(lambda module, inputs, outputs: rotations.append(outputs))
     with torch.no_grad():
         logits = model(pixel_values).logits
+        model(pixel_values, positions=positions)
     # Each process has a sample of its own, as in training.
     model(pixel_values[rank : rank + 1]).logits.float().square().sum().backward()
     gradients = {
         name: parameter.grad.full_tensor() for name, parameter in model.named_parameters() if "rotations" in name
     }
-    return logits, rotations[0], gradients
+    return logits, rotations[:2], gradients
 
 
 def run_process(rank, directory):
@@ -92,9 +99,12 @@ def test_two_processes_equal_one(results, case):
     for name, gradient in gradients.items():
         exact = dict(model.named_parameters())[name].grad
         assert (gradient - exact).abs().max() < tolerance * exact.abs().max()
-    positions = grid_positions(model.config.grid_size, model.config.grid_size)[None].double()
-    exact = model.double().liere_vit.rotations(positions, torch.float64)
-    for actual, each in zip(rotations, exact, strict=True):
-        # In bfloat16 they are rounded once, after the exponential.
-        assert actual.dtype == (torch.float32 if case[2] is None else torch.bfloat16)
-        torch.testing.assert_close(actual.double(), each, rtol=0, atol=1e-5 if case[2] is None else 2**-8)
+    positions = grid_positions(model.config.grid_size, model.config.grid_size)[None]
+    model = model.double()
+    for actual_rotations, each in zip(rotations, (positions, crop_positions(model.config)), strict=True):
+        exact_rotations = model.liere_vit.rotations(each.double(), torch.float64)
+        for actual, exact in zip(actual_rotations, exact_rotations, strict=True):
+            # In bfloat16 they are rounded once, after the exponential.
+            assert actual.dtype == (torch.float32 if case[2] is None else torch.bfloat16)
+            tolerance = 1e-5 if case[2] is None else 2**-8
+            torch.testing.assert_close(actual.double(), exact, rtol=0, atol=tolerance)
