@@ -126,7 +126,8 @@ def _train(
         metrics = trainer.evaluate() | {"eval_per_class": trainer.compute_metrics.per_class()}
         test_metrics = {}
         if data.test is not None:
-            test_metrics = trainer.evaluate(data.test, metric_key_prefix="test")
+            # Not `evaluate`, which has one DataLoader for all data sets if its workers are persistent.
+            test_metrics = trainer.predict(data.test, metric_key_prefix="test").metrics
             test_metrics["test_per_class"] = trainer.compute_metrics.per_class()
         with atomic_save(trainer) as unfinished:
             trainer.save_model(str(unfinished))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,18 @@ class LiereTrainer(Trainer):
         return build_train_dataloader(self.train_dataset, batch_size, self.data_collator, self.args, self.accelerator)
 
     def get_eval_dataloader(self, eval_dataset: EvaluationExamples | None = None) -> DataLoader:
+        with self._dropping_no_examples():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: EvaluationExamples) -> DataLoader:
+        with self._dropping_no_examples():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _dropping_no_examples(self) -> Iterator[None]:
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
 

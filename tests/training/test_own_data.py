@@ -74,6 +74,14 @@ def test_validation_chooses_and_test_is_reported(recipe, tmp_path, capsys):
     write_pictures(data / "test", 6, first=200)
     words = ["--eval_strategy", "epoch", "--save_strategy", "epoch", "--load_best_model_at_end", "true"]
     words += ["--metric_for_best_model", "loss", "--num_train_epochs", 4]
+    words += [
+        "--dataloader_num_workers",
+        1,
+        "--dataloader_persistent_workers",
+        "true",
+        "--dataloader_drop_last",
+        "true",
+    ]
     run("train", recipe, "--data_dir", data, "--output_dir", tmp_path / "run", *words)
     out = capsys.readouterr().out
     for line in (

@@ -229,7 +229,7 @@ def test_ucf101(tmp_path, layout):
     assert evaluation[f"{prefix}_loss"] == pytest.approx(loss_of_averaged_views(tmp_path / "run", data), abs=1e-4)
     facts = json.loads((tmp_path / "run" / "train_results.json").read_text())["data"]
     assert facts["left_out"] == [
-        {"file": str(broken), "reason": "cannot be used: it has no frame that can be decoded"}
+        {"file": str(broken), "reason": "cannot be used: Invalid data found when processing input"}
     ]
 
 
