@@ -293,10 +293,10 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "compilation", "data", "prediction"],
+        choices=["models", "exponential", "errors", "compilation", "data", "prediction"],
         default="models",
-        help="models (the default), exponentials of skew-symmetric matrices, compiled models, data loading, or "
-        "predictions for files",
+        help="models (the default), exponentials of skew-symmetric matrices, their errors, compiled models, data "
+        "loading, or predictions for files",
     )
     benchmark.add_argument("--model", help="prediction: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="models: contestants in addition to transformers' ViT and the absolute model (default: all)",
     )
-    benchmark.add_argument("--rounds", type=int, default=9, help="all but data: number of measurements")
+    benchmark.add_argument("--rounds", type=int, default=9, help="number of measurements (not for errors and data)")
     benchmark.add_argument(
         "--output_dir", type=Path, default=Path("runs/benchmark"), help="models: directory for table, chart and JSON"
     )
@@ -485,6 +485,10 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         if arguments.model is None:
             raise InputError("model is not given, benchmark prediction needs an image classifier")
         results = benchmark_prediction(arguments.model, arguments.rounds)
+    elif arguments.subject == "errors":
+        from liere_hf.benchmark.exponential import measure_errors
+
+        results = measure_errors(arguments.device)
     elif arguments.subject == "compilation":
         from liere_hf.benchmark.compilation import benchmark_compilation
 

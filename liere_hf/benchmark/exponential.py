@@ -32,8 +32,7 @@ def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[st
     The matrices are p_1 A_1 + p_2 A_2 with generators A as in a new model and p uniform in the unit square.
 
     Returns:
-        For each width the median seconds and the speedup with the 95% interval of its median, the largest errors, and
-        the hardware.
+        For each width the median seconds and the speedup with the 95% interval of its median, and the hardware.
 
     Raises:
         InputError: the device does not exist, or rounds is below 1.
@@ -68,18 +67,22 @@ def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[st
             str(row["width"]), f"{row['matrices']:,}", *seconds, ratio_with_interval(row, "speedup", digits=1)
         )
     Console().print(table)
-    errors = [{"width": width, **largest_errors(width, device)} for width in ERROR_WIDTHS]
-    table = Table(*errors[0], title="Largest error in float32")
-    for row in errors:
+    return {"widths": rows, "rounds": rounds, "threads": torch.get_num_threads(), "hardware": hardware()}
+
+
+def measure_errors(device: str | None = None) -> dict[str, Any]:
+    """The largest errors of `skew_matrix_exp` in float32, for each width and kind of matrices, and the hardware.
+
+    Raises:
+        InputError: the device does not exist.
+    """
+    device = checked_device(device)
+    rows = [{"width": width, **largest_errors(width, device)} for width in ERROR_WIDTHS]
+    table = Table(*rows[0], title="Largest error in float32")
+    for row in rows:
         table.add_row(*(f"{value:.1e}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(table)
-    return {
-        "widths": rows,
-        "rounds": rounds,
-        "errors": errors,
-        "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-    }
+    return {"errors": rows, "hardware": hardware()}
 
 
 def largest_errors(width: int, device: torch.device) -> dict[str, float]:

@@ -260,7 +260,7 @@ def test_errors_are_as_documented(width):
 
 
 def test_documented_errors_leave_a_margin_above_those_measured():
-    rows = json.loads((ROOT / "results" / "benchmark_exponential.json").read_text())["errors"]
+    rows = json.loads((ROOT / "results" / "exponential_errors.json").read_text())["errors"]
     measured = {row.pop("width"): row for row in rows}
     documented = documented_errors()
     assert documented.keys() == measured.keys()
