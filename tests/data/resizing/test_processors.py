@@ -34,7 +34,11 @@ def test_evaluation_takes_the_center_crop():
 
 @pytest.mark.parametrize(
     "size, message",
-    [([7, 12], "which patch_size 4 does not divide"), ([8, 8, 8], "the model has 2 axes"), ([0], "does not divide")],
+    [
+        ([7, 12], "which patch_size 4 does not divide"),
+        ([8, 8, 8], "the model has 2 axes"),
+        ([0], "allowed is 1 or more"),
+    ],
 )
 def test_input_sizes_that_do_not_fit(size, message):
     with pytest.raises(InputError, match=message):
@@ -50,5 +54,9 @@ def test_input_size():
 @pytest.mark.parametrize("column", ["image", "video", "volume"])
 def test_models_for_other_inputs(column):
     config = LiereViTConfig(image_size=(4, 8, 8), patch_size=(2, 4, 4), num_channels=2)
-    with pytest.raises(InputError, match=f"{column}s need . axes and . channel"):
+    if column == "volume":
+        # Volumes have any number of channels.
+        assert build_processor(column, config, DataArguments(image_mean=[0.5, 0.4], image_std=[1, 1]))
+        config = LiereViTConfig(image_size=(8, 8), patch_size=(4, 4), num_channels=2)
+    with pytest.raises(InputError, match=f"{column}s need . axes"):
         build_processor(column, config, DataArguments())
