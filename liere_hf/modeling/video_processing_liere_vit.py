@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from transformers.models.videomae.video_processing_videomae import VideoMAEVideoProcessor
 from transformers.video_utils import load_video
 
@@ -19,13 +18,13 @@ class LiereViTVideoProcessor(VideoMAEVideoProcessor):
             return list(zip(*decoded, strict=True))
         frames, metadata = load_video(video_url_or_urls, backend="pyav", sample_indices_fn=sample_indices_fn)
         if metadata is not None:
-            frames = np.ascontiguousarray(turned_upright(frames, _first_frame(video_url_or_urls)))
+            frames = turned_upright(frames, _first_frame(video_url_or_urls)).copy()
             metadata.height, metadata.width = frames.shape[1:3]
         return frames, metadata
 
 
-def turned_upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
-    """Pixels (..., height, width, 3) as a decoded frame of their video is to be shown, to the nearest quarter turn.
+def turned_upright(pixels: Any, frame: Any) -> Any:
+    """An array (..., height, width, 3) as a decoded frame of its video is to be shown, to the nearest quarter turn.
 
     Phones store how they were held as FFmpeg's display matrix m, which takes the point (x, y), y downwards, to
     (m[0] x + m[3] y, m[1] x + m[4] y).
@@ -36,7 +35,7 @@ def turned_upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
-    x_from_x, y_from_x, _, x_from_y, y_from_y = np.frombuffer(matrix, np.int32)[:5].tolist()
+    x_from_x, y_from_x, _, x_from_y, y_from_y = memoryview(bytes(matrix)).cast("i")[:5].tolist()
     if abs(y_from_x) + abs(x_from_y) > abs(x_from_x) + abs(y_from_y):
         pixels = pixels.swapaxes(-3, -2)
         x_from_x, y_from_y = x_from_y, y_from_x
