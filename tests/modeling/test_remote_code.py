@@ -232,7 +232,7 @@ def imports_of(node, guarded=False):
 
 @pytest.mark.parametrize("file", sorted(MODELING.glob("*.py")), ids=lambda file: file.name)
 def test_modeling_imports_only_torch_transformers_and_its_siblings(file):
-    """Triton may be imported only in a `try`."""
+    """Triton and PyAV may be imported only in a `try`."""
     allowed = {"torch", "transformers", *sys.stdlib_module_names}
     for node, guarded in imports_of(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -240,4 +240,4 @@ def test_modeling_imports_only_torch_transformers_and_its_siblings(file):
             assert (MODELING / f"{node.module}.py").is_file()
             continue
         names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-        assert {name.partition(".")[0] for name in names} <= (allowed | {"triton"} if guarded else allowed)
+        assert {name.partition(".")[0] for name in names} <= (allowed | {"triton", "av"} if guarded else allowed)
