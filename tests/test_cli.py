@@ -97,6 +97,7 @@ def test_run_directory(finished_run):
     assert list(AutoImageProcessor.from_pretrained(finished_run).image_mean) == [0.4914, 0.4822, 0.4465]
 
 
+@pytest.mark.end_to_end
 def test_same_seed_same_result(recipe, finished_run, tmp_path):
     assert run("train", recipe, "--output_dir", tmp_path / "again").returncode == 0
     assert run("train", recipe, "--output_dir", tmp_path / "other", "--seed", 1).returncode == 0

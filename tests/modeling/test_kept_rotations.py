@@ -285,7 +285,16 @@ def products(program):
     return [node for node in program.graph.nodes if "bmm" in str(node.target) or "cos" in str(node.target)]
 
 
-@pytest.mark.parametrize("change", ["through .data", "another parameter", "loaded by assignment", "double"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "through .data",
+        *(
+            pytest.param(name, marks=pytest.mark.extensive)
+            for name in ("another parameter", "loaded by assignment", "double")
+        ),
+    ],
+)
 def test_export_takes_the_current_weights(change):
     model = classifier()
     pixel_values = random_input(model.config)

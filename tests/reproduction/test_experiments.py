@@ -235,6 +235,7 @@ def test_list_has_all_experiments(capsys):
         assert name in output
 
 
+@pytest.mark.end_to_end
 def test_attention_of_trained_models(tmp_path, capsys):
     """A map of 49 patches has at most the entropy of the uniform distribution. Models are trained only once."""
     data = write_fashion_mnist(tmp_path, num_train=64, num_test=20)

@@ -188,7 +188,7 @@ def uninterrupted(directory) -> Path:
     return directory / "whole"
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.extensive)])
 def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_number):
     output_dir = directory / signal_number.name
     words = [*TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(output_dir)]

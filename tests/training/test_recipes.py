@@ -48,7 +48,7 @@ def patterns(count: int, size: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "dataset, kind",
     [
-        ("cifar100", "parquet"),
+        pytest.param("cifar100", "parquet", marks=pytest.mark.end_to_end),
         pytest.param("cifar100", "python", marks=pytest.mark.extensive),
         pytest.param("cifar100", "binary", marks=pytest.mark.extensive),
         pytest.param("cifar10", "parquet", marks=pytest.mark.extensive),
@@ -233,6 +233,7 @@ def test_ucf101(tmp_path, layout):
     ]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("suffix", [".nii.gz", pytest.param(".npy", marks=pytest.mark.extensive)])
 def test_volumes(tmp_path, suffix):
     for split, count in (("train", 24), ("test", 10)):

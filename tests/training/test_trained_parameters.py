@@ -150,7 +150,12 @@ def test_lora_trains_little_and_saves_a_plain_model(recipe, pretrained, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("examples", "min_steps", "steps"), [(64, 3, 8), (64, 9, 12), (64, 12, 12), (20, 9, 10), (5, 7, 7)]
+    ("examples", "min_steps", "steps"),
+    [
+        (64, 3, 8),
+        (20, 9, 10),
+        *(pytest.param(*case, marks=pytest.mark.extensive) for case in ((64, 9, 12), (64, 12, 12), (5, 7, 7))),
+    ],
 )
 def test_little_data_takes_more_epochs(recipe, tmp_path, examples, min_steps, steps):
     """Two epochs of 64 examples in batches of 16 are 8 steps; epochs stay whole."""
