@@ -206,7 +206,13 @@ class PublishedRotations(LiereViTRotations):
         skew = upper - upper.mT
         with maybe_autocast(positions.device.type, enabled=False):
             exponents = torch.einsum("bta,lahnij->lbthnij", positions, skew)
-            return torch.linalg.matrix_exp(exponents.contiguous()).to(dtype).unbind(0)
+            return _matrix_exp(exponents).to(dtype).unbind(0)
+
+
+@torch.compiler.disable
+def _matrix_exp(exponents: torch.Tensor) -> torch.Tensor:
+    # Compiled code gives it strides that it refuses.
+    return torch.linalg.matrix_exp(exponents.contiguous())
 
 
 def _rotate_by_einsum(query: torch.Tensor, key: torch.Tensor, rotations: torch.Tensor) -> tuple[torch.Tensor, ...]:

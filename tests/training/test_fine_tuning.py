@@ -36,7 +36,7 @@ def draw(shape: str, random: np.random.Generator, size: int = 64) -> Image.Image
 @pytest.mark.parametrize(("classes", "pictures", "others", "accuracy"), [(3, 40, 15, 0.95), (2, 10, 30, 0.9)])
 def test_few_pictures_are_enough(tmp_path, classes, pictures, others, accuracy):
     """40 or 10 pictures of each class; tested on others."""
-    for split, count in (("train", pictures), ("test", others)):
+    for split, count in (("train", pictures), ("validation", others)):
         for label, shape in enumerate(SHAPES[:classes]):
             folder = tmp_path / "data" / split / shape
             folder.mkdir(parents=True)
