@@ -70,10 +70,12 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             `planar` (RoPE-Mixed's function: each plane is a pair of neighbouring dimensions), `random_basis` (each
             block in a random basis, which all axes share) or `random_bases` (each axis in its own).
         generator_init_scale: `uniform` is in [0, generator_init_scale).
-        generator_min_frequency, generator_max_frequency: initial angular frequencies in radians per patch.
-        pos_embed_shift, pos_embed_jitter, pos_embed_rescale: largest random shift of each axis, factor of each axis
-            and factor of all axes, by which the coordinates of rotary encodings are changed in each training batch
-            (DINOv3); None for no change.
+        generator_min_frequency: the lowest initial angular frequency, in radians per patch.
+        generator_max_frequency: the highest one.
+        pos_embed_shift: largest random shift of each axis by which training batches change the coordinates of rotary
+            encodings (DINOv3); None for no change.
+        pos_embed_jitter: largest random factor of each axis.
+        pos_embed_rescale: largest random factor of all axes.
         share_generators_across_layers: one set of generators for all layers.
         share_generators_across_heads: one set of generators for all heads of a layer.
         encoder_stride: pixels that one patch token is decoded to in masked image modeling; patch_size if not given.
