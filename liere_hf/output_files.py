@@ -73,6 +73,24 @@ def removed_unless_kept(directory: Path) -> Iterator[Callable[[], None]]:
         raise
 
 
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `directory` once it is complete; after an error nothing is left.
+
+    Args:
+        directory: one that does not exist yet.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())

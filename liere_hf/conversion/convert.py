@@ -1,8 +1,6 @@
 """Conversion of a source checkpoint to a saved model directory."""
 
 import dataclasses
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD
 from ..errors import InputError
 from ..hub_access import hub_or_cache, is_path
 from ..modeling.video_processing_liere_vit import LiereViTVideoProcessor
-from ..output_files import sha256, write_json
+from ..output_files import new_directory, sha256, write_json
 from ..run_directory import CONVERSION_FILE, read_checkpoint
 from ..version import __version__
 from . import liere, timm
@@ -149,17 +147,9 @@ def _given(options: ConversionOptions) -> dict[str, list[Any]]:
 
 
 def _save(model: PreTrainedModel, processor: Any, record: dict[str, Any], output_dir: Path) -> None:
-    """Write to a temporary directory beside the target, then rename it."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
-        model.save_pretrained(temporary)
+    with new_directory(output_dir) as unfinished:
+        model.save_pretrained(unfinished)
         if processor is not None:
-            processor.save_pretrained(temporary)
-        write_json(temporary / CONVERSION_FILE, record)
-        (temporary / "README.md").write_text(str(build_model_card(read_checkpoint(temporary), output_dir.name)))
-        temporary.chmod(0o755)
-        temporary.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            processor.save_pretrained(unfinished)
+        write_json(unfinished / CONVERSION_FILE, record)
+        (unfinished / "README.md").write_text(str(build_model_card(read_checkpoint(unfinished), output_dir.name)))

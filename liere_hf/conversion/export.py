@@ -1,8 +1,6 @@
 """Models of this package as checkpoints of other code."""
 
 import contextlib
-import shutil
-import tempfile
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,6 +11,7 @@ from ..errors import InputError, first_names
 from ..hub_access import hub_or_cache
 from ..model_loading import classifier_class, load_config
 from ..modeling.modeling_liere_vit import LiereViTModel
+from ..output_files import new_directory
 from .dinov3 import to_dinov3
 from .liere import export_state_dict
 
@@ -37,15 +36,8 @@ def export(source: str, output_dir: Path, kind: str) -> None:
         raise InputError(f"to is {kind!r}, allowed are {', '.join(EXPORTS)}")
     if output_dir.exists():
         raise InputError(f"output directory {output_dir} already exists")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
-        EXPORTS[kind](source, temporary)
-        temporary.chmod(0o755)
-        temporary.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with new_directory(output_dir) as unfinished:
+        EXPORTS[kind](source, unfinished)
 
 
 def _export_dinov3(source: str, directory: Path) -> None:
