@@ -124,7 +124,9 @@ def _record(
 ) -> dict[str, Any]:
     """The origin of the model, as stored in its directory, without local paths."""
     path = Path(source)
-    changes = options.drop_position_embeddings or (kind == "vit" and options.pooling == "mean")
+    # The authors' weights do not show how their model pools; transformers' models are known.
+    pooling = "cls" if model.config.use_cls_token else "mean"
+    pools_otherwise = kind in ("vit", "dinov3") and options.pooling not in (None, pooling)
     return {
         "from": kind,
         "description": SOURCES[kind],
@@ -133,7 +135,7 @@ def _record(
         "base_model": None if path.exists() else source,
         "note": options.note,
         "options": _given(options),
-        "is_exact": not changes,
+        "is_exact": not (options.drop_position_embeddings or pools_otherwise),
         "largest_logit_difference": differences,
         "num_parameters": model.num_parameters(),
         "liere_hf": __version__,

@@ -155,11 +155,7 @@ def _read_config(model: nn.Module, options: ConversionOptions) -> LiereViTConfig
     rope = model.rope
     pools_patches = model.global_pool != "token"
     no_norm = _is_absent(model.norm) and _is_absent(model.fc_norm)
-    qkv_bias = attention.q_bias is not None if hasattr(attention, "q_bias") else attention.qkv.bias is not None
-    if attention.qkv is None:
-        qkv_bias = attention.q_proj.bias is not None
-    fused_bias = attention.qkv is not None and attention.qkv.bias is not None
-    key_bias = fused_bias or (attention.k_proj is not None and attention.k_proj.bias is not None)
+    projections = _projections(Tensors("the model", model.state_dict()), "blocks.0.attn")
     labels = {"num_labels": model.num_classes} if model.num_classes > 0 else {}
     return options.build_config(
         image_size=list(patches.img_size),
@@ -176,8 +172,8 @@ def _read_config(model: nn.Module, options: ConversionOptions) -> LiereViTConfig
         attention_probs_dropout_prob=0.0,
         layer_norm_eps=block.norm1.eps,
         layer_scale_init_value=(block.init_values or 1.0) if block.gamma_1 is not None else 0.0,
-        qkv_bias=qkv_bias,
-        key_bias=key_bias,
+        qkv_bias="q_proj.bias" in projections,
+        key_bias="k_proj.bias" in projections,
         use_cls_token=model.cls_token is not None,
         num_register_tokens=0 if model.reg_token is None else model.reg_token.shape[1],
         use_pre_layernorm=not _is_absent(model.norm_pre),

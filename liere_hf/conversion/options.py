@@ -20,7 +20,9 @@ class ConversionOptions:
     position_encoding: str | None = field(
         default=None, metadata={"help": f"The position encoding: {', '.join(POSITION_ENCODINGS)}."}
     )
-    pooling: str | None = field(default=None, metadata={"help": "cls (the default) or mean."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "cls, mean or patches (default: as the source, for liere cls)."}
+    )
     generator_block_size: int | None = field(
         default=None, metadata={"help": "Block size of new generators, or the size to widen existing ones to."}
     )

@@ -1,5 +1,6 @@
 """DINOv3 from transformers: the same outputs, hidden states and gradients, at every size."""
 
+import json
 import math
 
 import pytest
@@ -302,3 +303,10 @@ def test_what_dinov3_cannot_represent(tmp_path, change, reason):
     model = change(from_dinov3(str(tmp_path), ConversionOptions()))
     with pytest.raises(InputError, match=f"DINOv3 cannot represent this model: .*{reason}"):
         to_dinov3(model)
+
+
+@pytest.mark.parametrize(("pooling", "is_exact"), [(None, True), ("cls", True), ("mean", False), ("patches", False)])
+def test_the_record_says_whether_the_outputs_are_the_sources(tmp_path, pooling, is_exact):
+    saved_source(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "model", "dinov3", ConversionOptions(pooling=pooling))
+    assert json.loads((tmp_path / "model" / "conversion.json").read_text())["is_exact"] is is_exact
