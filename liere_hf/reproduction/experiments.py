@@ -288,7 +288,9 @@ def _start(scale: Scale) -> list[Setting]:
             task,
             {"start": label, "encoding": compared.title},
             compared.options | options,
-            evaluations={name: _larger_canvas(task, cells) for name, cells in LARGER_CANVASES.items() if task.cells},
+            evaluations={
+                name: _larger_canvas(task, task.cells + more) for name, more in LARGER_CANVASES.items() if task.cells
+            },
         )
         for task in tasks
         for compared in compared_encodings().values()
@@ -299,7 +301,8 @@ def _start(scale: Scale) -> list[Setting]:
     ]
 
 
-LARGER_CANVASES = {"7 x 7": 7, "9 x 9": 9}
+# Cells more on a side than the trained canvas has.
+LARGER_CANVASES = {"2 cells larger": 2, "4 cells larger": 4}
 
 
 def _examples_to(accuracy: float) -> Callable[[dict[str, Any]], float | None]:
@@ -369,7 +372,7 @@ EXPERIMENTS = {
         _start,
         (
             ACCURACY,
-            *(Measure(f"{name} cells, %", accuracy_of(name)) for name in LARGER_CANVASES),
+            *(Measure(f"{name}, %", accuracy_of(name)) for name in LARGER_CANVASES),
             Measure("examples until 90%", _examples_to(0.9), is_proportion=False),
         ),
         "published",

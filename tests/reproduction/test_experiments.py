@@ -111,7 +111,7 @@ def test_the_table_has_every_result_and_the_figure_is_drawn(name, scale_name, tm
         with (tmp_path / "results.csv").open() as file:
             records = [*csv.DictReader(file)]
         titles = {measure.title for measure in experiment.measures if measure.is_proportion}
-        assert {record[title] for record in records for title in titles} - {""} == accuracies
+        assert {record.get(title, "") for record in records for title in titles} - {""} == accuracies
     assert Image.open(tmp_path / "figure.png").width > 500
 
 
