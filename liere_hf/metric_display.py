@@ -16,8 +16,13 @@ _SHARES = {"precision": "precision", "recall": "recall", "f1": "F1", "average_pr
 def with_interval(metrics: dict[str, float], name: str, percent: bool = True) -> str:
     """`name` and its 95% interval, as `99.10 (98.59 to 99.43)`; without one where there is none."""
     scale, digits = (100, 2) if percent else (1, 4)
-    value, *ends = (f"{scale * metrics[key]:.{digits}f}" for key in _keys(metrics, name))
-    return f"{value} ({' to '.join(ends)})" if ends else value
+    return interval_text(*(scale * metrics[key] for key in _keys(metrics, name)), digits=digits)
+
+
+def interval_text(value: float, *ends: float, digits: int = 2) -> str:
+    """A number and the ends of an interval, if it has one: `1.04 (1.02 to 1.07)`."""
+    text, *ends = (f"{number:,.{digits}f}" for number in (value, *ends))
+    return f"{text} ({' to '.join(ends)})" if ends else text
 
 
 def measure_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+from huggingface_hub.constants import REPOCARD_NAME
 from rich.console import Console
 from rich.table import Table
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -158,7 +159,7 @@ def _staged(release: Release, checkpoint: Run | Conversion) -> dict[str, str]:
         return {
             path.name: sha256(path)
             for path in sorted(Path(folder).iterdir())
-            if path.name not in ("README.md", CONVERSION_FILE)
+            if path.name not in (REPOCARD_NAME, CONVERSION_FILE)
         }
 
 
@@ -169,7 +170,7 @@ def update_releases(releases: Releases) -> None:
         _renew_code(release.directory)
         release.entry.update(describe(release, checkpoint))
         card = str(build_model_card(checkpoint, release.repo_id)).encode()
-        write_bytes(release.directory / "README.md", card)
+        write_bytes(release.directory / REPOCARD_NAME, card)
         write_bytes(releases.path.parent / f"{release.entry['name']}.md", card)
     code = {"code": {name: sha256(MODELING / name) for name in CODE}}
     releases.content = {

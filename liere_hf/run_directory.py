@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.utils import CONFIG_NAME
 
 from .configuration import DataArguments
 from .configuration.metric_names import ENDS, MEASURES_OF, measured, problem_type
@@ -129,12 +130,12 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a directory")
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG_NAME).is_file():
         raise InputError(
             f"{directory} holds no config.json: it is neither a finished run of liere-hf train nor a model of "
             "liere-hf convert"
         )
-    config = _read_json(directory / "config.json")
+    config = _read_json(directory / CONFIG_NAME)
     if config.get("model_type") != LiereViTConfig.model_type:
         raise InputError(
             f"{directory} has model_type {config.get('model_type')!r}, allowed is {LiereViTConfig.model_type!r}"
@@ -275,7 +276,7 @@ def train_examples_seen(training: dict[str, Any]) -> float:
 
 def learning_curve(directory: Path) -> list[dict[str, float]]:
     """The number of training `examples` seen and the `accuracy` at each evaluation of a finished run."""
-    state = TrainerState.load_from_json(str(directory / "trainer_state.json"))
+    state = TrainerState.load_from_json(str(directory / TRAINER_STATE_NAME))
     examples_per_step = train_examples_seen(_read_json(directory / TRAINING_FILE)) / state.max_steps
     return [
         {"examples": round(entry["step"] * examples_per_step), "accuracy": entry["eval_accuracy"]}

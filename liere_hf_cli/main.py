@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     launch_config = commands.add_parser(
         "launch-config", help="print the path of a configuration for accelerate launch"
     )
-    launch_config.add_argument("name", choices=[*_launch_configs()], help="name of the configuration")
+    launch_config.add_argument("name", choices=[*launch_configs()], help="name of the configuration")
     launch_config.set_defaults(run=_launch_config, option_names=None)
 
     convert = commands.add_parser(
@@ -239,8 +239,11 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         dest="kind",
         required=True,
-        choices=["dinov3", "liere"],
-        help="target: transformers' DINOv3, or the authors' code",
+        choices=["dinov3", "timm", "liere"],
+        help="target: transformers' DINOv3, timm, or the authors' code",
+    )
+    export.add_argument(
+        "--timm_model", metavar="NAME", help="timm: the architecture, such as vit_small_patch16_dinov3"
     )
     export.set_defaults(run=_export, option_names=None)
 
@@ -319,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _launch_configs() -> dict[str, Path]:
+def launch_configs() -> dict[str, Path]:
     """Paths of the configurations for `accelerate launch` and of a script for Slurm, by name."""
     folder = Path(find_spec("liere_hf").submodule_search_locations[0]) / "configuration" / "launch"
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in (".yaml", ".sh")}
@@ -379,7 +382,7 @@ def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _launch_config(arguments: argparse.Namespace, flags: list[str]) -> int:
-    print(_launch_configs()[arguments.name])
+    print(launch_configs()[arguments.name])
     return 0
 
 
@@ -399,7 +402,7 @@ def _export(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.output_files import require_writable_directory
 
     require_writable_directory("output_dir", arguments.output_dir)
-    export(arguments.model, arguments.output_dir, arguments.kind)
+    export(arguments.model, arguments.output_dir, arguments.kind, arguments.timm_model)
     print(arguments.output_dir)
     return 0
 

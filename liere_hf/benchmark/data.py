@@ -27,6 +27,7 @@ from ..data.data_sets.arrows import ArrowsTask
 from ..data.data_sets.tables import table_of_images, table_of_paths
 from ..data.decoding.images import decode_image
 from ..hardware import hardware
+from ..metric_display import interval_text
 from ..model_loading import classifier_class
 
 REPEATS = 5
@@ -210,7 +211,7 @@ def _waiting(splits: Splits) -> dict[str, float]:
 def _print(rates: dict[str, list[float]], waiting: dict[str, float]) -> None:
     table = Table("data", "examples per second (median, range)", title=f"{_num_processes()} processes")
     for name, values in rates.items():
-        table.add_row(name, f"{np.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})")
+        table.add_row(name, interval_text(np.median(values), min(values), max(values), digits=0))
     console = Console()
     console.print(table)
     console.print(

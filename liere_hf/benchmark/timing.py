@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ..metric_display import interval_text
+
 
 def elapsed(step: Callable[[], None], device: torch.device) -> float:
     """Seconds that a step takes, including its work on the device."""
@@ -33,5 +35,4 @@ def median_ratio(name: str, times: list[float], reference: list[float]) -> dict[
 
 def ratio_with_interval(row: dict[str, Any], name: str, digits: int = 2) -> str:
     """`name` and its 95% interval, as `1.04 (1.02 to 1.07)`."""
-    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return interval_text(row[name], row[f"{name}_low"], row[f"{name}_high"], digits=digits)

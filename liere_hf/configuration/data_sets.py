@@ -8,27 +8,29 @@ class DataSet(NamedTuple):
 
     Attributes:
         title: its name in texts.
+        module: of `liere_hf.data.data_sets`, with the function `load_<name of the data set>`.
         hub_id: its usual id on the Hub, if any.
         needs_files: whether the user must give a directory of files.
         task: its task in the Hub's terms.
     """
 
     title: str
+    module: str
     hub_id: str | None = None
     needs_files: bool = False
     task: str = "image-classification"
 
 
 DATASETS = {
-    "arrows": DataSet("Arrows (spatial reasoning, generated)"),
-    "cifar10": DataSet("CIFAR-10", "uoft-cs/cifar10"),
-    "cifar100": DataSet("CIFAR-100", "uoft-cs/cifar100"),
-    "clips": DataSet("Clips (which way the square moves, generated)", task="video-classification"),
-    "digits": DataSet("scikit-learn digits"),
-    "fashion_mnist": DataSet("Fashion-MNIST", "zalando-datasets/fashion_mnist"),
-    "imagefolder": DataSet("Image folder", needs_files=True),
-    "imagenet": DataSet("ImageNet-1k", "ILSVRC/imagenet-1k"),
-    "ucf101": DataSet("UCF101", needs_files=True, task="video-classification"),
-    "videofolder": DataSet("Video folder", needs_files=True, task="video-classification"),
-    "volumes": DataSet("Volumes in folders", needs_files=True, task="video-classification"),
+    "arrows": DataSet("Arrows (spatial reasoning, generated)", "arrows"),
+    "cifar10": DataSet("CIFAR-10", "cifar", "uoft-cs/cifar10"),
+    "cifar100": DataSet("CIFAR-100", "cifar", "uoft-cs/cifar100"),
+    "clips": DataSet("Clips (which way the square moves, generated)", "moving_squares", task="video-classification"),
+    "digits": DataSet("scikit-learn digits", "digits"),
+    "fashion_mnist": DataSet("Fashion-MNIST", "fashion_mnist", "zalando-datasets/fashion_mnist"),
+    "imagefolder": DataSet("Image folder", "own_data", needs_files=True),
+    "imagenet": DataSet("ImageNet-1k", "imagenet", "ILSVRC/imagenet-1k"),
+    "ucf101": DataSet("UCF101", "ucf101", needs_files=True, task="video-classification"),
+    "videofolder": DataSet("Video folder", "own_data", needs_files=True, task="video-classification"),
+    "volumes": DataSet("Volumes in folders", "own_data", needs_files=True, task="video-classification"),
 }

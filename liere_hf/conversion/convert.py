@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedModel, ViTImageProcessor
 from transformers.image_utils import PILImageResampling
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..cards import build_model_card
 from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD
@@ -89,7 +91,7 @@ def _timm_file(source: str) -> Path:
     repo_id = source if "/" in source else f"timm/{source}"
     try:
         with hub_or_cache("checkpoint", repo_id):
-            return Path(hf_hub_download(repo_id, "model.safetensors"))
+            return Path(hf_hub_download(repo_id, SAFE_WEIGHTS_NAME))
     except InputError:
         raise
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
@@ -154,4 +156,4 @@ def _save(model: PreTrainedModel, processor: Any, record: dict[str, Any], output
         if processor is not None:
             processor.save_pretrained(unfinished)
         write_json(unfinished / CONVERSION_FILE, record)
-        (unfinished / "README.md").write_text(str(build_model_card(read_checkpoint(unfinished), output_dir.name)))
+        (unfinished / REPOCARD_NAME).write_text(str(build_model_card(read_checkpoint(unfinished), output_dir.name)))

@@ -111,10 +111,10 @@ def from_eva(
     for name in ("patch_size", "position_encoding", "pooling"):
         if getattr(options, name) is not None:
             raise InputError(f"{name} is {getattr(options, name)}, but timm's model determines it: leave it out")
-    config = _read_config(model, options)
+    config = read_config(model, options)
     model_class = LiereViTForImageClassification if model.num_classes > 0 else LiereViTModel
     converted = model_class(config).eval()
-    renamed = _rename(model, config, source)
+    renamed = rename(model, model.state_dict(), config, source)
     prefix = "liere_vit." if model.num_classes > 0 else ""
     renamed = {name if name.startswith("classifier.") else prefix + name: tensor for name, tensor in renamed.items()}
     # A missing bias is one of zeros, and a missing scale one of ones.
@@ -148,7 +148,8 @@ def _activation(mlp: nn.Module) -> str | None:
     return ACTIVATIONS.get(type(activation).__name__)
 
 
-def _read_config(model: nn.Module, options: ConversionOptions) -> LiereViTConfig:
+def read_config(model: nn.Module, options: ConversionOptions) -> LiereViTConfig:
+    """The configuration of the model that a model of timm becomes."""
     block, patches = model.blocks[0], model.patch_embed
     attention, mlp = block.attn, block.mlp
     is_gated = hasattr(mlp, "fc1_g") or type(mlp).__name__ == "GluMlp"
@@ -190,10 +191,13 @@ def _read_config(model: nn.Module, options: ConversionOptions) -> LiereViTConfig
     )
 
 
-def _rename(model: nn.Module, config: LiereViTConfig, source: str) -> dict[str, torch.Tensor]:
-    weights = Tensors(source, model.state_dict())
+def rename(
+    model: nn.Module, state_dict: dict[str, torch.Tensor], config: LiereViTConfig, source: str
+) -> dict[str, torch.Tensor]:
+    """Weights of a model of timm in the names and layouts of LiereViT, without a prefix for the encoder."""
+    weights = Tensors(source, state_dict)
     renamed = _embeddings(model, weights)
-    renamed["rotations.generators"] = _generators(model.rope, config)
+    renamed["rotations.generators"] = rope_generators(model.rope, config)
     weights.drop(lambda name: name.startswith("rope."))
     is_half = getattr(model.blocks[0].attn, "rotate_half", False)
     for index in range(config.num_hidden_layers):
@@ -272,7 +276,7 @@ def _mlp(weights: Tensors, name: str, target: str, is_gated: bool) -> dict[str, 
     return renamed
 
 
-def _generators(rope: nn.Module, config: LiereViTConfig) -> torch.Tensor:
+def rope_generators(rope: nn.Module, config: LiereViTConfig) -> torch.Tensor:
     """Generators (layers, axes, heads, blocks, 2, 2).
 
     A rotation [[cos, -sin], [sin, cos]] is the exponential of a generator whose upper entry is the negative angle.
@@ -281,7 +285,7 @@ def _generators(rope: nn.Module, config: LiereViTConfig) -> torch.Tensor:
     if rope.grid_indexing == "xy":
         # Columns before rows.
         frequencies = frequencies.flip(1)
-    frequencies = frequencies * torch.tensor(_units(rope, config), dtype=torch.float64)[:, None, None]
+    frequencies = frequencies * torch.tensor(coordinate_units(rope, config), dtype=torch.float64)[:, None, None]
     generators = torch.zeros(*frequencies.shape, 2, 2)
     generators[..., 0, 1] = -frequencies.float()
     return generators.expand(config.num_hidden_layers, -1, config.num_attention_heads, -1, -1, -1).clone()
@@ -301,7 +305,7 @@ def _frequencies(rope: nn.Module, config: LiereViTConfig) -> torch.Tensor:
     return frequencies.flatten(3)
 
 
-def _units(rope: nn.Module, config: LiereViTConfig) -> list[Any]:
+def coordinate_units(rope: nn.Module, config: LiereViTConfig) -> list[Any]:
     """timm's coordinates over ours, for rows and columns."""
     if config.position_mode == "centered":
         return [1.0, 1.0]

@@ -26,10 +26,10 @@ class Tensors:
         return tuple(self._get(name).shape)
 
     def take(self, name: str) -> torch.Tensor:
-        """Remove a tensor and return it in float32."""
+        """Remove a tensor and return it in float32, or in float64 if it is."""
         tensor = self._get(name)
         del self._tensors[name]
-        return tensor.float()
+        return tensor if tensor.dtype == torch.float64 else tensor.float()
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """A tensor that the source has implicitly, such as a bias of zeros."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from huggingface_hub import HfApi, RepoFile
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -22,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import CONFIG_NAME
 
 from ..cards import build_model_card
 from ..errors import InputError, RunError
@@ -31,7 +33,7 @@ from .staging import stage
 
 T = TypeVar("T")
 # Files that the Hub creates or that people add by hand: a repository with only these holds no model yet.
-NEUTRAL_FILES = {".gitattributes", "README.md", "LICENSE"}
+NEUTRAL_FILES = {".gitattributes", REPOCARD_NAME, "LICENSE"}
 # Fields of config.json that may differ between two versions of the same model.
 _VERSION_FIELDS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "auto_map"}
 _NOTHING = "nothing was uploaded"
@@ -97,7 +99,7 @@ def preview(directory: Path, repo_id: str) -> None:
         for path in sorted(Path(folder).iterdir()):
             table.add_row(path.name, f"{path.stat().st_size:,}")
         Console().print(table)
-        print((Path(folder) / "README.md").read_text())
+        print((Path(folder) / REPOCARD_NAME).read_text())
 
 
 def require_repo_id(repo_id: str) -> None:
@@ -222,11 +224,11 @@ class Target:
         files = set(self.api.list_repo_files(self.repo_id, revision=self._existing_revision())) - NEUTRAL_FILES
         if not files:
             return
-        if "config.json" not in files:
+        if CONFIG_NAME not in files:
             raise InputError(f"{self.repo_id} holds other files ({', '.join(sorted(files)[:3])}): {way_out}")
         with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
             path = self.api.hf_hub_download(
-                self.repo_id, "config.json", revision=self._existing_revision(), local_dir=folder
+                self.repo_id, CONFIG_NAME, revision=self._existing_revision(), local_dir=folder
             )
             there = json.loads(Path(path).read_text())
         for name in sorted((there.keys() | config.keys()) - _VERSION_FIELDS):

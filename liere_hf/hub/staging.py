@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 import yaml
 from huggingface_hub import get_token, save_torch_state_dict
+from huggingface_hub.constants import REPOCARD_NAME
 from safetensors import SafetensorError, safe_open
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..cards import build_model_card
 from ..errors import InputError
@@ -29,7 +31,6 @@ from ..run_directory import (
     without_paths,
 )
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_SIZE = 5 * 10**9
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 MODELING = Path(modeling_liere_vit.__file__).parent
@@ -58,7 +59,7 @@ def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: in
     if isinstance(checkpoint, Run):
         recipe = yaml.safe_dump(checkpoint.published_recipe, sort_keys=False)
         (target / RECIPE_FILE).write_text(recipe)
-    (target / "README.md").write_text(str(build_model_card(checkpoint, repo_id)))
+    (target / REPOCARD_NAME).write_text(str(build_model_card(checkpoint, repo_id)))
     _require_clean(target, checkpoint.directory)
 
 
@@ -68,15 +69,15 @@ def stage_model(directory: Path, target: Path, max_shard_size: int = MAX_SHARD_S
     _require_sound_weights(directory, weights)
     code = [name for name in CODE if (directory / name).is_file()]
     _require_whole_code(directory, code)
-    for name in ("config.json", *PROCESSORS, *code):
+    for name in (CONFIG_NAME, *PROCESSORS, *code):
         if (directory / name).is_file():
             shutil.copyfile(directory / name, target / name)
-    if weights == [WEIGHTS] and (directory / WEIGHTS).stat().st_size > max_shard_size:
-        with safe_open(directory / WEIGHTS, "pt") as file:
+    if weights == [SAFE_WEIGHTS_NAME] and (directory / SAFE_WEIGHTS_NAME).stat().st_size > max_shard_size:
+        with safe_open(directory / SAFE_WEIGHTS_NAME, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         save_torch_state_dict(tensors, target, max_shard_size=max_shard_size)
         return
-    for name in [*weights, INDEX]:
+    for name in [*weights, SAFE_WEIGHTS_INDEX_NAME]:
         if (directory / name).is_file():
             _link(directory / name, target / name)
 
@@ -87,14 +88,14 @@ def weight_files(directory: Path) -> list[str]:
     Raises:
         InputError: it has none, or lacks some of its shards.
     """
-    if (directory / WEIGHTS).is_file():
-        return [WEIGHTS]
-    if not (directory / INDEX).is_file():
-        raise InputError(f"{directory} has no weights: neither {WEIGHTS} nor {INDEX}")
-    names = sorted(set(json.loads((directory / INDEX).read_text())["weight_map"].values()))
+    if (directory / SAFE_WEIGHTS_NAME).is_file():
+        return [SAFE_WEIGHTS_NAME]
+    if not (directory / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise InputError(f"{directory} has no weights: neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}")
+    names = sorted(set(json.loads((directory / SAFE_WEIGHTS_INDEX_NAME).read_text())["weight_map"].values()))
     for name in names:
         if Path(name).name != name or not (directory / name).is_file():
-            raise InputError(f"{directory} lacks {name}, which {INDEX} names")
+            raise InputError(f"{directory} lacks {name}, which {SAFE_WEIGHTS_INDEX_NAME} names")
     return names
 
 
@@ -128,7 +129,7 @@ def _require_whole_code(directory: Path, names: list[str]) -> None:
     Raises:
         InputError: one is missing, so that the model would not load without this package.
     """
-    auto_map = json.loads((directory / "config.json").read_text()).get("auto_map")
+    auto_map = json.loads((directory / CONFIG_NAME).read_text()).get("auto_map")
     if not auto_map:
         raise InputError(f"{directory / 'config.json'} has no auto_map, without which it only loads with liere_hf")
     needed = {reference.partition(".")[0] for reference in auto_map.values()}

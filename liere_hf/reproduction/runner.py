@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import PartialState
+from huggingface_hub.constants import REPOCARD_NAME
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -160,7 +161,7 @@ class ExperimentRunner:
             if start is None:
                 return None
         directory = self.directory / self.key(setting, seed)
-        if (directory / "README.md").is_file():
+        if (directory / REPOCARD_NAME).is_file():
             return directory
         resume = directory.is_dir() and get_last_checkpoint(directory) is not None
         self.state.wait_for_everyone()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..metric_display import interval_text
 from ..output_files import write_bytes, write_json
 from .experiments import Experiment, Scale
 from .statistics import MANY_SEEDS, Estimate
@@ -98,9 +99,7 @@ def table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[st
 
 def as_text(estimate: Estimate) -> str:
     """`77.15 (74.06 to 80.24)`."""
-    if estimate.low is None:
-        return f"{estimate.mean:.2f}"
-    return f"{estimate.mean:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+    return interval_text(*(number for number in estimate if number is not None))
 
 
 def p_text(p_value: float) -> str:

@@ -9,9 +9,11 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import CONFIG_NAME
 
 from ..cards import progress_card
 from ..errors import InputError, RunError
@@ -62,8 +64,8 @@ class PublishingCallback(TrainerCallback):
         folder = Path(tempfile.mkdtemp(prefix="liere_hf-"))
         try:
             stage_model(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", folder)
-            config = json.loads((folder / "config.json").read_text())
-            (folder / "README.md").write_text(str(progress_card(config, state.global_step, state.max_steps)))
+            config = json.loads((folder / CONFIG_NAME).read_text())
+            (folder / REPOCARD_NAME).write_text(str(progress_card(config, state.global_step, state.max_steps)))
         except (InputError, OSError) as error:
             _warn(state.global_step, error)
             shutil.rmtree(folder, ignore_errors=True)

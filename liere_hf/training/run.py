@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import REPOCARD_NAME
 from torch import distributed
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler, set_seed
@@ -141,7 +142,7 @@ def _train(
             write_confusion_matrix(output_dir / CONFUSION_MATRIX, *confusion)
         if training_arguments.do_predict:
             _predict(data, splits.column, training_arguments)
-        write_bytes(output_dir / "README.md", str(build_model_card(read_checkpoint(output_dir))).encode())
+        write_bytes(output_dir / REPOCARD_NAME, str(build_model_card(read_checkpoint(output_dir))).encode())
     publishing.publish()
     return metrics | test_metrics
 

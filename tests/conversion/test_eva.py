@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 import liere_hf.conversion
 from liere_hf.conversion import ConversionOptions, convert, widen_generators
 from liere_hf.conversion.eva import build_eva, from_eva, representable_models
+from liere_hf.conversion.eva_export import to_eva
 from liere_hf.errors import InputError
 from liere_hf_cli.main import main
 
@@ -108,6 +109,56 @@ def test_hidden_states_of_every_layer(name):
     for feature, ours in zip(features, hidden_states, strict=True):
         patches, prefix = feature if isinstance(feature, tuple) else (feature, feature[:, :0])
         torch.testing.assert_close(ours, torch.cat((prefix, patches), 1), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back_and_trained_in_between(name):
+    """Weights come back as they were. Changed ones make timm compute what the changed model computes."""
+    source = small_source(name, FAMILIES.get(name, 5))
+    model = from_eva(source, ConversionOptions(), name)
+    restored = to_eva(model, name)
+    has_rows = source.pos_embed is not None and not source.no_embed_class
+    for key, tensor in source.state_dict().items():
+        if not (has_rows and key in ("cls_token", "reg_token", "pos_embed")):
+            torch.testing.assert_close(restored.state_dict()[key], tensor, rtol=1e-6, atol=0)
+    is_learned = type(source.rope).__name__ == "RotaryEmbeddingMixed"
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "generators" in key and is_learned:
+                parameter.mul_(1.1)
+            # What the source lacks stays as it is.
+            elif "generators" not in key and parameter.unique().numel() > 1:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    patch = patch_of(name)
+    assert_same(to_eva(model, name), model, (4 * patch, 4 * patch))
+
+
+def test_what_timm_cannot_represent():
+    name = "vit_small_patch16_rope_224"
+    model = from_eva(small_source(name), ConversionOptions(), name)
+    changes = {
+        "its rotations are no longer those of": lambda model: model.liere_vit.rotations.generators.mul_(1.01),
+        "position_mode is 'rescaled', there it is 'sequential'": lambda model: setattr(
+            model.config, "position_mode", "rescaled"
+        ),
+    }
+    for message, change in changes.items():
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            change(changed)
+        with pytest.raises(InputError, match=f"{name} cannot represent this model: {message}"):
+            to_eva(changed, name)
+    wide = widen_generators(model, 8)
+    assert_same(to_eva(wide, name), model, (64, 64))
+    with torch.no_grad():
+        wide.liere_vit.rotations.generators[..., 0, 7] = 0.1
+    with pytest.raises(InputError, match="entries outside of planes"):
+        to_eva(wide, name)
+    without_bias = "vit_pe_spatial_tiny_patch16_512"
+    with pytest.raises(InputError, match="timm has no model 'vit_rope', did you mean"):
+        to_eva(model, "vit_rope")
+    with pytest.raises(InputError, match=f"{without_bias} cannot represent this model: "):
+        to_eva(model, without_bias)
 
 
 @pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])

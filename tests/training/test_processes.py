@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from liere_hf.configuration import parse_recipe
 from liere_hf.evaluation import evaluate
-from liere_hf_cli.main import _launch_configs, main
+from liere_hf_cli.main import launch_configs, main
 
 TINY = {
     "dataset": "digits",
@@ -45,10 +45,6 @@ TRAIN = ["-m", "liere_hf", "train"]
 # What an evaluation reports in addition to its metrics.
 
 
-def launch_config(name: str) -> Path:
-    return _launch_configs()[name]
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("processes")
@@ -63,7 +59,7 @@ def launched(launcher: str) -> list[str]:
     if launcher == "torchrun":
         words = [preloaded("torchrun"), "--nproc-per-node", "2"]
         return [*words, "--master-port", str(free_port())]
-    words = [preloaded("accelerate"), "launch", "--config_file", str(launch_config("two_cpu_processes"))]
+    words = [preloaded("accelerate"), "launch", "--config_file", str(launch_configs()["two_cpu_processes"])]
     return [*words, "--main_process_port", str(free_port())]
 
 
@@ -95,7 +91,7 @@ def metrics(output_dir: Path) -> dict[str, float]:
 
 def test_two_machines_meet(directory, runs):
     """Two launchers, as on two machines; the second one is given the address of the first."""
-    config = yaml.safe_load(launch_config("two_nodes").read_text())
+    config = yaml.safe_load(launch_configs()["two_nodes"].read_text())
     file = directory / "two_nodes.yaml"
     file.write_text(yaml.safe_dump(config | {"num_processes": 2, "mixed_precision": "no", "use_cpu": True}))
     words = [preloaded("accelerate"), "launch", "--config_file", str(file)]

@@ -4,28 +4,12 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 
-from ...configuration import DataArguments
+from ...configuration import DATASETS, DataArguments
 from ...configuration.metric_names import SINGLE_LABEL
 from ...errors import InputError
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from .evaluation_rows import EvaluationRows, rows_for_evaluation, with_classes
 from .splits import HeldOut, Splits, hold_out, random_subset, require_trainable, select_subsets
-
-# The module with `load_<data set>`. It is imported when its data set is named: training on images then needs neither
-# PyAV nor scikit-learn.
-LOADER_MODULES = {
-    "arrows": "arrows",
-    "cifar10": "cifar",
-    "cifar100": "cifar",
-    "clips": "moving_squares",
-    "digits": "digits",
-    "fashion_mnist": "fashion_mnist",
-    "imagefolder": "own_data",
-    "imagenet": "imagenet",
-    "ucf101": "ucf101",
-    "videofolder": "own_data",
-    "volumes": "own_data",
-}
 
 # Options of the data sets of `own_data` only.
 OWN_OPTIONS = (
@@ -88,11 +72,12 @@ def load_evaluation(
 def _load(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     name = arguments.dataset
     if name is None:
-        raise InputError(f"dataset is not given, allowed are {', '.join(LOADER_MODULES)}")
-    module = importlib.import_module(f"{__name__}.{LOADER_MODULES[name]}")
+        raise InputError(f"dataset is not given, allowed are {', '.join(DATASETS)}")
+    # Imported when its data set is named: training on images then needs neither PyAV nor scikit-learn.
+    module = importlib.import_module(f"{__name__}.{DATASETS[name].module}")
     given = [option for option in OWN_OPTIONS if getattr(arguments, option) not in (None, SINGLE_LABEL)]
-    if given and LOADER_MODULES[name] != "own_data":
-        own = ", ".join(name for name, module in LOADER_MODULES.items() if module == "own_data")
+    if given and DATASETS[name].module != "own_data":
+        own = ", ".join(name for name, data_set in DATASETS.items() if data_set.module == "own_data")
         raise InputError(f"{given[0]} is given, which {name} does not take: allowed with it are the data sets {own}")
     listed = arguments.train_file or arguments.validation_file or arguments.test_file
     path = listed or arguments.data_dir
