@@ -17,8 +17,8 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/liere-hf demo --output_dir runs/demo
 
-# One thread a process. pyproject.toml says what the markers are for.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# One thread a process, and the tests of a file in one process: they share what they set up. pyproject.toml says what the markers are for.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test: .venv/installed transformers-tests
 	$(PYTEST) -m "not extensive and not end_to_end and not gpu"

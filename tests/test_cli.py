@@ -64,7 +64,7 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def finished_run(recipe, tmp_path_factory) -> Path:
     output_dir = tmp_path_factory.mktemp("runs") / "finished"
-    result = run_without_preloading("train", recipe, "--output_dir", output_dir)
+    result = run("train", recipe, "--output_dir", output_dir)
     assert result.returncode == 0, result.stderr
     assert "top-1 accuracy" in result.stdout
     return output_dir
@@ -99,7 +99,7 @@ def test_run_directory(finished_run):
 
 @pytest.mark.end_to_end
 def test_same_seed_same_result(recipe, finished_run, tmp_path):
-    assert run("train", recipe, "--output_dir", tmp_path / "again").returncode == 0
+    assert run_without_preloading("train", recipe, "--output_dir", tmp_path / "again").returncode == 0
     assert run("train", recipe, "--output_dir", tmp_path / "other", "--seed", 1).returncode == 0
     weights = (finished_run / "model.safetensors").read_bytes()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights

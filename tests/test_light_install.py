@@ -44,6 +44,7 @@ for command in {[list(map(str, command)) for command in commands]!r}:
     return subprocess.run([preloaded("python", ONLY_TORCH), "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.end_to_end
 def test_training_evaluation_and_publication_need_no_extra(tmp_path):
     run_dir = tmp_path / "run"
     result = run_without(

@@ -5,6 +5,7 @@ By scaling and squaring: exp(A) = exp(B)^(2^s), where B = 2^-s A is small enough
 - The polynomial has degree 8 and takes three matrix products (Bader, Blanes and Casas 2019, arXiv 1710.10989). Its
   coefficients are fitted on the imaginary axis, where the eigenvalues of a skew-symmetric matrix lie.
 - The number of squarings s follows from ||A^2||^(1/2), a tighter bound than ||A|| (Al-Mohy and Higham 2009).
+- B = sum_i p_i A_i and B^2 = sum_ij p_i p_j A_i A_j are linear combinations of a few matrices that all points share.
 - Squared is E = exp(B) - 1, by E <- 2 E + E E: small entries would be rounded against the ones on the diagonal of
   exp(B).
 - A point m p that is a multiple of another point p costs one product, since exp(m A) = exp(A)^m. On the grid of an
@@ -14,6 +15,7 @@ Sizes 2 and 4 have closed forms. On CUDA devices Triton kernels do the same.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +23,15 @@ import torch
 
 from .differentiation import FastFunction, Tensors, compiled_as_operator, pull_back
 from .kernel_gate import exponential, exponential_backward, has_exponential
-from .polynomial import FLOAT32, FLOAT32_FOR_GRADIENT, FLOAT32_VIA_FLOAT64, FLOAT64, Scaling, kernel_scaling
+from .polynomial import (
+    FLOAT32,
+    FLOAT32_FOR_GRADIENT,
+    FLOAT32_VIA_FLOAT64,
+    FLOAT64,
+    Scaling,
+    kernel_scaling,
+    quadratic_coefficients,
+)
 
 # Above this largest entry |a_ij|, float32 matrices are computed in float64. The float32 error was measured at 1e-7 to
 # 3e-7 times the largest entry, so this keeps it near 1e-5. Small matrices get a lower limit: their error can be
@@ -34,6 +44,13 @@ SMALL_MATRIX_SIZE = 16
 # GPU has to be kept busy.
 CHUNK_BYTES = 1 << 19
 GPU_CHUNK_BYTES = 1 << 26
+# The norm that determines the number of squarings is at least this fraction of sum_i |p_i| ||A_i||. Where the terms
+# p_i A_i nearly cancel, the rounding error of their sum still has the size of the terms. A larger fraction would cost
+# squarings, which round too. Measured for terms that cancel: errors up to 5.5e-6, and 8.8e-6 without this limit.
+MIN_NORM_FRACTION = 1 / 8
+# A chunk smaller than this fraction is merged with the points that need more squarings, since a few matrices take
+# about as much time as some more.
+MIN_CHUNK_FRACTION = 1 / 4
 # Squarings where the norms are not known. From theta = 0.5 (`FLOAT32_VIA_FLOAT64`) they reach norms of 500,000.
 MAX_SQUARINGS = 20
 # Decimals of the coordinates by which multiples of a point are looked up. A tighter tolerance then decides.
@@ -124,10 +141,11 @@ class _Exponentials(FastFunction):
         if has_exponential(bases):
             return (exponential(points, bases, bases.dtype, kernel_scaling(bases.shape[-1])),)
         rotations = bases.new_empty(len(points), *bases.shape[1:])
-        for chunk in _chunks(points, bases):
-            for index, power in zip(chunk.indices, chunk.powers, strict=True):
-                power = power.unflatten(0, (len(index), -1)).to(rotations.dtype)
-                rotations[:, chunk.matrices].index_copy_(0, index, power)
+        for matrices, exponents in _Exponents.parts(points, bases):
+            for chunk in exponents.chunks(for_gradient=False):
+                for index, power in zip(chunk.indices, chunk.powers, strict=True):
+                    power = power.unflatten(0, (len(index), -1)).to(rotations.dtype)
+                    rotations[:, matrices].index_copy_(0, index, power)
         return (rotations,)
 
     @staticmethod
@@ -159,10 +177,14 @@ class _Gradients(FastFunction):
 
     @staticmethod
     def fast(points: torch.Tensor, bases: torch.Tensor, grad: torch.Tensor) -> Tensors:
-        points_grad, bases_grad = torch.zeros_like(points), torch.zeros_like(bases)
-        for index, matrices, exponents_grad in _exponents_grads(points, bases, grad, of_points=True):
-            bases_grad[:, matrices] += torch.einsum("pa,pmij->amij", points[index], exponents_grad)
-            points_grad[index] += torch.einsum("pmij,amij->pa", exponents_grad, bases[:, matrices])
+        if has_exponential(bases):
+            exponents_grad = exponential_backward(points, bases, grad, FLOAT32_VIA_FLOAT64)
+            bases_grad = torch.einsum("pa,pmij->amij", points, exponents_grad)
+            return torch.einsum("pmij,amij->pa", exponents_grad, bases), bases_grad
+        points_grad, bases_grad = torch.zeros_like(points), torch.empty_like(bases)
+        for matrices, exponents in _Exponents.parts(points, bases, for_gradient=True, with_multiples=False):
+            part_grad, bases_grad[:, matrices] = exponents.backward(grad[:, matrices])
+            points_grad += part_grad
         return points_grad, bases_grad
 
     @staticmethod
@@ -180,9 +202,12 @@ class _BasesGradient(FastFunction):
 
     @staticmethod
     def fast(points: torch.Tensor, bases: torch.Tensor, grad: torch.Tensor) -> Tensors:
-        bases_grad = torch.zeros_like(bases)
-        for index, matrices, exponents_grad in _exponents_grads(points, bases, grad, of_points=False):
-            bases_grad[:, matrices] += torch.einsum("pa,pmij->amij", points[index], exponents_grad)
+        if has_exponential(bases):
+            exponents_grad = exponential_backward(points, bases, grad, FLOAT32_VIA_FLOAT64)
+            return (torch.einsum("pa,pmij->amij", points, exponents_grad),)
+        bases_grad = torch.empty_like(bases)
+        for matrices, exponents in _Exponents.parts(points, bases, for_gradient=True):
+            _, bases_grad[:, matrices] = exponents.backward(grad[:, matrices])
         return (bases_grad,)
 
     @staticmethod
@@ -194,71 +219,148 @@ class _BasesGradient(FastFunction):
         return (torch.empty_like(bases),)
 
 
-def _exponents_grads(
-    points: torch.Tensor, bases: torch.Tensor, grad: torch.Tensor, of_points: bool
-) -> Iterator[tuple[torch.Tensor | slice, slice, torch.Tensor]]:
-    """The gradient with respect to the exponents (points, matrices, n, n), in parts: indices of points and matrices.
+class _Exponents:
+    """The exponents sum_i p_i A_i of all points, and their squares, as linear combinations of a few `terms`.
 
-    Unless `of_points`, that of a multiple m p is given as its contribution to the gradient of p.
+    Attributes:
+        terms: 1, A_i, A_i^2 and A_i A_j + A_j A_i, shape (1 + axes + axes * (axes + 1) / 2, M, n, n).
+        monomials: their coefficients 1, p_i, p_i^2 and p_i p_j, shape (points, terms).
+        num_squarings: how often each point has to be halved.
+        groups: the points and their multiples, by the number of squarings of the former.
     """
-    if has_exponential(bases):
-        yield slice(None), slice(None), exponential_backward(points, bases, grad, FLOAT32_VIA_FLOAT64)
-        return
-    for chunk in _chunks(points, bases, for_gradient=True, with_multiples=not of_points):
-        yield chunk.indices[0], chunk.matrices, chunk.backward(grad).to(bases.dtype)
+
+    def __init__(self, groups: Sequence[Multiples], points: torch.Tensor, bases: torch.Tensor, scaling: Scaling):
+        self.points, self.bases, self.scaling = points, bases, scaling
+        self.pairs = [*itertools.combinations_with_replacement(range(len(bases)), 2)]
+        first, second = map(list, zip(*self.pairs, strict=True))
+        products = (torch.bmm(bases[i], bases[j]) for i, j in self.pairs)
+        squares = torch.stack([p if i == j else p + p.mT for p, (i, j) in zip(products, self.pairs, strict=True)])
+        identity = torch.eye(bases.shape[-1], dtype=bases.dtype, device=bases.device).expand_as(bases[:1])
+        self.terms = torch.cat((identity, bases, squares))
+        point_pairs = points[:, first] * points[:, second]
+        self.monomials = torch.cat((torch.ones_like(points[:, :1]), points, point_pairs), dim=1)
+        self.degrees = [0] + [1] * len(bases) + [2] * len(self.pairs)
+        norms = self._bound_norms(squares, point_pairs).tolist()
+        self.num_squarings = [
+            math.ceil(math.log2(norm / scaling.theta)) if scaling.theta < norm < math.inf else 0 for norm in norms
+        ]
+        self.groups = sorted(groups, key=lambda group: self.num_squarings[group[0]])
+
+    @classmethod
+    def parts(
+        cls, points: torch.Tensor, bases: torch.Tensor, for_gradient: bool = False, with_multiples: bool = True
+    ) -> Iterator[tuple[slice, "_Exponents"]]:
+        """All matrices, as many at a time as stay in the cache."""
+        if not len(points) or not bases.shape[1]:
+            return
+        largest_entry = (points.abs() @ bases.abs().amax((1, 2, 3))).max().item()
+        scaling = choose_scaling(bases, largest_entry, for_gradient)
+        groups = [(index,) for index in range(len(points))]
+        # Coordinates such as 1 / 3 are rounded, so multiples agree to rounding only. That is as accurate as
+        # exponentials in float32, but not as those in float64.
+        tolerance = 0.0 if scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
+        if with_multiples:
+            groups = _multiples(tuple(map(tuple, points.tolist())), tolerance)
+        points, bases = points.to(scaling.dtype), bases.to(scaling.dtype)
+        count = _matrices_per_chunk(bases)
+        for first in range(0, bases.shape[1], count):
+            matrices = slice(first, first + count)
+            yield matrices, cls(groups, points, bases[:, matrices].contiguous(), scaling)
+
+    def chunks(self, for_gradient: bool) -> Iterator["_Chunk"]:
+        """Points of as many squarings together, as many as stay in the cache."""
+        count = max(1, _matrices_per_chunk(self.bases) // self.bases.shape[1])
+        chunk: list[Multiples] = []
+        for group in self.groups:
+            is_new_norm = chunk and self.num_squarings[group[0]] > self.num_squarings[chunk[-1][0]]
+            if len(chunk) == count or (is_new_norm and len(chunk) >= MIN_CHUNK_FRACTION * count):
+                yield _Chunk(self, chunk, for_gradient)
+                chunk = []
+            chunk.append(group)
+        yield _Chunk(self, chunk, for_gradient)
+
+    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradients with respect to points and A. That of points needs `groups` without multiples.
+
+        Computed are transposed gradients, for which no factor has to be transposed: if G is the one of a product S S,
+        that of S is S G + G S. For the skew-symmetric part, the only one that counts, to transpose is to change the
+        sign.
+
+        Args:
+            grad: with respect to all rotations, shape (P, M, n, n). It is read fastest if its matrices are transposed
+                in memory.
+        """
+        terms_grad, monomials_grad = torch.zeros_like(self.terms), torch.zeros_like(self.monomials)
+        for chunk in self.chunks(for_gradient=True):
+            quadratics_grad = chunk.backward(grad)
+            terms_grad.flatten(1).addmm_(chunk.coefficients.T, quadratics_grad)
+            products = (quadratics_grad @ self.terms.flatten(1).T).unflatten(0, (4, -1))
+            monomials_grad[chunk.indices[0]] = (chunk.factors * products).sum(0)
+        _, bases_grad, squares_grad = terms_grad.split((1, len(self.bases), len(self.pairs)))
+        _, points_grad, pairs_grad = monomials_grad.split((1, len(self.bases), len(self.pairs)), dim=1)
+        points_grad = -points_grad
+        for (i, j), square_grad, pair_grad in zip(self.pairs, squares_grad, pairs_grad.T, strict=True):
+            for this, other in {(i, j), (j, i)}:
+                bases_grad[this].baddbmm_(self.bases[other], square_grad).baddbmm_(square_grad, self.bases[other])
+            points_grad[:, i] += pair_grad * self.points[:, j]
+            points_grad[:, j] += pair_grad * self.points[:, i]
+        return points_grad, -bases_grad
+
+    def _bound_norms(self, squares: torch.Tensor, point_pairs: torch.Tensor) -> torch.Tensor:
+        """Eigenvalues of A are pairs +-i x, so that ||A^2||_F^2 is twice the sum of x^4: a bound of the norm."""
+        gram = torch.einsum("amij,bmij->mab", squares, squares)
+        bounds = torch.einsum("pa,mab,pb->pm", point_pairs, gram, point_pairs).clamp(min=0).div(2).pow(0.25)
+        of_axes = torch.stack([gram[:, k, k] for k, (i, j) in enumerate(self.pairs) if i == j]).div(2).pow(0.25)
+        return torch.maximum(bounds, MIN_NORM_FRACTION * self.points.abs() @ of_axes).amax(1)
 
 
 class _Chunk:
-    """The exponentials of some points and of their multiples, for some of the matrices A, with their gradient.
+    """The exponentials of some points and of their multiples, with their gradient.
 
     Attributes:
         indices: of the points p, of their multiples 2 p, of their multiples 3 p, ...; each list begins like the first.
-        matrices: the A that are meant.
         powers: R = exp(sum_i p_i A_i), R^2, R^3, ..., each of shape (points * matrices, n, n).
+        factors: of monomials and terms in the quadratics P1 ... P4 of the polynomial, shape (4, 1, terms).
+        coefficients: of the terms in the quadratics at the points p, shape (4 * points, terms).
     """
 
-    def __init__(
-        self, groups: Sequence[Multiples], matrices: slice, points: torch.Tensor, bases: torch.Tensor, scaling: Scaling
-    ):
+    def __init__(self, exponents: _Exponents, groups: Sequence[Multiples], for_gradient: bool):
+        terms, num_squarings = exponents.terms, exponents.num_squarings[groups[-1][0]]
         groups = sorted(groups, key=len, reverse=True)
         self.indices = [
-            torch.tensor([group[k] for group in groups if k < len(group)], device=bases.device)
+            torch.tensor([group[k] for group in groups if k < len(group)], device=terms.device)
             for k in range(len(groups[0]))
         ]
-        self.matrices, self.scaling = matrices, scaling
-        size = bases.shape[-1]
-        exponents = (points[self.indices[0]] @ bases.flatten(1)).view(-1, size, size)
-        square = torch.bmm(exponents, exponents)
-        # Eigenvalues of A are pairs +-i x, so that ||A^2||_F^2 is twice the sum of x^4: a bound of the spectral norm.
-        norm = (torch.linalg.vector_norm(square, dim=(1, 2)).max() / math.sqrt(2)).sqrt().item()
-        self.num_squarings = math.ceil(math.log2(norm / scaling.theta)) if scaling.theta < norm < math.inf else 0
-        self.b, self.b2 = exponents.mul_(2.0**-self.num_squarings), square.mul_(4.0**-self.num_squarings)
-        *self.factors, e = scaled_expm1(self.b, self.b2, scaling)
+        scaled = [
+            [coefficient * 2.0 ** (-num_squarings * degree) for degree, coefficient in enumerate(coefficients)]
+            for coefficients in quadratic_coefficients(exponents.scaling)
+        ]
+        self.factors = terms.new_tensor(scaled)[:, None, exponents.degrees]
+        self.coefficients = (self.factors * exponents.monomials[self.indices[0]]).flatten(0, 1)
+        self.quadratics = (self.coefficients @ terms.flatten(1)).view(4, -1, *terms.shape[2:])
+        self.q = into_expm1(*self.quadratics)
+        # Without a gradient the memory of P1 and P4 is enough: on a CPU new memory costs as much as a product in it.
+        spare, *_, e = self.quadratics
         self.squared = []
-        for _ in range(self.num_squarings):
-            square = torch.baddbmm(e, e, e, beta=2)
-            self.squared.append(_add_identity(e))
-            e = square
+        for _ in range(num_squarings):
+            square = torch.baddbmm(e, e, e, beta=2, out=torch.empty_like(e) if for_gradient else spare)
+            if for_gradient:
+                self.squared.append(_add_identity(e))
+            e, spare = square, e
         self.powers = [_add_identity(e)]
         for power in range(2, len(self.indices) + 1):
             half, rest = (self.powers[k - 1] for k in (power // 2, power - power // 2))
-            count = bases.shape[1] * len(self.indices[power - 1])
+            count = terms.shape[1] * len(self.indices[power - 1])
             self.powers.append(torch.bmm(half[:count], rest[:count]))
 
     def backward(self, grad: torch.Tensor) -> torch.Tensor:
-        """The gradient with respect to the exponents of the points p, (points, matrices, n, n).
-
-        Computed are transposed gradients, for which no factor has to be transposed: if G is the one of a product S S,
-        that of S is S G + G S.
+        """Transposed gradients with respect to the quadratics, shape (4 * points, matrices * n * n).
 
         Args:
-            grad: the gradient with respect to all rotations, shape (P, M, n, n). It is read fastest if its matrices
-                are transposed in memory.
+            grad: with respect to all rotations, shape (P, M, n, n).
         """
-        grads = [
-            grad[:, self.matrices].mT.index_select(0, index).flatten(0, 1).to(self.scaling.dtype)
-            for index in self.indices
-        ]
+        dtype = self.coefficients.dtype
+        grads = [grad.mT.index_select(0, index).flatten(0, 1).to(dtype) for index in self.indices]
         for power in range(len(grads), 1, -1):
             half, rest, of_power = power // 2 - 1, power - power // 2 - 1, grads[power - 1]
             count = len(of_power)
@@ -267,46 +369,19 @@ class _Chunk:
         e_grad = grads[0]
         for factor in reversed(self.squared):
             e_grad = torch.bmm(factor, e_grad).baddbmm_(e_grad, factor)
-
-        r, x1, _, x5, k, x4, y2 = self.scaling.coefficients
-        p, q, v = self.factors
-        v_grad = torch.bmm(e_grad, q)
-        q_grad = torch.add(v_grad, e_grad, alpha=x4).baddbmm_(v, e_grad)
-        p_grad = torch.bmm(q_grad, self.b2)
-        b_grad = torch.add(e_grad, v_grad, alpha=x5).add_(p_grad, alpha=x1)
-        b2_grad = e_grad.mul_(y2).add_(v_grad, alpha=k).add_(p_grad, alpha=x1 * r).baddbmm_(p, q_grad)
-        # B B is symmetric, and of the gradient of B only the skew-symmetric part counts: one product instead of two.
-        b_grad.baddbmm_(self.b, b2_grad + b2_grad.mT)
-        # For the skew-symmetric part, to transpose is to change the sign.
-        return b_grad.mul_(-(2.0**-self.num_squarings)).unflatten(0, (len(self.indices[0]), -1))
+        p1, p2, v, _ = self.quadratics
+        quadratics_grad = e_grad.new_empty(4, *e_grad.shape)
+        quadratics_grad[3] = e_grad
+        p3_grad = torch.bmm(e_grad, self.q, out=quadratics_grad[2])
+        q_grad = torch.baddbmm(p3_grad, v, e_grad)
+        torch.bmm(p2, q_grad, out=quadratics_grad[0])
+        torch.bmm(q_grad, p1, out=quadratics_grad[1])
+        return quadratics_grad.view(len(self.coefficients), -1)
 
 
-def _chunks(
-    points: torch.Tensor, bases: torch.Tensor, for_gradient: bool = False, with_multiples: bool = True
-) -> Iterator[_Chunk]:
-    """All points and matrices: points of similar norm together, as many as stay in the cache."""
-    if not len(points) or not bases.shape[1]:
-        return
-    largest_entry = (points.abs() @ bases.abs().amax((1, 2, 3))).max().item()
-    scaling = choose_scaling(bases, largest_entry, for_gradient)
-    groups = [(index,) for index in range(len(points))]
-    # Coordinates such as 1 / 3 are rounded, so multiples agree to rounding only. That is as accurate as exponentials
-    # in float32, but not as those in float64.
-    tolerance = 0.0 if scaling.dtype != bases.dtype else 2 * torch.finfo(bases.dtype).eps
-    if with_multiples:
-        groups = _multiples(tuple(map(tuple, points.tolist())), tolerance)
-    points, bases = points.to(scaling.dtype), bases.to(scaling.dtype)
-    chunk_bytes = CHUNK_BYTES if bases.device.type == "cpu" else GPU_CHUNK_BYTES
-    matrices_per_chunk = max(1, chunk_bytes // bases[0, 0].nbytes)
-    for first in range(0, bases.shape[1], matrices_per_chunk):
-        matrices = slice(first, first + matrices_per_chunk)
-        part = bases[:, matrices].contiguous()
-        gram = torch.einsum("amij,bmij->mab", part, part)
-        squared_norms = torch.einsum("pa,mab,pb->pm", points, gram, points).amax(1).tolist()
-        groups = sorted(groups, key=lambda group: squared_norms[group[0]])
-        groups_per_chunk = max(1, matrices_per_chunk // part.shape[1])
-        for start in range(0, len(groups), groups_per_chunk):
-            yield _Chunk(groups[start : start + groups_per_chunk], matrices, points, part, scaling)
+def _matrices_per_chunk(matrices: torch.Tensor) -> int:
+    chunk_bytes = CHUNK_BYTES if matrices.device.type == "cpu" else GPU_CHUNK_BYTES
+    return max(1, chunk_bytes // matrices[0, 0].nbytes)
 
 
 # Every forward pass asks for the same few grids: those of training and evaluation.
@@ -363,16 +438,11 @@ def _float32_products_are_reduced() -> bool:
     return any(setting not in ("none", "ieee") for setting in settings)
 
 
-def scaled_expm1(b: torch.Tensor, b2: torch.Tensor, scaling: Scaling) -> Tensors:
-    """exp(B) - 1 of scaled matrices, from B and B^2, and before it the factors P, Q and V:
-
-    Q = B^2 P;  exp(B) - 1 = B + y2 B^2 + x4 Q + Q V
-    """
-    r, x1, x3, x5, k, x4, y2 = scaling.coefficients
-    p = torch.add(b, b2, alpha=r) * x1 + x3 * torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
-    q = torch.bmm(b2, p)
-    v = torch.add(q, b2, alpha=k).add(b, alpha=x5)
-    return p, q, v, torch.baddbmm(torch.add(b, b2, alpha=y2).add(q, alpha=x4), q, v)
+def into_expm1(p1: torch.Tensor, p2: torch.Tensor, p3: torch.Tensor, p4: torch.Tensor) -> torch.Tensor:
+    """Turn P4 of `quadratic_coefficients` into exp(B) - 1 and P3 into Q + P3, and return Q."""
+    q = torch.bmm(p1, p2)
+    p4.baddbmm_(q, p3.add_(q))
+    return q
 
 
 def _add_identity(matrices: torch.Tensor) -> torch.Tensor:
@@ -397,8 +467,11 @@ def traceable_exponential(matrices: torch.Tensor) -> torch.Tensor:
     num_squarings = (norms / scaling.theta).log2().ceil().clamp(0, MAX_SQUARINGS)
     scales = work.new_tensor([2.0**-k for k in range(MAX_SQUARINGS + 1)])
     b = work * scales[num_squarings.long(), None, None]
-    *_, expm1 = scaled_expm1(b, torch.bmm(b, b), scaling)
+    one, b2 = torch.eye(work.shape[-1], dtype=work.dtype, device=work.device).expand_as(b), torch.bmm(b, b)
+    quadratics = [x * one + y * b + z * b2 for x, y, z in quadratic_coefficients(scaling)]
+    into_expm1(*quadratics)
+    expm1 = quadratics[3]
     for step in range(MAX_SQUARINGS):
         squared = torch.baddbmm(expm1, expm1, expm1, beta=2)
         expm1 = torch.where((step < num_squarings)[:, None, None], squared, expm1)
-    return (expm1 + torch.eye(work.shape[-1], dtype=work.dtype, device=work.device)).to(matrices.dtype)
+    return (expm1 + one).to(matrices.dtype)

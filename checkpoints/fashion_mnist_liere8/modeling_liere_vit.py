@@ -621,6 +621,11 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         """The last layer's output before the final normalization, the mask over all tokens, and the grid size."""
         if pixel_values is None:
             raise ValueError("pixel_values is None, the model needs an input")
+        if self.config.prefix_attention_bias and self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"prefix_attention_bias is {self.config.prefix_attention_bias}, which attn_implementation "
+                f"{self.config._attn_implementation!r} cannot add: use eager or sdpa"
+            )
         # For a quantized module in place of the projection, which computes in the dtype of its input.
         pixel_values = pixel_values.to(self.layers[0].layernorm_before.weight.dtype)
         hidden_states, grid_size = self.embeddings(pixel_values, bool_masked_pos, positions)
@@ -659,11 +664,6 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
 
     def _with_prefix_bias(self, attention_mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
         """The mask, boolean in sdpa, as an additive one, plus the bias of the prefix tokens as keys."""
-        if self.config._attn_implementation not in ("eager", "sdpa"):
-            raise ValueError(
-                f"prefix_attention_bias is {self.config.prefix_attention_bias}, which attn_implementation "
-                f"{self.config._attn_implementation!r} cannot add: use eager or sdpa"
-            )
         bias = hidden_states.new_zeros(1, 1, 1, hidden_states.shape[1])
         bias[..., : self.config.num_prefix_tokens] = self.config.prefix_attention_bias
         if attention_mask is None:

@@ -66,6 +66,15 @@ FLOAT32_VIA_FLOAT64 = Scaling(torch.float64, 0.5, polynomial_coefficients(0.5))
 FLOAT32_FOR_GRADIENT = Scaling(torch.float32, 1.3, polynomial_coefficients(1.3))
 
 
+def quadratic_coefficients(scaling: Scaling) -> tuple[tuple[float, float, float], ...]:
+    """Coefficients of 1, B and B^2 in the quadratics P1, P2, P3 and P4 that give, with two products,
+
+    Q = P1 P2;  exp(B) - 1 = P4 + Q (Q + P3)
+    """
+    r, x1, x3, x5, k, x4, y2 = scaling.coefficients
+    return (0.0, 0.0, 1.0), (x3, x1, x1 * r), (x4, x5, k), (0.0, 1.0, y2)
+
+
 def kernel_scaling(size: int) -> Scaling:
     """The scaling of (size, size) matrices in the Triton kernels, which compute small ones in float64."""
     return FLOAT32 if size >= 32 else FLOAT32_VIA_FLOAT64

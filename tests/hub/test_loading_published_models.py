@@ -103,7 +103,8 @@ def expected_logits(directory, kind, tmp_path):
     return AUTO_CLASSES[kind].from_pretrained(directory)(torch.load(tmp_path / f"{kind}.pt")).logits
 
 
-@pytest.mark.parametrize("package", [pytest.param("with", marks=pytest.mark.extensive), "without"])
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("package", ["with", "without"])
 def test_round_trip_online_and_offline(package, published, client, server, tmp_path):
     jobs = [(kind, repo_id, None) for kind, repo_id in REPOS.items()]
     online = logits(client, package, tmp_path, *jobs)
@@ -212,6 +213,7 @@ def test_the_cards_snippets_run(published, server, client):
     assert outputs["with"].stdout == outputs["without"].stdout != ""
 
 
+@pytest.mark.end_to_end
 def test_the_cards_command_trains_the_same_model(published, server, trained, tmp_path):
     """The command from the card fetches the recipe and gives the same weights."""
     (command,) = [

@@ -252,6 +252,7 @@ def test_an_interrupted_upload_is_resumed(trained, server, command_line):
     assert sum(request["method"] == "PUT" for request in server.requests()) == uploads
 
 
+@pytest.mark.end_to_end
 def test_publishing_the_release_list(server, command_line, tmp_path):
     from test_releases import LIST, NAMES, SOURCES
 

@@ -42,7 +42,6 @@ TINY = {
     "use_cpu": True,
 }
 TRAIN = ["-m", "liere_hf", "train"]
-# What an evaluation reports in addition to its metrics.
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +66,23 @@ def run(words: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(words, capture_output=True, text=True, timeout=400)
 
 
+def run_of(directory: Path, name: str, *words: str) -> Path:
+    """The output directory of the run that a command starts."""
+    result = run([*words, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(directory / name)])
+    assert result.returncode == 0, result.stderr
+    return directory / name
+
+
 @pytest.fixture(scope="module")
-def runs(directory) -> dict[str, Path]:
-    """The same run by one process and by two, started in several ways."""
-    outputs = {}
-    for launcher in ("single", "accelerate", "torchrun"):
-        outputs[launcher] = directory / launcher
-        words = [preloaded("python")] if launcher == "single" else launched(launcher)
-        result = run([*words, *TRAIN, str(directory / "tiny.yaml"), "--output_dir", str(outputs[launcher])])
-        assert result.returncode == 0, result.stderr
-    return outputs
+def single(directory) -> Path:
+    """The run by one process."""
+    return run_of(directory, "single", preloaded("python"))
+
+
+@pytest.fixture(scope="module", params=[pytest.param("accelerate", marks=pytest.mark.extensive), "torchrun"])
+def double(directory, request) -> Path:
+    """The same run by two processes, started in several ways."""
+    return run_of(directory, request.param, *launched(request.param))
 
 
 def losses(output_dir: Path) -> list[float]:
@@ -89,7 +95,8 @@ def metrics(output_dir: Path) -> dict[str, float]:
     return {name: value for name, value in results.items() if "accuracy" in name or "loss" in name}
 
 
-def test_two_machines_meet(directory, runs):
+@pytest.mark.end_to_end
+def test_two_machines_meet(directory, single):
     """Two launchers, as on two machines; the second one is given the address of the first."""
     config = yaml.safe_load(launch_configs()["two_nodes"].read_text())
     file = directory / "two_nodes.yaml"
@@ -117,7 +124,7 @@ def test_two_machines_meet(directory, runs):
     errors = [machine.communicate(timeout=300)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], errors
     assert json.loads((output_dir / "train_results.json").read_text())["num_processes"] == 2
-    assert_same_weights(runs["single"], output_dir, 1e-4)
+    assert_same_weights(single, output_dir, 1e-4)
 
 
 def assert_same_weights(first: Path, second: Path, tolerance: float = 0.0) -> None:
@@ -127,27 +134,25 @@ def assert_same_weights(first: Path, second: Path, tolerance: float = 0.0) -> No
         assert (tensor - second[name]).abs().max() <= tolerance, name
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_two_processes_train_as_one(runs, launcher):
-    assert json.loads((runs[launcher] / "train_results.json").read_text())["num_processes"] == 2
-    single, double = losses(runs["single"]), losses(runs[launcher])
-    assert len(single) == len(double) == 50
-    assert max(abs(one - two) for one, two in zip(single, double, strict=True)) < 1e-4
-    assert single[-1] < single[0]
-    assert_same_weights(runs["single"], runs[launcher], 1e-4)
+def test_two_processes_train_as_one(single, double):
+    assert json.loads((double / "train_results.json").read_text())["num_processes"] == 2
+    assert len(losses(single)) == len(losses(double)) == 50
+    assert max(abs(one - two) for one, two in zip(losses(single), losses(double), strict=True)) < 1e-4
+    assert losses(single)[-1] < losses(single)[0]
+    assert_same_weights(single, double, 1e-4)
 
 
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_an_uneven_split_is_evaluated_exactly_once(runs, launcher):
+def test_an_uneven_split_is_evaluated_exactly_once(single, double):
     # The weights agree to rounding, so the loss does too; 101 images in batches of 8 leave 5 for two processes.
-    single, double = metrics(runs["single"]), metrics(runs[launcher])
-    assert double == pytest.approx(single, abs=1e-5)
-    flags = ["--model_name_or_path", str(runs[launcher]), "--output_dir", str(runs[launcher] / "evaluation")]
-    again = evaluate(*parse_recipe(str(runs["single"].parent / "tiny.yaml"), flags))
+    assert metrics(double) == pytest.approx(metrics(single), abs=1e-5)
+    flags = ["--model_name_or_path", str(double), "--output_dir", str(double / "evaluation")]
+    again = evaluate(*parse_recipe(str(single.parent / "tiny.yaml"), flags))
     assert again["examples"] == 101
-    assert {name: again[name.removeprefix("eval_")] for name in double} == pytest.approx(double, abs=1e-6)
+    repeated = {name: again[name.removeprefix("eval_")] for name in metrics(double)}
+    assert repeated == pytest.approx(metrics(double), abs=1e-6)
 
 
+@pytest.mark.end_to_end
 def test_the_best_checkpoint_is_loaded_in_every_process(directory):
     """By this metric the first one is best. At the end each process evaluates half of the images with it."""
     output_dir = directory / "best"
@@ -184,7 +189,8 @@ def uninterrupted(directory) -> Path:
     return directory / "whole"
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.extensive)])
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
 def test_one_process_ends_and_the_run_goes_on(directory, uninterrupted, signal_number):
     output_dir = directory / signal_number.name
     words = [*TRAIN, str(directory / "dropout.yaml"), "--output_dir", str(output_dir)]
@@ -269,6 +275,7 @@ assert in_a_child(train_on, None) == 0
 """
 
 
+@pytest.mark.end_to_end
 def test_killed_while_saving(directory, tmp_path):
     recipe = str(directory / "dropout.yaml")
     flags = ["--max_steps", "9", "--save_steps", "1", "--save_total_limit", "2"]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 import tarfile
 from pathlib import Path
@@ -23,6 +24,9 @@ WORDNET_IDS = ("n01440764", "n01443537", "n02102040", "n03000684")
 ACTIONS = ("ApplyEyeMakeup", "Archery", "Basketball")
 
 
+FEW_STEPS = ["--max_steps", 2, "--logging_steps", 1]
+
+
 def train(recipe: str, output_dir: Path, *words: object) -> dict[str, float]:
     """First and last losses of a run, and its evaluation."""
     with pytest.raises(SystemExit) as exit_:
@@ -37,6 +41,10 @@ def train(recipe: str, output_dir: Path, *words: object) -> dict[str, float]:
 def assert_learned(results: dict[str, float], chance: float) -> None:
     assert results["last"] < 0.5 * results["first"], results
     assert results["accuracy"] > chance + 0.5 * (1 - chance), results
+
+
+def assert_runs(results: dict[str, float]) -> None:
+    assert all(math.isfinite(value) for value in results.values()), results
 
 
 def patterns(count: int, size: int) -> np.ndarray:
@@ -63,8 +71,10 @@ def test_cifar(tmp_path, monkeypatch, dataset, kind):
         cifar_files.write_archive(folder)
         shutil.rmtree(folder)
     words = ["--dataset", dataset, "--data_dir", tmp_path / "data"]
-    results = train("cifar100_smoke", tmp_path / "run", *words)
-    assert_learned(results, 0.1)
+    # What is learned does not depend on the format.
+    few = [] if (dataset, kind) == ("cifar100", "parquet") else FEW_STEPS
+    results = train("cifar100_smoke", tmp_path / "run", *words, *few)
+    assert_runs(results) if few else assert_learned(results, 0.1)
 
 
 def photograph(label: int, seed: int) -> Image.Image:
@@ -221,8 +231,9 @@ def test_ucf101(tmp_path, layout):
         (data / "ucfTrainTestlist" / "classInd.txt").write_text(index + "\n")
         for name, lines in lists.items():
             (data / "ucfTrainTestlist" / name).write_text("\n".join(lines) + "\n")
-    results = train("ucf101_smoke", tmp_path / "run", "--data_dir", data)
-    assert_learned(results, 1 / 3)
+    few = FEW_STEPS if layout == "folders" else []
+    results = train("ucf101_smoke", tmp_path / "run", "--data_dir", data, *few)
+    assert_runs(results) if few else assert_learned(results, 1 / 3)
     # Of one's own videos, the test split is evaluated in the end only.
     prefix = "eval" if layout == "official" else "test"
     evaluation = json.loads((tmp_path / "run" / f"{prefix}_results.json").read_text())
@@ -257,8 +268,10 @@ def test_volumes(tmp_path, suffix):
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("size", [108, 168, 276])
 def test_arrows(tmp_path, size):
-    results = train(f"arrows_{size}_smoke", tmp_path / "run", "--data_num_proc", 1)
-    assert_learned(results, 0.25)
+    # The larger sizes only show that their recipes run.
+    few = [] if size == 108 else [*FEW_STEPS, "--eval_examples", 64, "--train_examples", 256]
+    results = train(f"arrows_{size}_smoke", tmp_path / "run", "--data_num_proc", 1, *few)
+    assert_runs(results) if few else assert_learned(results, 0.25)
 
 
 def fails(capsys, *words: object) -> str:

@@ -493,6 +493,7 @@ except RuntimeError as error:
 """
 
 
+@pytest.mark.end_to_end
 def test_a_launcher_does_not_cut_off_the_error(tmp_path):
     words = [preloaded("python"), "-c", LOST, str(tmp_path)]
     result = subprocess.run(words, capture_output=True, text=True, timeout=120)
