@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import constants, is_offline_mode
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import GatedRepoError, HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
 
 from .errors import InputError
@@ -45,7 +45,8 @@ def hub_or_cache(kind: str, name: str) -> Iterator[None]:
     The libraries repeat each of several requests five times, half a minute each.
 
     Raises:
-        InputError: the name is neither, or what it names is not in the cache and the Hub is out of reach.
+        InputError: the name is neither, it needs access that the user does not have, or what it names is not in the
+            cache and the Hub is out of reach.
     """
     require_directory_or_hub_id(kind, name)
     if Path(name).is_dir():
@@ -56,12 +57,22 @@ def hub_or_cache(kind: str, name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if _is_gated(error):
+            raise InputError(
+                f"{kind} {name} is gated: accept its terms at {constants.ENDPOINT}/{name}, then log in with hf auth "
+                "login or set HF_TOKEN"
+            ) from error
         if not is_offline_mode():
             raise
         reason = "HF_HUB_OFFLINE is set" if was_offline else f"{constants.ENDPOINT} cannot be reached"
         raise InputError(f"{kind} {name} is not a directory, is not in the Hub's cache, and {reason}") from error
     finally:
         constants.HF_HUB_OFFLINE = was_offline
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """transformers raises its own errors from those of the Hub."""
+    return error is not None and (isinstance(error, GatedRepoError) or _is_gated(error.__cause__))
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
 from preloaded import ONLY_TORCH, PreloadedPrograms, preloaded
 from test_publishing import files_of
 from tiny_run import TOKEN
@@ -191,6 +192,34 @@ def test_private_models_need_a_token(published, command_line, trained, client):
     assert command_line.run("publish", trained, "org/private", "--private", token=TOKEN).code == 0
     assert client("without", DOWNLOAD, "org/private").returncode != 0
     assert client("without", DOWNLOAD, "org/private", token=TOKEN).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def gated(server, command_line, trained):
+    assert command_line.run("publish", trained, "org/gated", token=TOKEN).code == 0
+    server.gate("org/gated")
+    return "org/gated"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "GATED", "digits"),
+        ("train", "digits_finetune", "--model_name_or_path", "GATED", "--output_dir", "OUTPUT"),
+        ("predict", "GATED", "PICTURE"),
+        ("export", "GATED", "OUTPUT", "--to", "liere"),
+        *(("convert", "GATED", "OUTPUT", "--from", kind) for kind in ("vit", "dinov3", "timm")),
+    ],
+    ids=lambda words: f"{words[0]}-{words[-1]}",
+)
+def test_gated_models_need_a_token(words, gated, server, command_line, tmp_path):
+    Image.new("RGB", (28, 28)).save(tmp_path / "picture.png")
+    paths = {"GATED": gated, "OUTPUT": tmp_path / "output", "PICTURE": tmp_path / "picture.png"}
+    result = command_line.run(*(paths.get(word, word) for word in words))
+    assert result.code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("liere-hf")]
+    assert f"{gated} is gated: accept its terms at {server.url}/{gated}, then log in with hf auth login" in line
+    assert not (tmp_path / "output").exists()
 
 
 EXECUTE = """
