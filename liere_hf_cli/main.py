@@ -296,10 +296,10 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "errors", "compilation", "data", "prediction"],
+        choices=["models", "exponential", "errors", "compilation", "backbones", "data", "prediction"],
         default="models",
-        help="models (the default), exponentials of skew-symmetric matrices, their errors, compiled models, data "
-        "loading, or predictions for files",
+        help="models (the default), exponentials of skew-symmetric matrices, their errors, compiled models, converted "
+        "DINOv3 models, data loading, or predictions for files",
     )
     benchmark.add_argument("--model", help="prediction: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
@@ -496,6 +496,10 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         from liere_hf.benchmark.compilation import benchmark_compilation
 
         results = benchmark_compilation(arguments.device, arguments.rounds)
+    elif arguments.subject == "backbones":
+        from liere_hf.benchmark.backbones import benchmark_backbones
+
+        results = benchmark_backbones(arguments.rounds)
     else:
         from liere_hf.benchmark.exponential import benchmark_exponential
 

@@ -1,9 +1,7 @@
 """Speed and memory of models with rotations, relative to transformers' ViT of the same size."""
 
 import multiprocessing
-import resource
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -37,7 +35,7 @@ from ..modeling.modeling_liere_vit import (
     LiereViTForVideoClassification,
     LiereViTRotations,
 )
-from .timing import elapsed, median_ratio
+from .timing import elapsed, median_ratio, peak_resident_mib
 
 REFERENCE = "ViT (transformers)"
 ABSOLUTE = "absolute"
@@ -312,11 +310,11 @@ class StepsOfProcess:
 
 def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    before = _peak_resident_mib()
+    before = peak_resident_mib()
     steps = Steps(name, sizes, torch.device("cpu"), compiled=False)
     while (question := connection.recv()) != "end":
         connection.send(steps.seconds(question))
-    connection.send(_peak_resident_mib() - before)
+    connection.send(peak_resident_mib() - before)
 
 
 def _measure_steps(
@@ -370,8 +368,3 @@ def _peak_memory_of_device(name: str, sizes: Preset, device: torch.device) -> fl
     torch.cuda.reset_peak_memory_stats(device)
     steps.training()
     return torch.cuda.max_memory_allocated(device) / 2**20
-
-
-def _peak_resident_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if sys.platform == "linux" else peak / 2**20

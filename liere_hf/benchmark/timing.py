@@ -1,5 +1,7 @@
-"""Timing of steps, and ratios of times."""
+"""Timing of steps, ratios of times, and memory."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,12 @@ def elapsed(step: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def peak_resident_mib() -> float:
+    """The peak memory of this process in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform == "linux" else peak / 2**20
 
 
 def median_ratio(name: str, times: list[float], reference: list[float]) -> dict[str, float]:

@@ -137,6 +137,21 @@ def test_errors_are_measured(tmp_path, monkeypatch):
 
 
 @pytest.mark.end_to_end
+def test_converted_backbones_are_measured(tmp_path, monkeypatch):
+    small = {"hidden_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 64}
+    monkeypatch.setattr("liere_hf.benchmark.backbones.SIZES", {"small": small})
+    monkeypatch.setattr("liere_hf.benchmark.backbones.PICTURE_SIZES", (64,))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "backbones", "--rounds", "1", "--results_file", str(tmp_path / "results.json")])
+    assert exit_info.value.code == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [row["form"] for row in results["pictures"]] == ["transformers", "converted", "LieRE8"]
+    (conversion,) = results["conversions"]
+    assert all(row["seconds"] > 0 and row["peak_memory_mib"] > 100 for row in (conversion, *results["pictures"]))
+    assert 0 < results["largest_difference"] < 1e-4
+
+
+@pytest.mark.end_to_end
 def test_compiled_models_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("liere_hf.benchmark.compilation.BLOCK_SIZES", (8,))
     monkeypatch.setattr("liere_hf.benchmark.compilation.BATCH_SIZES", (2,))
