@@ -7,6 +7,9 @@ from transformers import (
     DepthAnythingForDepthEstimation,
     DetrConfig,
     DetrForObjectDetection,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     DPTConfig,
     DPTForDepthEstimation,
     Mask2FormerConfig,
@@ -24,6 +27,7 @@ from transformers import (
 )
 
 from liere_hf import LiereViTBackbone, LiereViTConfig
+from liere_hf.conversion import ConversionOptions, convert
 
 SIZE = (64, 96)
 ALL_LAYERS = {"out_indices": [1, 2, 3, 4]}
@@ -174,6 +178,53 @@ def test_a_training_step(build, settings, output):
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().max() > 0
     optimizer.step()
+
+
+@pytest.fixture
+def dinov3(tmp_path):
+    """Directories of a DINOv3 and of its conversion."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+    source = DINOv3ViTModel(DINOv3ViTConfig(**sizes, image_size=64, patch_size=16, num_register_tokens=4))
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    source.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), tmp_path / "converted", "dinov3", ConversionOptions())
+    return tmp_path / "source", tmp_path / "converted"
+
+
+def with_backbone(build, backbone):
+    """The framework around a backbone with weights, and the name of the backbone in it."""
+    model, _ = build(backbone.config)
+    (name,) = [name for name, module in model.named_modules() if type(module) is type(backbone)]
+    model.get_submodule(name).load_state_dict(backbone.state_dict())
+    return model.eval(), name
+
+
+@pytest.mark.parametrize(("build", "output"), [(upernet, "logits"), (mask2former, "masks_queries_logits")])
+def test_a_converted_dinov3_takes_the_place_of_the_original(build, output, dinov3):
+    source, converted = dinov3
+    theirs, name = with_backbone(build, DINOv3ViTBackbone.from_pretrained(source, **ALL_LAYERS))
+    ours, _ = with_backbone(build, LiereViTBackbone.from_pretrained(converted, **ALL_LAYERS))
+    heads = {key: tensor for key, tensor in theirs.state_dict().items() if not key.startswith(f"{name}.")}
+    missing, unexpected = ours.load_state_dict(heads, strict=False)
+    assert not unexpected
+    assert all(key.startswith(f"{name}.") for key in missing)
+    pixel_values = torch.randn(1, 3, 512, 768)
+    with torch.no_grad():
+        expected = theirs(pixel_values)[output]
+        torch.testing.assert_close(ours(pixel_values)[output], expected, rtol=0, atol=1e-4)
+
+
+def test_dpt_trains_with_a_converted_dinov3(dinov3):
+    """transformers' own DINOv3 backbone lacks the CLS token that DPT reads."""
+    backbone = LiereViTBackbone.from_pretrained(dinov3[1], **ALL_LAYERS, **TOKENS_WITH_CLS)
+    model, name = with_backbone(dpt, backbone)
+    depth = model.train()(torch.randn(1, 3, 512, 768)).predicted_depth
+    depth.sum().backward()
+    assert depth.shape == (1, 512, 768)
+    assert model.get_submodule(name).rotations.generators.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("build", [dpt, depth_anything], ids=lambda build: build.__name__)
