@@ -24,7 +24,7 @@ def per_patch(config):
     """Skew-symmetric generators in radians per patch, float64 (layers, axes, heads, blocks, b, b)."""
     rotations = LiereViTRotations(config)
     rotations.initialize()
-    raw = rotations._generators(torch.device("cpu")).detach().double().triu(1)
+    raw = rotations.raw_generators(torch.device("cpu")).detach().double().triu(1)
     steps = torch.tensor([max(patches - 1, 1) for patches in config.grid_size], dtype=torch.float64)
     return ((raw - raw.mT) / steps.view(-1, 1, 1, 1, 1)).numpy()
 
