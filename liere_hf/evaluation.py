@@ -1,8 +1,9 @@
 """Evaluation of a saved classifier on data that it was not trained on."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import AutoImageProcessor, AutoVideoProcessor
 
 from .configuration import DataArguments, RunArguments
@@ -14,6 +15,19 @@ from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
 from .run_directory import trained_on, training_data
 from .training.run import build_trainer
+
+
+class Evaluation(NamedTuple):
+    """
+    Attributes:
+        metrics: as `evaluate` gives them.
+        examples: measures of single examples, in the order of the data: see `EvaluationMetrics.per_example`.
+        rows: which examples of the data set these are; equal for the same ones.
+    """
+
+    metrics: dict[str, Any]
+    examples: dict[str, np.ndarray]
+    rows: tuple[Any, ...]
 
 
 def evaluate(model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments) -> dict[str, Any]:
@@ -29,6 +43,17 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
 
     Raises:
         InputError: checkpoint or data cannot be read, or the data has a class that the model lacks.
+    """
+    return evaluate_examples(model_arguments, data_arguments, training_arguments).metrics
+
+
+def evaluate_examples(
+    model_arguments: Any, data_arguments: DataArguments, training_arguments: RunArguments
+) -> Evaluation:
+    """As `evaluate`, with the measures of single examples.
+
+    Raises:
+        InputError: as `evaluate`.
     """
     name = model_arguments.model_name_or_path
     model = load_checkpoint(model_arguments)
@@ -56,4 +81,9 @@ def evaluate(model_arguments: Any, data_arguments: DataArguments, training_argum
     trainer = build_trainer(model, data, training_arguments)
     metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     evaluated = {"examples": len(rows.table), "split": rows.part, "input_size": list(data.input_size)}
-    return evaluated | measured(metrics) | {"per_class": trainer.compute_metrics.per_class(), "hardware": hardware()}
+    scores = trainer.compute_metrics
+    return Evaluation(
+        evaluated | measured(metrics) | {"per_class": scores.per_class(), "hardware": hardware()},
+        scores.per_example(),
+        (rows.part, held_out if rows.part == "held out" else None),
+    )

@@ -2,12 +2,10 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import hf_hub_download
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
@@ -26,7 +24,7 @@ from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .prediction_files import Prediction, Predictions, find_files
-from .run_directory import RECIPE_FILE
+from .run_directory import RECIPE_FILE, file_of_model
 
 MAX_WORKERS = 8
 # Inputs of the model by name: pixel_values and, if they are not the model's own, positions.
@@ -71,7 +69,7 @@ class Predictor:
         rows = list(track(rows, "Predicting", total=len(files), console=console, disable=hidden))
         if all(row.error for row in rows):
             raise InputError(f"none of {len(files)} {self.column}s can be read, for example: {rows[0].error}")
-        return Predictions(rows, self._problem != "regression")
+        return Predictions(rows, self.gives_shares)
 
     def _predict(
         self, files: Sequence[dict[str, Any]], names: Sequence[str], options: PredictionOptions
@@ -89,6 +87,27 @@ class Predictor:
                 values = [] if error else self._ranked(next(outputs), options.top_k)
                 yield Prediction(name, values, error)
 
+    def read(self, file: dict[str, Any]) -> Views:
+        """All views of a file, on the device of the model.
+
+        Args:
+            file: `bytes`, or None and the `path`.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        views = _read_views([file], self.to_pixels, self.to_positions)
+        return {name: tensor.to(self.model.device) for name, tensor in views.items()}
+
+    def answer(self, views: Views, top_k: int) -> list[tuple[str, float]]:
+        """The `values` of a `Prediction` from all views of a file."""
+        return self._ranked(self._probabilities(views, self.to_pixels.num_views)[0], top_k)
+
+    @property
+    def gives_shares(self) -> bool:
+        """Whether the values of predictions are probabilities."""
+        return self._problem != "regression"
+
     @torch.inference_mode()
     def _probabilities(self, views: Views | None, num_views: int) -> torch.Tensor:
         if views is None:
@@ -101,7 +120,7 @@ class Predictor:
         return (logits.sigmoid() if self._problem == "multi_label_classification" else logits.softmax(-1)).cpu()
 
     def _ranked(self, values: torch.Tensor, top_k: int) -> list[tuple[str, float]]:
-        if self._problem == "regression":
+        if not self.gives_shares:
             return list(zip(self._names, values.tolist(), strict=True))
         order = values.argsort(descending=True, stable=True)[:top_k]
         return [(self._names[index], float(values[index])) for index in order.tolist()]
@@ -175,12 +194,8 @@ def _processor(name: str, column: str) -> ImageProcessingMixin:
 
 def _recipe(name: str) -> dict[str, Any]:
     """The options that a model was trained with, empty if it has no recipe."""
-    try:
-        with hub_or_cache("model", name):
-            path = Path(name) / RECIPE_FILE if Path(name).is_dir() else Path(hf_hub_download(name, RECIPE_FILE))
-            return yaml.safe_load(path.read_text()) or {}
-    except (InputError, OSError):
-        return {}
+    path = file_of_model(name, RECIPE_FILE)
+    return (yaml.safe_load(path.read_text()) or {}) if path is not None else {}
 
 
 class _Inputs(Dataset):
@@ -213,17 +228,26 @@ class _Inputs(Dataset):
         return names, errors, joined
 
     def _views(self, files: list[dict[str, Any]]) -> Views:
-        repeated = [file for file in files for _ in range(self.num_views)]
-        views = {"pixel_values": self.to_pixels(repeated, [*range(self.num_views)] * len(files))}
-        if self.to_positions is not None:
-            views["positions"] = self.to_positions(repeated)
-        return views
+        return _read_views(files, self.to_pixels, self.to_positions)
 
     def _read(self, file: dict[str, Any]) -> Views | str:
         try:
             return self._views([file])
         except InputError as error:
             return sentence(error)
+
+
+def _read_views(files: Sequence[dict[str, Any]], to_pixels: EvaluationPixels, to_positions: Positions | None) -> Views:
+    """All views of some files, those of a file one after another.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    repeated = [file for file in files for _ in range(to_pixels.num_views)]
+    views = {"pixel_values": to_pixels(repeated, [*range(to_pixels.num_views)] * len(files))}
+    if to_positions is not None:
+        views["positions"] = to_positions(repeated)
+    return views
 
 
 def _as_it_is(batch: Any) -> Any:

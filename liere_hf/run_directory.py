@@ -135,7 +135,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
             f"{directory} holds no config.json: it is neither a finished run of liere-hf train nor a model of "
             "liere-hf convert"
         )
-    config = _read_json(directory / CONFIG_NAME)
+    config = read_json(directory / CONFIG_NAME)
     if config.get("model_type") != LiereViTConfig.model_type:
         raise InputError(
             f"{directory} has model_type {config.get('model_type')!r}, allowed is {LiereViTConfig.model_type!r}"
@@ -146,7 +146,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
             f"{', '.join(POSITION_ENCODINGS)}"
         )
     if (directory / CONVERSION_FILE).is_file():
-        return Conversion(directory, config, _read_json(directory / CONVERSION_FILE))
+        return Conversion(directory, config, read_json(directory / CONVERSION_FILE))
     for name in (RECIPE_FILE, TRAINING_FILE, METRICS_FILE):
         if not (directory / name).is_file():
             raise InputError(f"{directory} is not a finished run, it has no {name}; {how_to_resume(directory)}")
@@ -154,13 +154,13 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
         directory=directory,
         config=config,
         recipe=yaml.safe_load((directory / RECIPE_FILE).read_text()),
-        training=_read_json(directory / TRAINING_FILE),
+        training=read_json(directory / TRAINING_FILE),
         metrics=_read_metrics(directory / METRICS_FILE, "eval_", config),
         test_metrics=_read_metrics(directory / TEST_FILE, "test_", config)
         if (directory / TEST_FILE).is_file()
         else None,
         other_sizes=sorted(
-            (_require_metrics(_read_json(path), config, path) for path in directory.glob(OTHER_SIZES)),
+            (_require_metrics(read_json(path), config, path) for path in directory.glob(OTHER_SIZES)),
             key=lambda metrics: metrics["input_size"],
         ),
     )
@@ -183,14 +183,24 @@ def training_data(name: str) -> dict[str, Any]:
         name: a directory of a run, one of its checkpoints, or a Hub id.
     """
     directory = Path(name)
-    if not directory.is_dir():
-        try:
-            with hub_or_cache("model", name):
-                return _read_json(Path(hf_hub_download(name, DATA_FILE)))
-        except (EntryNotFoundError, OSError, InputError):
-            return {}
-    run = directory.parent if directory.name.startswith(PREFIX_CHECKPOINT_DIR) else directory
-    return _read_json(run / DATA_FILE) if (run / DATA_FILE).is_file() else {}
+    is_checkpoint = directory.is_dir() and directory.name.startswith(PREFIX_CHECKPOINT_DIR)
+    path = file_of_model(str(directory.parent) if is_checkpoint else name, DATA_FILE)
+    return read_json(path) if path is not None else {}
+
+
+def file_of_model(name: str, file: str) -> Path | None:
+    """The path of a file beside a model's weights; None where there is none, or where the Hub is out of reach.
+
+    Args:
+        name: a directory or Hub id.
+    """
+    if Path(name).is_dir():
+        return Path(name) / file if (Path(name) / file).is_file() else None
+    try:
+        with hub_or_cache("model", name):
+            return Path(hf_hub_download(name, file))
+    except (EntryNotFoundError, OSError, InputError):
+        return None
 
 
 def trained_on(name: str) -> str | None:
@@ -277,7 +287,7 @@ def train_examples_seen(training: dict[str, Any]) -> float:
 def learning_curve(directory: Path) -> list[dict[str, float]]:
     """The number of training `examples` seen and the `accuracy` at each evaluation of a finished run."""
     state = TrainerState.load_from_json(str(directory / TRAINER_STATE_NAME))
-    examples_per_step = train_examples_seen(_read_json(directory / TRAINING_FILE)) / state.max_steps
+    examples_per_step = train_examples_seen(read_json(directory / TRAINING_FILE)) / state.max_steps
     return [
         {"examples": round(entry["step"] * examples_per_step), "accuracy": entry["eval_accuracy"]}
         for entry in state.log_history
@@ -296,7 +306,11 @@ def without_paths(content: Any) -> Any:
     return content
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        InputError: the file cannot be read, or is no JSON.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -335,7 +349,7 @@ def _require_steps_left(checkpoint: Path, options: dict[str, Any]) -> None:
 
 
 def _read_metrics(path: Path, prefix: str, config: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name.removeprefix(prefix): value for name, value in _read_json(path).items()}
+    metrics = {name.removeprefix(prefix): value for name, value in read_json(path).items()}
     return _require_metrics(metrics, config, path)
 
 

@@ -16,7 +16,9 @@ HOW_TO_CONTINUE = {
     "train": "; continue with --resume_from_checkpoint true",
     "reproduce": "; the same command continues from it",
 }
-DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transformers."
+DESCRIPTION = "Train, evaluate, explain, compare, convert, publish and measure LieRE vision transformers."
+MODEL_HELP = "directory or Hub id of the model"
+INPUT_SIZE_HELP = "size of inputs in pixels, one value or one per axis (default: the training size)"
 RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"
 CONFIG_HELP = "YAML file whose options override those of the recipe"
 RECIPE_EPILOG = (
@@ -132,7 +134,7 @@ class _OptionHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *args, **kwargs) -> None:
         parser.print_help()
         command, recipe = parser.prog.split()[-1], getattr(namespace, "recipe", None)
-        if recipe is None and command in ("train", "evaluate"):
+        if recipe is None and command in ("train", "evaluate", "compare"):
             parser.exit()
         from liere_hf.errors import InputError, sentence
 
@@ -179,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     evaluate.add_argument("-h", "--help", action=_OptionHelp)
-    evaluate.add_argument("model", help="directory or Hub id of the model")
+    evaluate.add_argument("model", help=MODEL_HELP)
     evaluate.add_argument("recipe", help=RECIPE_HELP)
     evaluate.add_argument("--config", help=CONFIG_HELP)
     evaluate.add_argument("--results_file", type=Path, help="also write the metrics to this JSON file")
@@ -189,12 +191,77 @@ def _parser() -> argparse.ArgumentParser:
         "predict", help="say what a saved model sees in pictures, clips or volumes", allow_abbrev=False, add_help=False
     )
     predict.add_argument("-h", "--help", action=_OptionHelp)
-    predict.add_argument("model", help="directory or Hub id of the model")
+    predict.add_argument("model", help=MODEL_HELP)
     predict.add_argument("paths", nargs="+", metavar="PATH", help="files, and folders of files at any depth")
     predict.add_argument(
         "--output", type=Path, help="also write all predictions to this file, which ends with .csv, .parquet or .json"
     )
     predict.set_defaults(run=_predict, option_names=prediction_option_names)
+
+    explain = commands.add_parser(
+        "explain",
+        help="answers for pictures, clips or volumes, and where the model looks",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    explain.add_argument("-h", "--help", action=_OptionHelp)
+    explain.add_argument("model", help=MODEL_HELP)
+    explain.add_argument("paths", nargs="+", metavar="PATH", help="files, and folders of files at any depth")
+    explain.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="show maps after these layers, counted from 1 (default: the last one, which is the whole model)",
+    )
+    explain.add_argument("--output_dir", type=Path, default=Path(), help="directory for pictures and numbers")
+    explain.set_defaults(run=_explain, option_names=prediction_option_names)
+
+    rotations = commands.add_parser(
+        "rotations", help="what the rotations of a model do to scores between patches", allow_abbrev=False
+    )
+    rotations.add_argument("model", help=MODEL_HELP)
+    rotations.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="layers, counted from 1 (default: the first, the middle and the last one; of commutators all)",
+    )
+    rotations.add_argument(
+        "--heads",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="heads, counted from 1 (default: all; of maps over offsets, the first four, or the first with 3 axes)",
+    )
+    rotations.add_argument("--input_size", nargs="+", type=int, metavar="PIXELS", help=INPUT_SIZE_HELP)
+    rotations.add_argument("--output_dir", type=Path, default=Path(), help="directory for pictures and numbers")
+    rotations.set_defaults(run=_rotations, option_names=None)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare saved models on the data of a recipe",
+        epilog=RECIPE_EPILOG,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    compare.add_argument("-h", "--help", action=_OptionHelp)
+    compare.add_argument(
+        "models", nargs="+", metavar="MODEL", help="directories or Hub ids; all are compared with the first"
+    )
+    compare.add_argument("--recipe", required=True, help=RECIPE_HELP)
+    compare.add_argument("--config", help=CONFIG_HELP)
+    compare.add_argument("--output_dir", type=Path, default=Path(), help="directory for tables and figure")
+    compare.set_defaults(run=_compare, option_names=recipe_option_names)
+
+    info = commands.add_parser(
+        "info", help="parameters, FLOPs, encoding, training, results and files of a model", allow_abbrev=False
+    )
+    info.add_argument("model", help=MODEL_HELP)
+    info.add_argument("--input_size", nargs="+", type=int, metavar="PIXELS", help=INPUT_SIZE_HELP)
+    info.add_argument("--json", type=Path, metavar="FILE", help="also write it to this JSON file")
+    info.set_defaults(run=_info, option_names=None)
 
     recipes = commands.add_parser("recipes", help="list the built-in recipes")
     recipes.set_defaults(run=_recipes, option_names=None)
@@ -233,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser(
         "export", help="convert a model of this package to a checkpoint of other code", allow_abbrev=False
     )
-    export.add_argument("model", help="directory or Hub id of the model")
+    export.add_argument("model", help=MODEL_HELP)
     export.add_argument("output_dir", type=Path, help="directory to create")
     export.add_argument(
         "--to",
@@ -378,6 +445,64 @@ def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
     print_predictions(predictions)
     if arguments.output:
         write_predictions(arguments.output, predictions)
+    return 0
+
+
+def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.configuration import parse_flags
+    from liere_hf.configuration.prediction_options import PredictionOptions
+    from liere_hf.explanation import explain, write_explanations
+    from liere_hf.output_files import require_writable_directory
+    from liere_hf.prediction_files import print_predictions
+
+    require_writable_directory("output_dir", arguments.output_dir)
+    options = parse_flags(PredictionOptions, flags)
+    explanations = explain(arguments.model, arguments.paths, options, arguments.layers)
+    print_predictions(explanations.predictions)
+    print(*write_explanations(arguments.output_dir, arguments.model, explanations), sep="\n")
+    return 0
+
+
+def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.configuration import ModelArguments
+    from liere_hf.model_loading import load_checkpoint
+    from liere_hf.output_files import require_writable_directory
+    from liere_hf.plots import rotation_plots
+
+    require_writable_directory("output_dir", arguments.output_dir)
+    # Models without a classifier have rotations, too.
+    model = load_checkpoint(ModelArguments(model_name_or_path=arguments.model, ignore_mismatched_sizes=True))
+    found = rotation_plots(model, arguments.layers, arguments.heads, arguments.input_size)
+    print(*found.write(arguments.output_dir, arguments.model), sep="\n")
+    for name, reason in found.missing.items():
+        print(f"no picture of {name}: {reason}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.comparison import COMPARISON_FILE, compare, print_comparison, write_comparison
+    from liere_hf.output_files import require_writable_directory, write_bytes
+    from liere_hf.plots.comparison_figure import plot_comparison
+
+    require_writable_directory("output_dir", arguments.output_dir)
+    comparison = compare(arguments.models, arguments.recipe, flags, arguments.config)
+    print_comparison(comparison)
+    figure = arguments.output_dir / f"{COMPARISON_FILE}.png"
+    paths = write_comparison(arguments.output_dir, comparison)
+    write_bytes(figure, plot_comparison(comparison).png())
+    print(*paths, figure, sep="\n")
+    return 0
+
+
+def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.model_info import model_info, print_info
+    from liere_hf.output_files import require_writable_file, write_json
+
+    require_writable_file("json", arguments.json)
+    info = model_info(arguments.model, arguments.input_size)
+    print_info(info)
+    if arguments.json:
+        write_json(arguments.json, info)
     return 0
 
 

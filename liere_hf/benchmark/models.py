@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import compile_regions
 from rich.progress import track
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     PreTrainedModel,
     ViTConfig,
@@ -27,6 +26,7 @@ from ..configuration import compared_encodings, encoding_options
 from ..configuration.allowed_values import require_allowed
 from ..configuration.arguments import PRESETS as MODEL_PRESETS
 from ..errors import InputError, RunError
+from ..flops import count_flops
 from ..hardware import explaining_lack_of_memory, hardware
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
@@ -351,14 +351,12 @@ def _parameters_and_flops(name: str, sizes: Preset) -> dict[str, float]:
         model = build_contestant(name, sizes).eval()
         *frames, height, width = sizes.image_size
         pixel_values = torch.empty(1, *frames, 3, height, width)
-    with FlopCounterMode(display=False) as counter, _application(name), torch.no_grad():
-        model(pixel_values=pixel_values)
-    flops = counter.get_flop_counts()
-    rotations = sum(sum(counts.values()) for module, counts in flops.items() if module.endswith("liere_vit.rotations"))
+    with _application(name):
+        flops = count_flops(model, pixel_values)
     return {
         "parameters": model.num_parameters(),
-        "gflops_per_sample": (counter.get_total_flops() - rotations) / 1e9,
-        "gflops_of_rotations": rotations / 1e9,
+        "gflops_per_sample": flops.inputs / 1e9,
+        "gflops_of_rotations": flops.rotations / 1e9,
     }
 
 

@@ -25,10 +25,13 @@ class TrainingPixels(Protocol):
 class EvaluationPixels(Protocol):
     """Decodes, resizes and normalizes one view of each input: float32 (batch, [frames,] channels, height, width).
 
-    `num_views` views of every input are evaluated.
+    `num_views` views of every input are evaluated. `image_mean` and `image_std` are those of the normalization, per
+    channel, of pixels in [0, 1].
     """
 
     num_views: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
 
     def __call__(self, inputs: Sequence[Any], views: Sequence[int]) -> torch.Tensor: ...
 

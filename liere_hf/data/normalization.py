@@ -15,3 +15,9 @@ def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
         plane = normalized[..., channel, :, :].copy_(pixels[..., channel, :, :])
         plane.mul_(1 / (255 * deviation)).sub_(center / deviation)
     return normalized
+
+
+def denormalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """The inverse of `normalize`, up to its factor: pixels from 0 to 1."""
+    shape = (-1, 1, 1)
+    return pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)

@@ -8,6 +8,7 @@ from .attention import AttentionMaps, attention_maps
 from .attention_figures import animate_attention, plot_attention
 from .plot import Plot
 from .rotation_figures import (
+    RotationPlots,
     plot_commutators,
     plot_offset_scores,
     plot_spectrum,
@@ -21,6 +22,7 @@ __all__ = [
     "Commutators",
     "OffsetScores",
     "Plot",
+    "RotationPlots",
     "Spectrum",
     "animate_attention",
     "attention_maps",

@@ -150,7 +150,7 @@ def _draw_one_view(
 ) -> Figure:
     """A row for each layer: the picture, rollout and relevance."""
     (view,) = views
-    height = 1.6 if view.picture.ndim == 1 else 2.9
+    height = 1.6 if view.picture.ndim == 1 else 2.45
     figure = new_figure(9.6, height * len(layers) + 1.3)
     panels = figure.subplots(len(layers), 1 + len(KINDS), squeeze=False)
     for row, layer in zip(panels, layers, strict=True):

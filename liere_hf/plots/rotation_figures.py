@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from .plot import Plot, captioned, new_figure
+from ..output_files import write_bytes, write_json
+from .plot import Plot, as_record, captioned, new_figure
 from .rotations import (
     OffsetScores,
     chosen,
@@ -25,20 +27,22 @@ from .rotations import (
 
 # In a figure, where none are chosen: the first, the middle and the last layer, and the first heads.
 MAX_LAYERS, MAX_HEADS = 3, 4
+# Of panels with scores, beside as many with spreads.
+MAX_WIDE_COLUMNS = 2
 # Smaller spreads are drawn as none: rounding.
 SMALLEST_SPREAD = 0.01
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 AXES = {1: ("position",), 2: ("vertical", "horizontal"), 3: ("time or depth", "vertical", "horizontal")}
 OFFSETS_TEXT = (
-    "Above: the score between two patches with the same content, averaged over contents, by the offset between them. "
-    "It is 1 at offset 0; where it falls off, the head tells the two places apart by itself. Below: how much that "
-    "score varies among pairs of patches with the same offset. 0 means that only the offset counts, as in a relative "
-    "encoding; the largest value here is {spread:.3g}."
+    "Score: between two patches with the same content, averaged over contents, by the offset between them. It is 1 at "
+    "offset 0; where it is lower, the head tells the two places apart by position alone. Spread: how much the score "
+    "varies among pairs of patches with the same offset. 0 means that only the offset counts, as in a relative "
+    "encoding; the largest spread here is {spread:.3g}."
 )
 TABLE_TEXT = (
-    "Above: the cosine similarity of the position vectors of two patches, averaged over the pairs with an offset. "
-    "Below: how much it varies among these pairs, at most {spread:.3g} here. An absolute encoding learns a vector for "
-    "each patch, so that nothing forces it to depend on the offset alone."
+    "Similarity: the cosine between the position vectors of two patches, averaged over the pairs with an offset. "
+    "Spread: how much it varies among these pairs, at most {spread:.3g} here. An absolute encoding learns a vector "
+    "for each patch, so that nothing forces it to depend on the offset alone."
 )
 SPECTRUM_TEXT = (
     "Each point is a plane that a head turns, at the angle by which it turns from one patch to the next along an "
@@ -46,8 +50,9 @@ SPECTRUM_TEXT = (
     "a turn cannot be told from a smaller one the other way round."
 )
 COMMUTATORS_TEXT = (
-    "How far the generators A and B of two axes are from commuting, |AB - BA| / (|A| |B|), at most 1.41. 0 means that "
-    "the order of the axes does not matter, and that scores depend on the offset alone, as in RoPE."
+    "How far the generators A and B of two axes are from commuting: |AB - BA| / (|A| |B|), mean of the blocks, at "
+    "most 1.41. 0 means that the order of the axes does not matter, and that scores depend on the offset alone, as in "
+    "RoPE."
 )
 
 
@@ -174,13 +179,33 @@ def plot_commutators(
     return captioned(figure, found, COMMUTATORS_TEXT)
 
 
+class RotationPlots(NamedTuple):
+    """Figures by name, and why a figure has no meaning for a model, by name."""
+
+    plots: dict[str, Plot]
+    missing: dict[str, str]
+
+    def write(self, directory: Path, model: str) -> list[Path]:
+        """Write `rotations_NAME.png` for every figure, and `rotations.json`.
+
+        Returns:
+            Their paths.
+        """
+        paths = [directory / f"rotations_{name}.png" for name in self.plots]
+        for path, plot in zip(paths, self.plots.values(), strict=True):
+            write_bytes(path, plot.png())
+        records = {name: as_record(plot.numbers) | {"caption": plot.caption} for name, plot in self.plots.items()}
+        write_json(directory / "rotations.json", {"model": model, **records, "missing": self.missing})
+        return [*paths, directory / "rotations.json"]
+
+
 def rotation_plots(
     model: PreTrainedModel,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     input_size: Sequence[int] | None = None,
-) -> dict[str, Plot]:
-    """All figures that a model's positions have, by name: `offsets`, `spectrum`, `commutators`, `table`.
+) -> RotationPlots:
+    """All figures that a model's positions have: `offsets`, `spectrum`, `commutators`, `table`.
 
     Args:
         layers, heads, input_size: as in the function of each figure.
@@ -199,15 +224,22 @@ def rotation_plots(
         raise InputError(
             f"position_encoding is {config.position_encoding!r}, which has no rotations: leave out layers and heads"
         )
-    plots = {}
+    plots, missing = {}, {}
     if has_rotations(model):
         plots["offsets"] = plot_offset_scores(model, layers, heads, input_size)
         plots["spectrum"] = plot_spectrum(model, layers, heads, input_size)
         if config.num_axes > 1:
             plots["commutators"] = plot_commutators(model, layers, heads)
+        else:
+            missing["commutators"] = "the model has one axis, whose rotations all commute"
+    else:
+        missing |= dict.fromkeys(
+            ("offsets", "spectrum", "commutators"),
+            f"position_encoding is {config.position_encoding!r}, which rotates nothing",
+        )
     if has_table(model):
         plots["table"] = plot_table_scores(model, input_size)
-    return plots
+    return RotationPlots(plots, missing)
 
 
 def axis_names(num_axes: int) -> tuple[str, ...]:
@@ -265,13 +297,15 @@ def _maps(scores: OffsetScores, name: str) -> Figure:
         rows, columns = len(scores.layers), len(scores.heads)
     else:
         rows, columns = len(scores.layers) * len(scores.heads), len(planes)
-    side = 2.3 if columns > 1 else 3.2
-    figure = new_figure(side * columns + 1.4, 2 * (side * rows + 0.5) + 0.8)
-    upper, lower = figure.subfigures(2, 1)
+    # Score and spread are side by side where there is room.
+    side, is_wide = (2.1 if columns > 1 else 3.2), columns <= MAX_WIDE_COLUMNS
+    width, height = side * columns + 1.3, side * rows + 0.6
+    figure = new_figure(2 * width if is_wide else width, (height if is_wide else 2 * height) + 1)
+    one, other = figure.subfigures(1, 2) if is_wide else figure.subfigures(2, 1)
     largest = max(scores.spread.max().item(), SMALLEST_SPREAD)
     for part, values, title, style in (
-        (upper, scores.mean, name, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
-        (lower, scores.spread, "spread over places", {"cmap": "viridis", "vmin": 0, "vmax": largest}),
+        (one, scores.mean, name, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
+        (other, scores.spread, "spread over places", {"cmap": "viridis", "vmin": 0, "vmax": largest}),
     ):
         panels = part.subplots(rows, columns, squeeze=False)
         for axes, (layer, head, plane, panel) in zip(panels.flat, _panels(scores, planes, values), strict=True):

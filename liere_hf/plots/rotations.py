@@ -58,8 +58,8 @@ class Commutators:
     Attributes:
         layers, heads: which ones, counted from 1.
         axes: the pairs of axes, counted from 0.
-        norms: |A B - B A| / (|A| |B|) with Frobenius norms, (layers, heads, pairs): 0 where A and B commute, at most
-            the square root of 2.
+        norms: |A B - B A| / (|A| |B|) with Frobenius norms of the blocks A and B, averaged over the blocks of a head,
+            (layers, heads, pairs): 0 where they commute, at most the square root of 2.
     """
 
     layers: tuple[int, ...]
@@ -159,13 +159,12 @@ def commutators(
     layers, heads = chosen(model, layers, heads)
     generators = _skew_generators(model, layers, heads)
     pairs = tuple(combinations(range(model.config.num_axes), 2))
-    norms = generators.flatten(3).norm(dim=-1)
     found = []
     for first, second in pairs:
         one, other = generators[:, :, first], generators[:, :, second]
-        product = norms[..., first] * norms[..., second]
-        norm = (one @ other - other @ one).flatten(2).norm(dim=-1)
-        found.append(torch.where(product > 0, norm / product, 0))
+        product = torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other)
+        norm = torch.linalg.matrix_norm(one @ other - other @ one)
+        found.append(torch.where(product > 0, norm / product, 0).mean(-1))
     return Commutators(layers, heads, pairs, torch.stack(found, dim=-1).cpu())
 
 

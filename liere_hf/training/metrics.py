@@ -49,6 +49,10 @@ class EvaluationMetrics:
         """What the last evaluation measured for each class."""
         return self.last.per_class(self._names)
 
+    def per_example(self) -> dict[str, np.ndarray]:
+        """What the last evaluation measured for each example, in their order: measures whose means are metrics."""
+        return self.last.per_example()
+
     def confusion_matrix(self) -> tuple[Sequence[str], np.ndarray] | None:
         """Classes and counts of the last evaluation; None where examples have several classes or none."""
         has_one = self._problem == "single_label_classification"

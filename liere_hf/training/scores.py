@@ -60,6 +60,11 @@ class SingleLabelScores:
         confusion = self.confusion_matrix()
         return _per_class(confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1), names)
 
+    def per_example(self) -> dict[str, np.ndarray]:
+        """Whether the answer is right (`accuracy`), and the `loss`, of each example."""
+        right = np.concatenate(self._ranks) < 1
+        return {"accuracy": right.astype(np.float64), "loss": np.concatenate(self._losses).astype(np.float64)}
+
     def confusion_matrix(self) -> np.ndarray:
         """Numbers of examples: true classes are rows, predicted ones are columns."""
         cells, counts = self._cells()
@@ -145,6 +150,10 @@ class MultiLabelScores:
                 row["average_precision"] = float(average_precision_score(labels[:, index], logits[:, index]))
         return rows
 
+    def per_example(self) -> dict[str, np.ndarray]:
+        """The `loss` of each example, over its classes."""
+        return {"loss": np.concatenate(self._losses)}
+
 
 class RegressionScores:
     """Scores of predicted numbers, one or several for each example."""
@@ -165,10 +174,15 @@ class RegressionScores:
     def metrics(self) -> dict[str, float]:
         """The measures of `regression`; R2 needs two examples, and has no interval."""
         predictions, targets = np.concatenate(self._predictions), np.concatenate(self._targets)
-        errors = predictions - targets
         results = {"r2": float(r2_score(targets, predictions))} if len(targets) > 1 else {}
-        results |= mean_with_interval("mean_absolute_error", np.abs(errors).mean(1))
-        return results | mean_with_interval("loss", (errors**2).mean(1))
+        for name, values in self.per_example().items():
+            results |= mean_with_interval(name, values)
+        return results
+
+    def per_example(self) -> dict[str, np.ndarray]:
+        """The absolute (`mean_absolute_error`) and the squared error (`loss`) of each example, over its numbers."""
+        errors = np.concatenate(self._predictions) - np.concatenate(self._targets)
+        return {"mean_absolute_error": np.abs(errors).mean(1), "loss": (errors**2).mean(1)}
 
     def per_class(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The mean absolute error of each number, where there are several."""

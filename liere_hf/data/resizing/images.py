@@ -69,6 +69,7 @@ class EvaluationImages:
     def __init__(self, processor: BaseImageProcessor, window: tuple[float, float] | None = None):
         self.processor = processor
         self.window = window
+        self.image_mean, self.image_std = tuple(processor.image_mean), tuple(processor.image_std)
 
     def __call__(self, images: Sequence[dict[str, Any]], views: Sequence[int]) -> torch.Tensor:
         """`pixel_values` of shape (batch, 3, height, width)."""

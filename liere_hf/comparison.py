@@ -1,0 +1,218 @@
+"""Several models on the same examples: differences in pairs, with intervals and an exact test."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scipy import stats
+
+from .configuration import parse_recipe
+from .configuration.metric_names import MEASURES, problem_type
+from .errors import InputError
+from .evaluation import Evaluation, evaluate_examples
+from .metric_display import interval_text, with_interval
+from .model_loading import load_config
+from .output_files import write_bytes, write_json
+from .run_directory import encoding_title
+
+# Of the paired bootstrap, and how many are drawn at a time, which limits memory.
+NUM_RESAMPLES, BATCH = 2000, 50
+COMPARISON_FILE = "comparison"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model against the first one, on the same examples.
+
+    Attributes:
+        model: its name.
+        measure: what is compared, a mean over examples.
+        value: the model's minus the first one's.
+        low, high: ends of the 95% interval of `value`, by paired bootstrap.
+        only_model_right, only_first_right: numbers of examples; None where answers are not right or wrong.
+        p_value: two-sided, of McNemar's exact test; None where there are no such numbers.
+    """
+
+    model: str
+    measure: str
+    value: float
+    low: float
+    high: float
+    only_model_right: int | None = None
+    only_first_right: int | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Attributes:
+        encodings: titles, by name of the model.
+        metrics: of each evaluation, by name of the model.
+        differences: of all models but the first to the first, for each measure of single examples.
+    """
+
+    encodings: dict[str, str]
+    metrics: dict[str, dict[str, Any]]
+    differences: tuple[Difference, ...]
+
+    @property
+    def first(self) -> str:
+        """The model that the others are compared with."""
+        return next(iter(self.metrics))
+
+    @property
+    def main_measure(self) -> str:
+        """The first measure of the differences, which tables and figures show."""
+        return self.differences[0].measure
+
+
+def compare(models: Sequence[str], recipe: str, flags: Sequence[str] = (), config: str | None = None) -> Comparison:
+    """Evaluate models as `evaluate` does, and compare all others with the first.
+
+    Args:
+        models: two or more, directories or Hub ids.
+        recipe, flags, config: the data, as in `parse_recipe`.
+
+    Raises:
+        InputError: fewer than two models, one that is named twice, models for different kinds of problems, an
+            evaluation that is not possible, or one on other examples than that of the first.
+    """
+    if len(set(models)) < len(models) or len(models) < 2:
+        raise InputError(f"models are {', '.join(models)}: give two or more different ones")
+    configs = {name: load_config(name).to_dict() for name in models}
+    problems = {name: problem_type(each) for name, each in configs.items()}
+    for name, problem in problems.items():
+        if problem != problems[models[0]]:
+            raise InputError(f"model {name} is for {problem}, {models[0]} for {problems[models[0]]}")
+    evaluations = {}
+    for name in models:
+        arguments = parse_recipe(recipe, [*flags, "--model_name_or_path", name], config)
+        evaluations[name] = evaluate_examples(*arguments)
+        _require_same_rows(models[0], evaluations[models[0]], name, evaluations[name])
+    return Comparison(
+        {name: encoding_title(each) for name, each in configs.items()},
+        {name: evaluation.metrics for name, evaluation in evaluations.items()},
+        tuple(differences({name: evaluation.examples for name, evaluation in evaluations.items()})),
+    )
+
+
+def differences(examples: dict[str, dict[str, np.ndarray]]) -> list[Difference]:
+    """Differences of all models to the first, in pairs of the same examples, measure by measure.
+
+    Args:
+        examples: by name of the model and by measure, (examples,).
+    """
+    first, *others = examples
+    found = []
+    for measure, reference in examples[first].items():
+        for name in others:
+            values = examples[name][measure]
+            difference = Difference(name, measure, *paired_difference(values, reference))
+            if measure == "accuracy":
+                counts = int((values > reference).sum()), int((values < reference).sum())
+                difference = Difference(
+                    name, measure, difference.value, difference.low, difference.high, *counts, mcnemar_test(*counts)
+                )
+            found.append(difference)
+    return found
+
+
+def paired_difference(values: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """Mean of the differences of pairs, and its 95% interval by a bootstrap of the pairs (percentiles)."""
+    each = values - reference
+    mean = float(each.mean())
+    if len(each) < 2 or (each == each[0]).all():
+        return mean, mean, mean
+    found = stats.bootstrap(
+        (each,), np.mean, n_resamples=NUM_RESAMPLES, batch=BATCH, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return mean, float(found.low), float(found.high)
+
+
+def mcnemar_test(only_one: int, only_other: int) -> float:
+    """Two-sided p value of the exact test (McNemar, 1947) that two classifiers are right equally often.
+
+    Args:
+        only_one, only_other: numbers of examples that only the one or only the other classifies correctly. If both are
+            equally good, each such example is as likely to be of the one as of the other kind.
+    """
+    discordant = only_one + only_other
+    return float(stats.binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def write_comparison(directory: Path, comparison: Comparison) -> list[Path]:
+    """Write `comparison.json`, with all measures, and `comparison.csv`, a row for each model.
+
+    Returns:
+        Their paths.
+    """
+    rows = [_csv_row(comparison, name) for name in comparison.metrics]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[-1]], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    paths = [directory / f"{COMPARISON_FILE}.json", directory / f"{COMPARISON_FILE}.csv"]
+    write_json(paths[0], asdict(comparison))
+    write_bytes(paths[1], text.getvalue().encode())
+    return paths
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """A row for each model: its measure, the difference to the first, and the test."""
+    measure = comparison.main_measure
+    about = MEASURES[measure]
+    scale, unit = (100, ", %") if about.is_share else (1, "")
+    table = Table(
+        "model", "encoding", f"{about.title}{unit}", "difference to the first", "McNemar", caption_justify="left"
+    )
+    for name, metrics in comparison.metrics.items():
+        cells = [escape(name), comparison.encodings[name], with_interval(metrics, measure, about.is_share)]
+        for difference in _of(comparison, name):
+            numbers = (scale * number for number in (difference.value, difference.low, difference.high))
+            cells += [interval_text(*numbers, digits=2 if about.is_share else 4), _test_text(difference)]
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def _test_text(difference: Difference) -> str:
+    if difference.p_value is None:
+        return ""
+    p_text = "p < 0.0001" if difference.p_value < 1e-4 else f"p = {difference.p_value:.4f}"
+    return f"{difference.only_model_right:,} : {difference.only_first_right:,}, {p_text}"
+
+
+def _of(comparison: Comparison, name: str) -> list[Difference]:
+    """The difference of a model by the main measure, none for the first model."""
+    measure = comparison.main_measure
+    return [each for each in comparison.differences if (each.model, each.measure) == (name, measure)]
+
+
+def _csv_row(comparison: Comparison, name: str) -> dict[str, Any]:
+    metrics = comparison.metrics[name]
+    row = {"model": name, "encoding": comparison.encodings[name], "examples": metrics["examples"]}
+    for measure in MEASURES:
+        row |= {key: metrics[key] for key in (measure, f"{measure}_low", f"{measure}_high") if key in metrics}
+    for each in comparison.differences:
+        if each.model == name:
+            row |= {f"{each.measure}_difference": each.value, f"{each.measure}_difference_low": each.low}
+            row |= {f"{each.measure}_difference_high": each.high}
+            if each.p_value is not None:
+                row |= {"only_model_right": each.only_model_right, "only_first_right": each.only_first_right}
+                row |= {"mcnemar_p": each.p_value}
+    return row
+
+
+def _require_same_rows(first: str, reference: Evaluation, name: str, evaluation: Evaluation) -> None:
+    if evaluation.rows != reference.rows or evaluation.metrics["examples"] != reference.metrics["examples"]:
+        raise InputError(
+            f"model {name} is evaluated on other examples than {first}, since they were not trained on the same part "
+            "of the data set: give a test split"
+        )
