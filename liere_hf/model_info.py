@@ -50,9 +50,9 @@ def model_info(name: str, input_size: Sequence[int] | None = None) -> dict[str, 
         input_size: pixels at which FLOPs are counted, one value or one per axis; the training size by default.
 
     Returns:
-        `model`, `class`, `encoding`, `architecture`, `parameters`, `flops` of one input of `input_size`, and, as far
-        as there are files that say so, `training`, `conversion`, `results` by part of the data, and `files` with
-        their sizes in bytes.
+        `model`, `class`, `encoding`, `architecture`, `parameters`, and `flops` of one input of `input_size`, without
+        those of rotations, which are kept. As far as there are files that say so, `training`, `conversion`, `results`
+        by part of the data, and `files` with their sizes in bytes.
 
     Raises:
         InputError: the model has no readable configuration, or patches do not divide the size.
@@ -60,15 +60,13 @@ def model_info(name: str, input_size: Sequence[int] | None = None) -> dict[str, 
     config = load_config(name)
     size = checked_input_size(config, DataArguments(input_size=None if input_size is None else list(input_size)))
     model = _without_weights(config)
-    pixel_values = _no_pixels(config, size)
-    flops = count_flops(model, pixel_values)
     info = {
         "model": name,
         "class": type(model).__name__,
         "encoding": encoding_title(config.to_dict()),
         "architecture": _architecture(config),
         "parameters": _parameters(model),
-        "flops": {"input_size": list(size), "inputs": flops.inputs, "rotations": flops.rotations},
+        "flops": {"input_size": list(size), "flops": count_flops(model, _no_pixels(config, size))},
     }
     optional = {
         "training": _training(name),
@@ -89,8 +87,7 @@ def print_info(info: dict[str, Any]) -> None:
         {
             "parameters": f"{parameters['all']:,}",
             "of these, of positions": f"{parameters['positions']:,}",
-            f"GFLOPs of an input of {_joined(flops['input_size'])}": f"{flops['inputs'] / 1e9:.3g}",
-            "GFLOPs of its rotations, once": f"{flops['rotations'] / 1e9:.3g}",
+            f"GFLOPs of an input of {_joined(flops['input_size'])}": f"{flops['flops'] / 1e9:.3g}",
         },
     )
     _section(table, info.get("training", {}) | info.get("conversion", {}))

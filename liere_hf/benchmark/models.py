@@ -26,7 +26,7 @@ from ..configuration import compared_encodings, encoding_options
 from ..configuration.allowed_values import require_allowed
 from ..configuration.arguments import PRESETS as MODEL_PRESETS
 from ..errors import InputError, RunError
-from ..flops import count_flops
+from ..flops import count_flops, count_rotation_flops
 from ..hardware import explaining_lack_of_memory, hardware
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
@@ -353,10 +353,12 @@ def _parameters_and_flops(name: str, sizes: Preset) -> dict[str, float]:
         pixel_values = torch.empty(1, *frames, 3, height, width)
     with _application(name):
         flops = count_flops(model, pixel_values)
+    config = model.config
+    is_ours = isinstance(config, LiereViTConfig)
     return {
         "parameters": model.num_parameters(),
-        "gflops_per_sample": flops.inputs / 1e9,
-        "gflops_of_rotations": flops.rotations / 1e9,
+        "gflops_per_sample": flops / 1e9,
+        "gflops_of_rotations": count_rotation_flops(config, config.grid_size) / 1e9 if is_ours else 0.0,
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedModel
 
 from ..errors import InputError
@@ -28,20 +29,20 @@ from .rotations import (
 # In a figure, where none are chosen: the first, the middle and the last layer, and the first heads.
 MAX_LAYERS, MAX_HEADS = 3, 4
 # Of panels with scores, beside as many with spreads.
-MAX_WIDE_COLUMNS = 2
-# Smaller spreads are drawn as none: rounding.
-SMALLEST_SPREAD = 0.01
+MAX_WIDE_COLUMNS = 3
+# The end of the scale of spreads, at least. Spreads of float64's rounding are called 0.
+SMALLEST_SCALE, ROUNDING = 0.01, 1e-9
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 AXES = {1: ("position",), 2: ("vertical", "horizontal"), 3: ("time or depth", "vertical", "horizontal")}
 OFFSETS_TEXT = (
     "Score: between two patches with the same content, averaged over contents, by the offset between them. It is 1 at "
     "offset 0; where it is lower, the head tells the two places apart by position alone. Spread: how much the score "
     "varies among pairs of patches with the same offset. 0 means that only the offset counts, as in a relative "
-    "encoding; the largest spread here is {spread:.3g}."
+    "encoding; the largest spread here is {spread}."
 )
 TABLE_TEXT = (
     "Similarity: the cosine between the position vectors of two patches, averaged over the pairs with an offset. "
-    "Spread: how much it varies among these pairs, at most {spread:.3g} here. An absolute encoding learns a vector "
+    "Spread: how much it varies among these pairs, at most {spread} here. An absolute encoding learns a vector "
     "for each patch, so that nothing forces it to depend on the offset alone."
 )
 SPECTRUM_TEXT = (
@@ -103,7 +104,7 @@ def plot_table_scores(model: PreTrainedModel, input_size: Sequence[int] | None =
     Raises:
         InputError: a model without such a table, or a size that patches do not divide.
     """
-    return _plot_scores(table_scores(model, input_size), "cosine similarity of position vectors", TABLE_TEXT)
+    return _plot_scores(table_scores(model, input_size), "similarity of position vectors", TABLE_TEXT)
 
 
 def plot_spectrum(
@@ -260,7 +261,8 @@ def _some(
 def _plot_scores(scores: OffsetScores, name: str, text: str) -> Plot:
     num_axes = len(scores.grid_size)
     figure = _lines(scores, name) if num_axes == 1 else _maps(scores, name)
-    return captioned(figure, scores, text.format(spread=scores.spread.max().item()))
+    spread = scores.spread.max().item()
+    return captioned(figure, scores, text.format(spread=f"{spread:.3g}" if spread > ROUNDING else "0"))
 
 
 def _title(layer: int, head: int) -> str:
@@ -302,7 +304,7 @@ def _maps(scores: OffsetScores, name: str) -> Figure:
     width, height = side * columns + 1.3, side * rows + 0.6
     figure = new_figure(2 * width if is_wide else width, (height if is_wide else 2 * height) + 1)
     one, other = figure.subfigures(1, 2) if is_wide else figure.subfigures(2, 1)
-    largest = max(scores.spread.max().item(), SMALLEST_SPREAD)
+    largest = max(scores.spread.max().item(), SMALLEST_SCALE)
     for part, values, title, style in (
         (one, scores.mean, name, {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}),
         (other, scores.spread, "spread over places", {"cmap": "viridis", "vmin": 0, "vmax": largest}),
@@ -316,7 +318,7 @@ def _maps(scores: OffsetScores, name: str) -> Figure:
         for axes in panels.flat if len(planes) == 1 else ():
             axes.label_outer()
         part.colorbar(image, ax=panels, shrink=0.9)
-        part.suptitle(f"{title}, by offset in patches")
+        part.suptitle(f"{title}, by offset in patches", fontsize=11)
     return figure
 
 
@@ -332,6 +334,8 @@ def _panels(
 def _draw_map(axes: Axes, values: np.ndarray, style: dict):
     height, width = (extent / 2 for extent in values.shape)
     extent = (-width, width, height, -height)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
     return axes.imshow(values, extent=extent, interpolation="nearest", aspect="auto", **style)
 
 

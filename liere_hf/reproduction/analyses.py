@@ -12,12 +12,13 @@ import numpy as np
 import scipy.linalg
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from ..configuration import compared_encodings, paper_flops_overhead
 from ..configuration.arguments import PRESETS
+from ..flops import count_flops as flops_of_inputs
+from ..flops import count_rotation_flops
 from ..hardware import hardware
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.exponential import skew_matrix_exp
@@ -93,23 +94,12 @@ def count_flops(fields: dict[str, Any]) -> dict[str, float]:
         and `num_parameters`.
     """
     config = _config(fields)
-    # Rotations are cached only for real (not meta) weights. FLOPs of eager attention are counted everywhere.
-    model, image = (
-        LiereViTForImageClassification._from_config(config, attn_implementation="eager"),
-        torch.zeros(1, 3, 224, 224),
-    )
-    with torch.no_grad():
-        model.eval()(image)
-        inference = _counted(model, image)
-    batch = torch.empty(FLOPS_BATCH, 3, 224, 224, device="meta")
-    training = _counted(model.to("meta").train(), batch) / FLOPS_BATCH
+    with torch.device("meta"):
+        # FLOPs of eager attention are counted everywhere.
+        model = LiereViTForImageClassification._from_config(config, attn_implementation="eager")
+        inference = flops_of_inputs(model.eval(), torch.empty(1, 3, 224, 224))
+    training = inference + count_rotation_flops(config, config.grid_size) / FLOPS_BATCH
     return {"inference": inference, "training": training, "num_parameters": model.num_parameters()}
-
-
-def _counted(model: PreTrainedModel, pixel_values: torch.Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        model(pixel_values)
-    return counter.get_total_flops()
 
 
 def applying_flops(fields: dict[str, Any]) -> int:
