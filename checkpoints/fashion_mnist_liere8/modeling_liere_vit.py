@@ -166,7 +166,7 @@ class LiereViTEmbeddings(nn.Module):
         if bool_masked_pos is not None:
             embeddings = self._mask(embeddings, bool_masked_pos)
         if self.position_embeddings is not None:
-            embeddings = embeddings + self._absolute_positions(grid_size, positions)
+            embeddings = embeddings + self.absolute_positions(grid_size, positions)
         prefix = [
             token.expand(embeddings.shape[0], -1, -1)
             for token in (self.cls_token, self.register_tokens)
@@ -196,7 +196,7 @@ class LiereViTEmbeddings(nn.Module):
             )
         return torch.where(masked.unsqueeze(-1), self.mask_token.to(embeddings.dtype), embeddings)
 
-    def _absolute_positions(self, grid_size: tuple[int, ...], positions: torch.Tensor | None) -> torch.Tensor:
+    def absolute_positions(self, grid_size: tuple[int, ...], positions: torch.Tensor | None = None) -> torch.Tensor:
         """The table itself at the training size, else read at the coordinates: stretched over any other grid."""
         table, training_grid_size = self.position_embeddings, self.training_grid_size
         spacing = None
@@ -280,7 +280,7 @@ class LiereViTRotations(nn.Module):
             "LiereTrainer keeps them; for FSDP2, take MixedPrecisionPolicy(cast_forward_inputs=False)",
         )
         with maybe_autocast(positions.device.type, enabled=False):
-            generators = self._generators(positions.device)
+            generators = self.raw_generators(positions.device)
             dtype_inside = torch.promote_types(positions.dtype, generators.dtype)
             generators, positions = generators.to(dtype_inside), positions.to(generators.device, dtype_inside)
             positions = nn.functional.pad(positions, (0, 0, self.config.num_prefix_tokens, 0))
@@ -325,7 +325,7 @@ class LiereViTRotations(nn.Module):
             raise RuntimeError("rotations are frozen, so they cannot train: call unfreeze_rotations() first")
         return super().train(mode)
 
-    def _generators(self, device: torch.device) -> torch.Tensor:
+    def raw_generators(self, device: torch.device) -> torch.Tensor:
         """Raw generators (layers, axes, heads, blocks, b, b), from the parameters as this module has them now."""
         encoding = POSITION_ENCODINGS[self.config.position_encoding]
         parameters = {name: _full_tensor(getattr(self, name)) for name in encoding.parameters}
