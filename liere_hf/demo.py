@@ -6,7 +6,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,7 @@ from .errors import InputError
 from .hardware import hardware
 from .metric_display import with_interval
 from .output_files import write_json
+from .plots import attention_maps
 from .run_directory import learning_curve
 from .training.run import train
 
@@ -78,25 +78,6 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
     return report
 
 
-def cls_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """How much each patch contributes to CLS: attention rollout (arXiv 2005.00928) over all layers, mean of heads.
-
-    Args:
-        model: a classifier with `eager` attention, which returns its attention weights.
-        pixel_values: (batch, channels, height, width).
-
-    Returns:
-        Tensor of shape (batch, *grid) that sums to 1 for each image.
-    """
-    with torch.no_grad():
-        attentions = model(pixel_values, output_attentions=True).attentions
-    rollout = torch.eye(attentions[0].shape[-1])
-    for attention in attentions:
-        rollout = (0.5 * attention.mean(dim=1) + 0.5 * torch.eye(attention.shape[-1])) @ rollout
-    patches = rollout[:, 0, model.config.num_prefix_tokens :]
-    return (patches / patches.sum(-1, keepdim=True)).unflatten(-1, model.config.grid_size)
-
-
 def draw(
     path: Path,
     curves: dict[str, list[dict[str, float]]],
@@ -108,7 +89,7 @@ def draw(
     """Write the figure: accuracy over training examples, and pictures with CLS attention laid over."""
     processor = AutoImageProcessor.from_pretrained(model_dir)
     inputs = processor([_to_image(picture) for picture in pixels], return_tensors="pt")
-    attention = cls_attention(model, inputs["pixel_values"]).numpy()
+    attention = attention_maps(model, inputs["pixel_values"]).rollout[-1].numpy()
 
     figure = plt.figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1))

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from .configuration.prediction_options import PredictionOptions
-from .data.normalization import denormalize
 from .output_files import write_bytes, write_json
 from .plots import AttentionMaps, animate_attention, attention_maps, plot_attention
 from .plots.plot import as_lists
@@ -92,7 +89,7 @@ def explain_file(
     names = [*predictor.model.config.id2label.values()]
     labels = [names.index(values[0][0])] if predictor.gives_shares else None
     maps = attention_maps(predictor.model, **view, labels=labels)
-    picture = _picture(predictor, view["pixel_values"][0])
+    picture = predictor.picture(view["pixel_values"][0])
     plot = plot_attention(maps, picture, layers, predictor.column, _title(values, predictor.gives_shares))
     animation = animate_attention(maps, picture) if predictor.column == "video" else None
     return Explanation(Prediction(name, values), middle + 1, tuple(layers), maps, plot.png(), animation)
@@ -135,12 +132,6 @@ def _record(row: Explanation, are_shares: bool) -> dict[str, Any]:
             for layer in row.layers
         ],
     }
-
-
-def _picture(predictor: Predictor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """What the model sees, as pixels from 0 to 1."""
-    to_pixels = predictor.to_pixels
-    return denormalize(pixel_values.cpu(), to_pixels.image_mean, to_pixels.image_std)
 
 
 def _title(values: Sequence[tuple[str, float]], are_shares: bool) -> str:

@@ -17,6 +17,7 @@ from .configuration.metric_names import problem_type
 from .configuration.prediction_options import PredictionOptions
 from .data.batching import EvaluationPixels, Positions
 from .data.media import MEDIA
+from .data.normalization import denormalize
 from .data.preparation import evaluation_pixels, positions_in_millimetres
 from .data.resizing.processors import build_processor, input_size
 from .errors import InputError, sentence
@@ -98,6 +99,10 @@ class Predictor:
         """
         views = _read_views([file], self.to_pixels, self.to_positions)
         return {name: tensor.to(self.model.device) for name, tensor in views.items()}
+
+    def picture(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the model sees, in the same layout, as pixels from 0 to 1."""
+        return denormalize(pixel_values.cpu(), self.to_pixels.image_mean, self.to_pixels.image_std)
 
     def answer(self, views: Views, top_k: int) -> list[tuple[str, float]]:
         """The `values` of a `Prediction` from all views of a file."""

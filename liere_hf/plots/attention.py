@@ -81,7 +81,7 @@ def attention_maps(
 
 def pooling_weights(config: LiereViTConfig, num_tokens: int) -> torch.Tensor:
     """The share of each token, prefix and patches, in the pooled one: (tokens,), with sum 1."""
-    weights = torch.zeros(num_tokens)
+    weights = torch.zeros(num_tokens, dtype=torch.float64)
     if config.pooling == "cls":
         weights[0] = 1
         return weights
