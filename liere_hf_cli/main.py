@@ -16,7 +16,7 @@ HOW_TO_CONTINUE = {
     "train": "; continue with --resume_from_checkpoint true",
     "reproduce": "; the same command continues from it",
 }
-DESCRIPTION = "Train, evaluate, explain, compare, convert, publish and measure LieRE vision transformers."
+DESCRIPTION = "Train, evaluate, convert, publish and measure LieRE vision transformers."
 MODEL_HELP = "directory or Hub id of the model"
 INPUT_SIZE_HELP = "size of inputs in pixels, one value or one per axis (default: the training size)"
 RECIPE_HELP = "name of a built-in recipe, or path of a YAML file"

@@ -68,6 +68,9 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
             for case in (
                 ("volumes", ["train", "volumes_smoke", "--data_dir", "scans"]),
                 ("plots", ["demo"]),
+                ("plots", ["explain", "model", "scans"]),
+                ("plots", ["rotations", "model"]),
+                ("plots", ["compare", "model", "another", "--recipe", "digits"]),
                 ("plots", ["reproduce", "rope"]),
                 ("video", ["benchmark", "data"]),
             )

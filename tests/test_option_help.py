@@ -38,7 +38,10 @@ def rows(text: str) -> dict[str, list[str]]:
     return {row[0].removeprefix("--"): row[1:] for row in found}
 
 
-@pytest.mark.parametrize("command", [["train", "digits"], ["evaluate", "model", "digits"]])
+@pytest.mark.parametrize(
+    "command",
+    [["train", "digits"], ["evaluate", "model", "digits"], ["compare", "a", "b", "--recipe", "digits"]],
+)
 def test_every_option_once_with_its_value_in_the_recipe(output, command):
     table = rows(output(*command, "--help"))
     assert sorted(table) == sorted(names(ModelArguments, DataArguments, RunArguments))
@@ -59,7 +62,10 @@ def test_options_are_in_groups(output):
     assert rows(text)["layer_learning_rate_decay"][0] == "0.8"
 
 
-@pytest.mark.parametrize(("command", "kind"), [("convert", ConversionOptions), ("predict", PredictionOptions)])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [("convert", ConversionOptions), ("predict", PredictionOptions), ("explain", PredictionOptions)],
+)
 def test_options_of_other_commands(output, command, kind):
     table = rows(output(command, "--help"))
     assert sorted(table) == sorted(names(kind))

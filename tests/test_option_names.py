@@ -59,6 +59,9 @@ def test_names_in_the_source_equal_those_of_the_parser(names, dataclasses):
         (["train", "digits", "--seed", "-1", "--no_foo"], 2, "unknown option '--no_foo'"),
         (["publish", "run", "org/name", "--nope"], 2, "unknown option '--nope'"),
         (["demo", "extra"], 2, "unexpected argument 'extra'"),
+        (["explain", "model", "a.png", "--use_cpo"], 2, "unknown option '--use_cpo', did you mean '--use_cpu'?"),
+        (["rotations", "model", "--layers", "first"], 2, "invalid int value: 'first'"),
+        (["compare", "a", "b", "--recipe", "digits", "--sead", "1"], 2, "did you mean '--seed'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
