@@ -79,7 +79,9 @@ def compare(models: Sequence[str], recipe: str, flags: Sequence[str] = (), confi
 
     Args:
         models: two or more, directories or Hub ids.
-        recipe, flags, config: the data, as in `parse_recipe`.
+        recipe: of the data, as in `parse_recipe`.
+        flags: as in `parse_recipe`.
+        config: as in `parse_recipe`.
 
     Raises:
         InputError: fewer than two models, one that is named twice, models for different kinds of problems, an
@@ -170,9 +172,11 @@ def print_comparison(comparison: Comparison) -> None:
     measure = comparison.main_measure
     about = MEASURES[measure]
     scale, unit = (100, ", %") if about.is_share else (1, "")
-    table = Table(
-        "model", "encoding", f"{about.title}{unit}", "difference to the first", "McNemar", caption_justify="left"
-    )
+    table = Table()
+    # Paths have no spaces at which they could be broken.
+    table.add_column("model", overflow="fold")
+    for title in ("encoding", f"{about.title}{unit}", "difference to the first", "McNemar"):
+        table.add_column(title)
     for name, metrics in comparison.metrics.items():
         cells = [escape(name), comparison.encodings[name], with_interval(metrics, measure, about.is_share)]
         for difference in _of(comparison, name):

@@ -79,8 +79,10 @@ def animate_attention(maps: AttentionMaps, picture: torch.Tensor, layer: int | N
     """An animated GIF of a clip: its frames, with rollout, and with relevance.
 
     Args:
-        maps, picture, index: as in `plot_attention`.
+        maps: of `attention_maps`.
+        picture: the clip, in the layout of `pixel_values`, without the batch, values from 0 to 1.
         layer: after which one, counted from 1; the last one by default.
+        index: of the input in its batch.
     """
     (layer,) = (len(maps.rollout),) if layer is None else counted("layer", [layer], len(maps.rollout))
     heat = {kind: getattr(maps, kind)[layer - 1, index].double().numpy() for kind in KINDS}

@@ -10,11 +10,11 @@ COLOR, FIRST_COLOR = "#0072B2", "#000000"
 # Of labels: longer names of models are cut at the front.
 MAX_NAME = 40
 TEXT = (
-    "Left: each model with its own 95% interval. Right: the difference to the first model on the same examples, whose "
-    "interval is narrower, since both meet the same hard examples. An interval that leaves out 0 is a difference that "
-    "chance does not explain."
+    "Left: each model with its own 95% interval. Right: the difference to the first model on the same examples. Its "
+    "interval is mostly narrower, since both meet the same hard examples; where it leaves out 0, chance in the choice "
+    "of examples hardly explains the difference."
 )
-TEST_TEXT = " p is McNemar's exact test: how often chance alone makes one of two equal models right as lopsidedly."
+TEST_TEXT = " p is of McNemar's exact test: how often two equally good models would differ as much."
 
 
 def plot_comparison(comparison: Comparison) -> Plot:

@@ -116,8 +116,9 @@ def plot_spectrum(
     """Frequencies of generators in radians per patch: see `spectrum`.
 
     Args:
-        layers, input_size: as in `plot_offset_scores`.
+        layers: counted from 1; the first, the middle and the last one by default.
         heads: counted from 1; all by default.
+        input_size: as in `plot_offset_scores`; it matters where `position_mode` stretches coordinates.
 
     Returns:
         The figure, and a `Spectrum`.
@@ -154,7 +155,8 @@ def plot_commutators(
     """How far the generators of every two axes are from commuting: see `commutators`.
 
     Args:
-        layers, heads: counted from 1; all by default.
+        layers: counted from 1; all by default.
+        heads: counted from 1; all by default.
 
     Returns:
         The figure, and `Commutators`.
@@ -209,7 +211,9 @@ def rotation_plots(
     """All figures that a model's positions have: `offsets`, `spectrum`, `commutators`, `table`.
 
     Args:
-        layers, heads, input_size: as in the function of each figure.
+        layers: counted from 1; by default those of each figure's function.
+        heads: counted from 1; by default those of each figure's function.
+        input_size: pixels, one value or one per axis; the training size by default.
 
     Raises:
         InputError: a model with neither rotations nor a table of positions, no such layer or head, or a size that

@@ -22,8 +22,8 @@ class OffsetScores:
     """Scores between equal contents at two patches, by the offset between these.
 
     Attributes:
-        layers, heads: which ones, counted from 1. Both are (0,) for a table of absolute positions, which is added
-            before the first layer.
+        layers: which ones, counted from 1; (0,) for a table of absolute positions, added before the first layer.
+        heads: which ones, counted from 1; (0,) for such a table.
         grid_size: patches along each axis.
         mean: over all pairs of patches with an offset, (layers, heads, *(2 n - 1 for n in grid_size)): offset 0 is in
             the middle. 1 is the score of a content with itself.
@@ -42,7 +42,8 @@ class Spectrum:
     """Frequencies of generators.
 
     Attributes:
-        layers, heads: which ones, counted from 1.
+        layers: which ones, counted from 1.
+        heads: which ones, counted from 1.
         frequencies: in radians per patch, (layers, heads, axes, head_dim / 2), 0 or more, in ascending order.
     """
 
@@ -56,7 +57,8 @@ class Commutators:
     """How far the generators of two axes are from commuting.
 
     Attributes:
-        layers, heads: which ones, counted from 1.
+        layers: which ones, counted from 1.
+        heads: which ones, counted from 1.
         axes: the pairs of axes, counted from 0.
         norms: |A B - B A| / (|A| |B|) with Frobenius norms of the blocks A and B, averaged over the blocks of a head,
             (layers, heads, pairs): 0 where they commute, at most the square root of 2.
@@ -129,7 +131,9 @@ def spectrum(
     """The frequencies of every generator: its eigenvalues are +-i times them.
 
     Args:
-        layers, heads, input_size: as in `offset_scores`. The size matters where `position_mode` stretches coordinates.
+        layers: counted from 1; all by default.
+        heads: counted from 1; all by default.
+        input_size: as in `offset_scores`; it matters where `position_mode` stretches coordinates.
 
     Raises:
         InputError: as in `offset_scores`.
@@ -149,7 +153,8 @@ def commutators(
     """How far the generators of every two axes are from commuting.
 
     Args:
-        layers, heads: as in `offset_scores`.
+        layers: counted from 1; all by default.
+        heads: counted from 1; all by default.
 
     Raises:
         InputError: as in `offset_scores`, or a model with one axis.
