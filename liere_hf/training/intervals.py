@@ -34,8 +34,8 @@ def bootstrap_intervals(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Percentile bootstrap of statistics of counted examples.
 
-    Examples in one cell are alike. To draw as many examples with replacement is to draw the counts of all cells from
-    a multinomial distribution.
+    Examples in one cell are alike; where all differ, each has a cell of its own. To draw as many examples with
+    replacement is to draw the counts of all cells from a multinomial distribution.
 
     Args:
         statistics: from counts (samples, cells) to (samples, statistics).

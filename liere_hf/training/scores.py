@@ -11,12 +11,14 @@ import torch
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, r2_score
 from torch.nn import functional
 
-from ..configuration.metric_names import NUM_TOP_CLASSES
+from ..configuration.metric_names import ENDS, NUM_TOP_CLASSES
 from .intervals import bootstrap_intervals, mean_with_interval, wilson_interval
 
 # Bins of the calibration error (Guo et al., 2017).
 NUM_BINS = 15
 _MACRO = ("macro_precision", "macro_recall", "macro_f1")
+# A variance that is this small beside the others is rounding: the targets of a sample are equal.
+_ROUNDING = 1e-12
 
 
 class SingleLabelScores:
@@ -52,6 +54,7 @@ class SingleLabelScores:
             if count == 1 or self.num_labels > count:
                 results |= _share(name, int((ranks < count).sum()), len(ranks))
         results |= self._macro_averages()
+        # Without an interval: resampled examples are calibrated worse, so that a bootstrap would be biased.
         results["calibration_error"] = self._calibration_error(ranks < 1)
         return results | mean_with_interval("loss", losses)
 
@@ -91,17 +94,10 @@ class SingleLabelScores:
                 if label == guess:
                     hits[:, label] += samples[:, column]
             shares = _shares(hits[:, present], guesses[:, present], support[:, present])
-            # A class that a sample lacks is left out there, too.
-            weights = support[:, present] > 0
-            return np.stack([(share * weights).sum(1) / weights.sum(1) for share in shares], axis=1)
+            return np.stack([_mean_of_present(share, support[:, present]) for share in shares], axis=1)
 
         (values,) = averages(counts[None])
-        low, high = bootstrap_intervals(averages, counts)
-        return {
-            f"{name}{end}": float(value)
-            for name, *ends in zip(_MACRO, values, low, high, strict=True)
-            for end, value in zip(("", "_low", "_high"), ends, strict=True)
-        }
+        return _with_ends(_MACRO, values, *bootstrap_intervals(averages, counts))
 
     def _calibration_error(self, correct: np.ndarray) -> float:
         """Expected calibration error: mean distance of confidence and accuracy over bins, weighted by examples."""
@@ -131,14 +127,23 @@ class MultiLabelScores:
         self._labels.append(labels.bool().numpy())
 
     def metrics(self) -> dict[str, float]:
-        """The measures of `multi_label_classification`; that of the loss has an interval."""
+        """The measures of `multi_label_classification` with the ends of intervals, over classes that have examples."""
         logits, labels = np.concatenate(self._logits), np.concatenate(self._labels)
-        present = labels.any(axis=0)
-        precisions = average_precision_score(labels[:, present], logits[:, present], average=None)
+        logits, labels = (values[:, labels.any(axis=0)] for values in (logits, labels))
+        precisions = average_precision_score(labels, logits, average=None)
         macro = precision_recall_fscore_support(labels, logits > 0, average=None, zero_division=0)[:3]
-        averages = {name: float(values[present].mean()) for name, values in zip(_MACRO, macro, strict=True)}
+        predicted, ranking = logits > 0, [_Ranking(*columns) for columns in zip(logits.T, labels.T, strict=True)]
+
+        def averages(samples: np.ndarray) -> np.ndarray:
+            support = samples @ labels
+            precisions = np.stack([classes.average_precision(samples) for classes in ranking], axis=1)
+            shares = _shares(samples @ (predicted & labels).astype(float), samples @ predicted, support)
+            return np.stack([_mean_of_present(values, support) for values in (precisions, *shares)], axis=1)
+
+        values = [float(np.mean(values)) for values in (precisions, *macro)]
+        ends = bootstrap_intervals(averages, np.ones(len(labels), np.int64))
         loss = mean_with_interval("loss", np.concatenate(self._losses))
-        return {"mean_average_precision": float(np.mean(precisions)), **averages, **loss}
+        return _with_ends(("mean_average_precision", *_MACRO), values, *ends) | loss
 
     def per_class(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """As for one class, with average precision where a class has examples."""
@@ -172,12 +177,28 @@ class RegressionScores:
         self._targets.append(targets.double().reshape(len(targets), -1).numpy())
 
     def metrics(self) -> dict[str, float]:
-        """The measures of `regression`; R2 needs two examples, and has no interval."""
-        predictions, targets = np.concatenate(self._predictions), np.concatenate(self._targets)
-        results = {"r2": float(r2_score(targets, predictions))} if len(targets) > 1 else {}
+        """The measures of `regression` with the ends of intervals; R2 needs two examples."""
+        results = self._r2() if sum(map(len, self._targets)) > 1 else {}
         for name, values in self.per_example().items():
             results |= mean_with_interval(name, values)
         return results
+
+    def _r2(self) -> dict[str, float]:
+        predictions, targets = np.concatenate(self._predictions), np.concatenate(self._targets)
+        squares, centered = (predictions - targets) ** 2, targets - targets.mean(0)
+
+        def scores(samples: np.ndarray) -> np.ndarray:
+            variation = samples @ centered**2 - (samples @ centered) ** 2 / len(targets)
+            unexplained = np.divide(
+                samples @ squares,
+                variation,
+                out=np.ones_like(variation),
+                where=variation > _ROUNDING * variation.max(),
+            )
+            return (1 - unexplained).mean(1, keepdims=True)
+
+        ends = bootstrap_intervals(scores, np.ones(len(targets), np.int64))
+        return _with_ends(("r2",), [float(r2_score(targets, predictions))], *ends)
 
     def per_example(self) -> dict[str, np.ndarray]:
         """The absolute (`mean_absolute_error`) and the squared error (`loss`) of each example, over its numbers."""
@@ -196,6 +217,40 @@ SCORES = {
     "multi_label_classification": MultiLabelScores,
     "regression": RegressionScores,
 }
+
+
+class _Ranking:
+    """The examples of one class in the order of their logits, for average precision with weights."""
+
+    def __init__(self, logits: np.ndarray, labels: np.ndarray):
+        self.order = np.argsort(-logits, kind="stable")
+        self.labels = labels[self.order]
+        # Equal logits are one threshold: only its last example counts.
+        self.thresholds = np.flatnonzero(np.diff(logits[self.order], append=np.nan) != 0)
+
+    def average_precision(self, weights: np.ndarray) -> np.ndarray:
+        """As scikit-learn's, for each row of weights (samples, examples); 0 without an example of the class."""
+        weights = weights[:, self.order].astype(np.float64)
+        found = (weights * self.labels).cumsum(1)[:, self.thresholds]
+        taken = weights.cumsum(1)[:, self.thresholds]
+        precision = np.divide(found, taken, out=np.zeros_like(found), where=taken > 0)
+        return (precision * np.diff(found, prepend=0)).sum(1) / np.maximum(found[:, -1], 1)
+
+
+def _mean_of_present(values: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """The mean over classes (samples, classes) without those that a sample lacks."""
+    present = support > 0
+    return (values * present).sum(1) / np.maximum(present.sum(1), 1)
+
+
+def _with_ends(
+    names: Sequence[str], values: Sequence[float], low: Sequence[float], high: Sequence[float]
+) -> dict[str, float]:
+    return {
+        f"{name}{end}": float(value)
+        for name, *numbers in zip(names, values, low, high, strict=True)
+        for end, value in zip(("", *ENDS), numbers, strict=True)
+    }
 
 
 def _share(name: str, successes: int, trials: int) -> dict[str, float]:

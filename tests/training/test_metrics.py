@@ -193,3 +193,31 @@ def test_memory_does_not_grow_with_examples_times_classes():
 
     few, many = kept(2_000), kept(20_000)
     assert many - few < 1_000_000
+
+
+def resampled(statistic, examples: int, resamples: int = 40) -> np.ndarray:
+    """The ends of the percentile bootstrap, from a function of the examples' weights."""
+    weights = np.random.default_rng(0).multinomial(examples, np.full(examples, 1 / examples), size=resamples)
+    return np.percentile([statistic(row) for row in weights], (2.5, 97.5))
+
+
+def test_intervals_are_those_of_resampled_examples(monkeypatch):
+    """scikit-learn's measures with weights; equal logits are one threshold."""
+    monkeypatch.setattr("liere_hf.training.intervals.NUM_RESAMPLES", 40)
+    random = np.random.default_rng(1)
+    labels = random.integers(2, size=(60, 3))
+    logits = np.round(random.normal(size=(60, 3)) + labels, 1).astype(np.float32)
+    result = MultiLabelMetric(keep_in_memory=True).compute(predictions=logits, references=labels)
+    for name, function, found in (
+        ("mean_average_precision", sklearn.average_precision_score, logits),
+        ("macro_f1", sklearn.f1_score, logits > 0),
+        ("macro_recall", sklearn.recall_score, logits > 0),
+    ):
+        expected = resampled(lambda w, f=function, x=found: f(labels, x, average="macro", sample_weight=w), 60)
+        assert [result[f"{name}_low"], result[f"{name}_high"]] == pytest.approx(expected), name
+
+    targets = 100 + random.normal(size=(60, 2))
+    predictions = targets + random.normal(size=(60, 2)) / 3
+    result = RegressionMetric(keep_in_memory=True).compute(predictions=predictions, references=targets)
+    expected = resampled(lambda w: sklearn.r2_score(targets, predictions, sample_weight=w), 60)
+    assert [result["r2_low"], result["r2_high"]] == pytest.approx(expected, abs=1e-4)
