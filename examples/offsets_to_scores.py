@@ -6,7 +6,7 @@ writes the numbers to `scores.json`:
     python examples/offsets_to_scores.py results/offsets_to_scores
 
 With `--train`, it first trains these models and writes their parameters there. They classify scikit-learn's digits,
-one patch a pixel, so that the grid has 8 x 8 patches. That takes about a minute on a CPU core.
+one patch a pixel, so that the grid has 8 x 8 patches. That takes a minute or two on a CPU core.
 """
 
 import argparse
