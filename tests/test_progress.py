@@ -11,6 +11,7 @@ from PIL import Image
 from preloaded import preloaded
 from terminal import BAR, run_in_terminal
 
+import liere_hf
 from liere_hf.configuration.recipe_parsing import recipe_path
 
 TINY = {
@@ -178,3 +179,9 @@ def test_an_error_stands_on_a_line_of_its_own(work, tmp_path):
     assert shown.code == 1
     assert shown.most_bars == 1
     assert shown.lines[-1].startswith("liere-hf train: error: ") or shown.lines[-2].startswith("liere-hf train: error")
+
+
+def test_bars_are_made_in_one_place():
+    package = Path(liere_hf.__file__).parent
+    modules = [path for path in package.rglob("*.py") if re.search(r"rich\.progress|\btqdm\.", path.read_text())]
+    assert modules == [package / "progress.py"]
