@@ -466,6 +466,7 @@ def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_flags
     from liere_hf.configuration.prediction_options import PredictionOptions
@@ -481,6 +482,7 @@ def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import ModelArguments
     from liere_hf.model_loading import load_checkpoint
@@ -497,6 +499,7 @@ def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _compare(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.comparison import COMPARISON_FILE, compare, print_comparison, write_comparison
     from liere_hf.output_files import require_writable_directory, write_bytes
@@ -512,6 +515,7 @@ def _compare(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.model_info import model_info, print_info
     from liere_hf.output_files import require_writable_file, write_json
