@@ -71,7 +71,7 @@ def run_demo(output_dir: Path) -> dict[str, Any]:
 
     figure = output_dir / "demo.png"
     curves = {encoding.title: learning_curve(output_dir / encoding.name) for encoding in encodings}
-    draw(figure, curves, pixels, answers, model, model_dir)
+    draw(figure, curves, pixels, answers, [DIRECTIONS[label] for label in labels], model, model_dir)
     console.print(f"Learning curves and where the CLS token looks: {figure}")
     report = {"encodings": results, "hardware": hardware()}
     write_json(output_dir / "results.json", report)
@@ -83,10 +83,14 @@ def draw(
     curves: dict[str, list[dict[str, float]]],
     pixels: np.ndarray,
     answers: list[str],
+    truths: list[str],
     model: PreTrainedModel,
     model_dir: Path,
 ) -> None:
-    """Write the figure: accuracy over training examples, and pictures with CLS attention laid over."""
+    """Write the figure: accuracy over training examples, and pictures with CLS attention laid over.
+
+    Above each picture is the model's answer with the true one, in red where they differ.
+    """
     processor = AutoImageProcessor.from_pretrained(model_dir)
     inputs = processor([_to_image(picture) for picture in pixels], return_tensors="pt")
     attention = attention_maps(model, inputs["pixel_values"]).rollout[-1].numpy()
@@ -101,12 +105,14 @@ def draw(
     axes.set(xlabel="training examples", ylabel="accuracy, %", ylim=(0, 102), title="Spatial reasoning, 5 x 5 cells")
     axes.legend(loc="center right", bbox_to_anchor=(1, 0.75))
 
-    right.suptitle("Where CLS looks (attention rollout), and the model's answer")
-    for axes, picture, patches, answer in zip(right.subplots(2, 2).flat, pixels, attention, answers, strict=True):
+    right.suptitle("Where CLS looks (attention rollout)")
+    panels = right.subplots(2, 2).flat
+    for axes, picture, patches, answer, truth in zip(panels, pixels, attention, answers, truths, strict=True):
         extent = (0, picture.shape[1], picture.shape[0], 0)
         axes.imshow(picture, cmap="gray", extent=extent)
         axes.imshow(patches, cmap="viridis", alpha=0.6, extent=extent)
-        axes.set(xticks=[], yticks=[], title=answer)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"answer: {answer}, true: {truth}", fontsize=10, color="black" if answer == truth else "red")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -14,6 +14,7 @@ from .hardware import hardware
 from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
 from .run_directory import trained_on, training_data
+from .training.progress import shown_progress
 from .training.run import build_trainer
 
 
@@ -79,7 +80,8 @@ def evaluate_examples(
     splits = Splits.of(validation=rows.table)
     data = prepare(splits, model.config, data_arguments, training_arguments, name, processor)
     trainer = build_trainer(model, data, training_arguments)
-    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    with shown_progress(trainer):
+        metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     evaluated = {"examples": len(rows.table), "split": rows.part, "input_size": list(data.input_size)}
     scores = trainer.compute_metrics
     return Evaluation(

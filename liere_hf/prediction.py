@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoImageProcessor, AutoVideoProcessor, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
@@ -25,6 +23,7 @@ from .hub_access import hub_or_cache
 from .model_loading import load_checkpoint
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .prediction_files import Prediction, Predictions, find_files
+from .progress import tracked
 from .run_directory import RECIPE_FILE, file_of_model
 
 MAX_WORKERS = 8
@@ -64,10 +63,7 @@ class Predictor:
         Raises:
             InputError: none of the files can be read.
         """
-        console = Console(stderr=True)
-        rows = self._predict(files, names, options)
-        hidden = not console.is_terminal
-        rows = list(track(rows, "Predicting", total=len(files), console=console, disable=hidden))
+        rows = list(tracked(self._predict(files, names, options), "Predicting", len(files)))
         if all(row.error for row in rows):
             raise InputError(f"none of {len(files)} {self.column}s can be read, for example: {rows[0].error}")
         return Predictions(rows, self.gives_shares)

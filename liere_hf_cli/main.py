@@ -353,6 +353,9 @@ def _parser() -> argparse.ArgumentParser:
         "--results_dir", type=Path, default=Path("results"), help="directory for tables and figures"
     )
     reproduce.add_argument("--work_dir", type=Path, default=Path("runs/reproduction"), help="directory for models")
+    reproduce.add_argument(
+        "--redraw", action="store_true", help="only draw the figure again, from the results that are there"
+    )
     reproduce.set_defaults(run=_reproduce, option_names=recipe_option_names)
 
     demo = commands.add_parser("demo", help="LieRE, RoPE-Mixed and absolute positions on the spatial task, on a CPU")
@@ -398,6 +401,19 @@ def launch_configs() -> dict[str, Path]:
 # Each command imports what it needs itself, so that it does not wait for the imports of the others.
 
 
+def _without_library_bars(command: Callable[[argparse.Namespace, list[str]], int]) -> Callable[..., int]:
+    """A command that uses the libraries shows this package's progress instead of theirs."""
+
+    def run(arguments: argparse.Namespace, flags: list[str]) -> int:
+        from liere_hf.progress import hide_library_bars
+
+        hide_library_bars()
+        return command(arguments, flags)
+
+    return run
+
+
+@_without_library_bars
 def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_recipe
     from liere_hf.metric_display import print_metrics
@@ -418,6 +434,7 @@ def _recipes(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_recipe
     from liere_hf.evaluation import evaluate
@@ -434,6 +451,7 @@ def _evaluate(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_flags
     from liere_hf.configuration.prediction_options import PredictionOptions
@@ -448,6 +466,7 @@ def _predict(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_flags
     from liere_hf.configuration.prediction_options import PredictionOptions
@@ -463,6 +482,7 @@ def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import ModelArguments
     from liere_hf.model_loading import load_checkpoint
@@ -479,6 +499,7 @@ def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _compare(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.comparison import COMPARISON_FILE, compare, print_comparison, write_comparison
     from liere_hf.output_files import require_writable_directory, write_bytes
@@ -494,6 +515,7 @@ def _compare(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.model_info import model_info, print_info
     from liere_hf.output_files import require_writable_file, write_json
@@ -511,6 +533,7 @@ def _launch_config(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.configuration import parse_flags
     from liere_hf.conversion import ConversionOptions, convert
@@ -522,6 +545,7 @@ def _convert(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _export(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.conversion import export
     from liere_hf.output_files import require_writable_directory
@@ -532,6 +556,7 @@ def _export(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.hub import preview, publish
 
@@ -550,6 +575,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.releases import publish_releases, read_releases, update_releases
 
@@ -561,15 +587,19 @@ def _release(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.errors import InputError
     from liere_hf.output_files import require_writable_directory
-    from liere_hf.reproduction.reproduce import list_experiments, reproduce
+    from liere_hf.reproduction.reproduce import list_experiments, redraw, reproduce
 
     if arguments.experiment == "list":
         list_experiments()
         return 0
     require_writable_directory("results_dir", arguments.results_dir)
+    if arguments.redraw:
+        redraw(arguments.experiment, arguments.scale, arguments.results_dir)
+        return 0
     require_writable_directory("work_dir", arguments.work_dir)
     for pair in arguments.data_dir:
         if "=" not in pair:
@@ -579,6 +609,7 @@ def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.demo import run_demo
     from liere_hf.output_files import require_writable_directory
@@ -588,6 +619,7 @@ def _demo(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.output_files import require_writable_directory, require_writable_file, write_json
 

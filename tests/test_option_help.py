@@ -73,13 +73,22 @@ def test_options_of_other_commands(output, command, kind):
 
 
 def test_recipes_are_listed(output):
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output("recipes").splitlines()]
-    table = {line[0]: line[1:] for line in lines if line and line[0]}
+    _, _, *lines, _ = output("recipes").splitlines()
+    table = {name: cells for name, *cells in (re.split(r"  +", line.strip()) for line in lines)}
     assert list(table) == recipe_names()
     assert table["fashion_mnist"] == ["Fashion-MNIST", "4 layers of 128", "7 epochs", "15"]
-    assert table["cifar100"] == ["CIFAR-100", "base", "200 epochs", ""]
+    assert table["cifar100"] == ["CIFAR-100", "base", "200 epochs"]
     assert table["imagefolder_finetune"][1] == "yours"
     assert table["ucf101_smoke"][2:] == ["90 steps", "2"]
+
+
+def test_recipes_fit_a_narrow_terminal(output, monkeypatch):
+    wide = output("recipes").split()
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = output("recipes").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 3 + 2 * len(recipe_names())
+    assert sorted(re.sub(r"─+", "", " ".join(lines)).split()) == sorted(re.sub(r"─+", "", " ".join(wide)).split())
 
 
 def test_help_for_a_recipe_that_does_not_exist(output):

@@ -1,11 +1,16 @@
 """Committed results and checkpoints agree with the pages that quote them."""
 
+import itertools
 import json
 import math
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.linalg
 from PIL import Image
+from safetensors.numpy import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from liere_hf.benchmark.timing import ratio_with_interval
@@ -43,6 +48,63 @@ def test_readme_quotes_the_demo():
         )
         assert f"| {' | '.join(cells)} |" in README
     assert results["hardware"]["device"] in README
+
+
+def run_example(name: str) -> dict:
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+
+
+def test_the_readme_shows_scores_of_the_committed_positions(tmp_path):
+    """By plain loops over pairs of places, with SciPy's exponential."""
+    directory = ROOT / "results" / "offsets_to_scores"
+    committed, example = json.loads((directory / "scores.json").read_text()), run_example("offsets_to_scores")
+    side, spread = example["SIDE"], {}
+    for title, record in committed["encodings"].items():
+        (learned,) = load_file(directory / f"{compared_encodings()[title].name}.safetensors").values()
+        places = [(row, column) for row in range(side) for column in range(side)]
+        if title == "absolute":
+            vectors = {place: entry / np.linalg.norm(entry) for place, entry in zip(places, learned[0], strict=True)}
+        else:
+            upper = np.triu(learned[0, :, 0], 1)
+            skew = [scipy.linalg.block_diag(*axis) for axis in upper - upper.swapaxes(-1, -2)]
+            rotations = {
+                (row, column): scipy.linalg.expm((row * skew[0] + column * skew[1]) / (side - 1))
+                for row, column in places
+            }
+            width = len(skew[0])
+            vectors = {place: rotation.ravel() / width**0.5 for place, rotation in rotations.items()}
+        for query, shown in zip(committed["queries"], record["scores"], strict=True):
+            expected = [
+                [vectors[tuple(query)] @ vectors[row, column] for column in range(side)] for row in range(side)
+            ]
+            np.testing.assert_allclose(shown, expected, atol=1e-4)
+        by_offset = {}
+        for first, second in itertools.product(places, places):
+            offset = second[0] - first[0], second[1] - first[1]
+            by_offset.setdefault(offset, []).append(vectors[first] @ vectors[second])
+        deviations = np.concatenate([np.subtract(scores, np.mean(scores)) for scores in by_offset.values()])
+        spread[title] = np.sqrt(np.mean(deviations**2))
+        assert record["spread"] == pytest.approx(spread[title], abs=1e-4)
+    assert spread["RoPE-Mixed"] < 1e-6 < spread["LieRE8"] < spread["absolute"]
+    assert "results/offsets_to_scores/figure.png" in README
+    example["draw"](tmp_path / "figure.png", {title: example["place_scores"](directory, title) for title in spread})
+    drawn, shown = (Image.open(folder / "figure.png").size for folder in (tmp_path, directory))
+    assert drawn == shown
+
+
+def test_the_readme_shows_clips_of_the_data_set(tmp_path):
+    example = run_example("animate_clips")
+    example["main"](tmp_path / "clips.gif")
+    committed, drawn = Image.open(ROOT / "docs" / "images" / "clips.gif"), Image.open(tmp_path / "clips.gif")
+    assert (ROOT / "docs" / "images" / "clips.gif").stat().st_size < 500_000
+    assert committed.n_frames == drawn.n_frames == 8
+    for number in range(8):
+        committed.seek(number)
+        drawn.seek(number)
+        # Titles may differ with the version of the font.
+        pictures = [np.asarray(each.convert("L"))[example["LABEL_HEIGHT"] :] for each in (committed, drawn)]
+        assert np.abs(np.subtract(*pictures, dtype=int)).max() < 40
+    assert "docs/images/clips.gif" in README
 
 
 def test_readme_quotes_the_checkpoint():

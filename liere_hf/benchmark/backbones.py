@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
@@ -22,6 +21,7 @@ from ..configuration.allowed_values import require_allowed
 from ..conversion import ConversionOptions, convert, widen_generators
 from ..hardware import hardware
 from ..modeling.modeling_liere_vit import LiereViTModel
+from ..progress import tracked
 from .timing import peak_resident_mib
 
 # arXiv 2508.10104, table 2.
@@ -54,7 +54,7 @@ def benchmark_backbones(rounds: int = 3) -> dict[str, Any]:
     """
     require_allowed({"rounds": rounds})
     conversions, pictures, difference = [], [], 0.0
-    for name in track(SIZES, description="Models"):
+    for name in tracked(SIZES, "Models"):
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             _save_source(directory, SIZES[name])

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ..configuration import encoding_options
@@ -18,6 +17,7 @@ from ..configuration.arguments import PRESETS
 from ..hardware import hardware
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
+from ..progress import tracked
 from .models import checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 
@@ -55,7 +55,7 @@ def benchmark_compilation(device: str | None = None, rounds: int = 9) -> dict[st
     load = os.getloadavg()[0]
     rows = []
     cases = list(itertools.product(BLOCK_SIZES, BATCH_SIZES))
-    for block_size, batch_size in track(cases, description="Compilation"):
+    for block_size, batch_size in tracked(cases, "Compilation"):
         case = {"model": f"liere{block_size}", "batch_size": batch_size}
         steps = {
             "inference": {way: _inference(block_size, batch_size, device, *how) for way, how in INFERENCE.items()},

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
@@ -29,6 +28,7 @@ from ..data.decoding.images import decode_image
 from ..hardware import hardware
 from ..metric_display import interval_text
 from ..model_loading import classifier_class
+from ..progress import tracked
 
 REPEATS = 5
 NUM_ARROWS, NUM_IMAGES, NUM_PHOTOGRAPHS, NUM_CLIPS, NUM_STEPS = 100_000, 50_000, 2048, 480, 20
@@ -59,7 +59,7 @@ def benchmark_data() -> dict[str, Any]:
             "the same with the recipe ucf101's RandAugment and erasing": (NUM_CLIPS, _epoch_of("ucf101", clips, 8)),
         }
         rates = {name: [] for name in cases}
-        for _ in track(range(REPEATS), description="Reading data"):
+        for _ in tracked(range(REPEATS), "Reading data"):
             for name, (count, run) in cases.items():
                 start = time.perf_counter()
                 run()
@@ -192,7 +192,7 @@ def _waiting(splits: Splits) -> dict[str, float]:
     batches = iter(_loader(_training_examples("cifar100", splits), 64, 1))
     waits, start = [], 0.0
     # The first step starts the worker.
-    for step in track(range(NUM_STEPS + 1), description="Training"):
+    for step in tracked(range(NUM_STEPS + 1), "Training"):
         if step == 1:
             start = time.perf_counter()
         asked = time.perf_counter()

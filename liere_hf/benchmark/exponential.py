@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ..configuration.allowed_values import require_allowed
 from ..hardware import hardware
 from ..modeling.exponential import skew_matrix_exp
+from ..progress import tracked
 from .models import checked_device
 from .timing import elapsed, median_ratio, ratio_with_interval
 
@@ -40,7 +40,7 @@ def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[st
     require_allowed({"rounds": rounds})
     device = checked_device(device)
     rows = []
-    for width in track(WIDTHS, description="Exponentials"):
+    for width in tracked(WIDTHS, "Exponentials"):
         raw = 2 * math.pi * torch.rand(2, NUM_ELEMENTS // width**2, width, width, device=device).triu(1)
         matrices = ((raw - raw.mT) * torch.rand(2, raw.shape[1], 1, 1, device=device)).sum(0)
         grad = torch.randn_like(matrices)

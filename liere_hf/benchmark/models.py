@@ -11,7 +11,6 @@ from unittest import mock
 
 import torch
 from accelerate.utils import compile_regions
-from rich.progress import track
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -35,6 +34,7 @@ from ..modeling.modeling_liere_vit import (
     LiereViTForVideoClassification,
     LiereViTRotations,
 )
+from ..progress import tracked
 from .timing import elapsed, median_ratio, peak_resident_mib
 
 REFERENCE = "ViT (transformers)"
@@ -327,7 +327,7 @@ def _measure_steps(
     ]
     seconds = {name: {"training": [], "evaluation": []} for name in names}
     peak_memory = {}
-    for round_number in track(range(rounds + 1), description="Timing"):
+    for round_number in tracked(range(rounds + 1), "Timing"):
         for steps in contestants:
             if steps.name in PUBLISHED_WAYS and round_number > min(rounds, PUBLISHED_ROUNDS):
                 if on_cpu and steps.name not in peak_memory:

@@ -5,14 +5,24 @@ import inspect
 import re
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments, RunArguments, model_overrides
 from .data_sets import DATASETS
 from .recipe_parsing import parse_recipe, recipe_names, recipe_path
+
+# The look of tables with many columns, which are to fit 80 characters.
+COMPACT_TABLE = {
+    "box": SIMPLE_HEAD,
+    "show_edge": False,
+    "pad_edge": False,
+    "padding": (0, 1, 0, 0),
+    "caption_justify": "left",
+}
 
 # Titles of groups, each with what the names of its options begin with. The first that fits.
 _TRAINING_GROUPS = {
@@ -86,8 +96,14 @@ def print_dataclass_options(kind: type, title: str) -> None:
 
 def print_recipes() -> None:
     """The recipes, with data and model, and how long those take that are meant for a CPU."""
-    table = Table("recipe", "data", "model", "training", "minutes, 2 CPU cores")
-    table.columns[0].no_wrap = True
+    table = Table(
+        *(Column(title, no_wrap=True) for title in ("recipe", "data")),
+        "model",
+        Column("training", no_wrap=True),
+        "minutes",
+        **COMPACT_TABLE,
+        caption="Minutes: on two CPU cores, of the recipes that are meant for them.",
+    )
     for name in recipe_names():
         model_arguments, data_arguments, run_arguments = parse_recipe(
             name, ["--model_name_or_path", "MODEL"] if _needs_model(name) else []
@@ -95,7 +111,8 @@ def print_recipes() -> None:
         steps, epochs = run_arguments.max_steps, run_arguments.num_train_epochs
         length = f"{steps:,} steps" if steps > 0 else f"{epochs:g} epoch{'s' if epochs != 1 else ''}"
         model = "yours" if _needs_model(name) else _model(model_arguments)
-        table.add_row(name, DATASETS[data_arguments.dataset].title, model, length, _minutes(name))
+        data = DATASETS[data_arguments.dataset].title.partition(" (")[0]
+        table.add_row(name, data, model, length, _minutes(name))
     Console().print(table)
 
 

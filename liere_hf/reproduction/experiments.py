@@ -52,7 +52,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class Line:
-    """A line plot over the settings' `x`, with one line for each value of the label `series`."""
+    """A line plot over the settings' `x`, with one line for each value of the label `series`.
+
+    Where settings have no `x`, it is over the values of the label that `x_label` names, in the order of the settings.
+    """
 
     x_label: str
     series: str | None = None
@@ -358,7 +361,9 @@ EXPERIMENTS = {
         line=Line("share of the training data, %", "encoding"),
         curves_against="absolute",
     ),
-    "model_size": Experiment("Size of the model", "table 6, figure 8", _model_size, (ACCURACY,)),
+    "model_size": Experiment(
+        "Size of the model", "table 6, figure 8", _model_size, (ACCURACY,), line=Line("size", "encoding")
+    ),
     "initialization": Experiment(
         "Initial values of the generators",
         "table 7",

@@ -6,19 +6,29 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import offset_copy
 
 from ..configuration import compared_encodings
 from .experiments import Experiment, Measure
+from .statistics import Estimate
 from .summary import Results, Row, full_curves
 
 # Okabe and Ito's colors, for series that are not encodings.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-
-
-# Panels side by side.
-MAX_COLUMNS = 3
+# Inches of a figure of one, two or three panels side by side: no wider than a page shows legibly.
+WIDTHS = (6.4, 10.0, 11.0)
+PANEL_HEIGHT = 3.6
+# Typographic points between series at one place, so that neither markers nor intervals cover one another, and the most
+# that all series take together.
+SPACING, MAX_SPREAD = 10, 34
+# Labels of places that are longer than this together are slanted.
+MAX_LABEL_CHARACTERS = 60
 
 
 class Panel(NamedTuple):
@@ -29,35 +39,51 @@ class Panel(NamedTuple):
     rows: list[Row]
 
 
+class Series(NamedTuple):
+    """Points of one color.
+
+    Attributes:
+        index: its place beside others at the same coordinate.
+        further: what was done to the models after the training, whose markers are hollow. Empty: nothing.
+    """
+
+    name: str
+    index: int
+    points: list[tuple[float, Estimate]]
+    further: str = ""
+
+
 def draw(path: Path, experiment: Experiment, rows: list[Row], results: Results) -> None:
     """Write the figure of an experiment: its panels, and learning curves if it has them."""
+    figure = build_figure(experiment, rows, results)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def build_figure(experiment: Experiment, rows: list[Row], results: Results) -> Figure:
+    """The figure, with one legend below all panels."""
     panels = _panels(experiment, rows)
     count = len(panels) + bool(experiment.curves_against)
-    columns = min(count, MAX_COLUMNS)
-    lines = math.ceil(count / columns)
-    size, shares = (6.4 * columns, 4.4 * lines), len(experiment.by_evaluation) > 1
+    columns = min(count, len(WIDTHS))
+    lines, shares = math.ceil(count / columns), bool(experiment.by_evaluation)
+    size = (WIDTHS[columns - 1], PANEL_HEIGHT * lines + 0.6)
     figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=shares)
     for axes in grid.flat[count:]:
         axes.remove()
     for axes, panel in zip(grid.flat, panels, strict=False):
-        if experiment.by_evaluation:
-            _lines_by_evaluation(axes, panel.rows, experiment.by_evaluation)
-        elif experiment.line is not None:
-            _lines(axes, panel.rows, experiment)
-        else:
-            _points(axes, panel)
-        low, high = axes.get_ylim()
-        is_proportion = panel.measures[0].is_proportion
-        axes.set(title=panel.title, ylim=(max(low, 0), min(high, 101) if is_proportion else high))
-        axes.set_ylabel(panel.measures[0].title if len(panel.measures) == 1 else "accuracy, %")
-        axes.grid(axis="y", alpha=0.3)
-    if experiment.by_evaluation:
-        figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper")
+        _draw_panel(axes, panel, experiment)
+    # Once all limits are known, which panels may share.
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        if panel.measures[0].is_proportion:
+            _shade_impossible(axes)
+    if shares:
+        for axes in grid[:, 1:].flat:
+            axes.set_ylabel("")
     if experiment.curves_against:
-        _curves(grid.flat[count - 1], results)
+        _draw_curves(grid.flat[count - 1], results)
+    _add_legend(figure, _legend_title(experiment, rows))
     figure.suptitle(f"{experiment.title} (95% intervals)")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    return figure
 
 
 def _panels(experiment: Experiment, rows: list[Row]) -> list[Panel]:
@@ -81,6 +107,62 @@ def _panels(experiment: Experiment, rows: list[Row]) -> list[Panel]:
     return panels
 
 
+def _draw_panel(axes: Axes, panel: Panel, experiment: Experiment) -> None:
+    if experiment.by_evaluation:
+        series, is_line = _by_evaluation(axes, panel.rows, experiment.by_evaluation), True
+    elif experiment.line is not None:
+        series, is_line = _along_line(axes, panel.rows, experiment), True
+    else:
+        series, is_line = _by_place(axes, panel), False
+    _draw_series(axes, series, is_line)
+    axes.set_title(panel.title)
+    axes.set_ylabel(panel.measures[0].title if len(panel.measures) == 1 else "accuracy, %")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _draw_series(axes: Axes, series: list[Series], is_line: bool) -> None:
+    """Points with whole intervals. Those of different series at one coordinate stand side by side."""
+    count = len({each.index for each in series})
+    spacing = min(SPACING, MAX_SPREAD / max(count - 1, 1))
+    is_alone = all(len({each.index for each in series if x in dict(each.points)}) < 2 for x in _coordinates(series))
+    for each in series:
+        shift = 0 if is_alone else spacing * (each.index + bool(each.further) / 2 - (count - 1) / 2)
+        style = _style(each.name, each.index)
+        estimates = [estimate for _, estimate in each.points]
+        drawn = axes.errorbar(
+            [x for x, _ in each.points],
+            [estimate.mean for estimate in estimates],
+            _errors(estimates),
+            **style,
+            markerfacecolor="white" if each.further else style["color"],
+            linestyle="-" if is_line else "none",
+            linewidth=1.2,
+            markersize=5,
+            capsize=2.5,
+            label=None if each.further or (is_alone and not is_line) else each.name or None,
+        )
+        # Afterwards, as the limits of the axes follow from data without a shift only.
+        for artist in (drawn.lines[0], *drawn.lines[1], *drawn.lines[2]):
+            artist.set_transform(offset_copy(axes.transData, axes.figure, x=shift, units="points"))
+
+    for further in {each.further for each in series} - {""}:
+        axes.plot([], [], "o", color="0.4", markerfacecolor="white", label=further)
+
+
+def _coordinates(series: list[Series]) -> set[float]:
+    return {x for each in series for x, _ in each.points}
+
+
+def _shade_impossible(axes: Axes) -> None:
+    """Intervals of shares may reach beyond 0 and 100%, where there is no accuracy."""
+    low, high = axes.get_ylim()
+    for start, end in ((low, 0), (100, high)):
+        if start < end:
+            axes.axhspan(start, end, color="0.92", zorder=0, linewidth=0)
+    axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
+    axes.set_ylim(low, high)
+
+
 def _style(name: str, index: int) -> dict[str, str]:
     """Of a series: an encoding looks the same in every panel of every figure."""
     compared = compared_encodings()
@@ -89,91 +171,98 @@ def _style(name: str, index: int) -> dict[str, str]:
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _errors(rows: list[Row], column: str) -> np.ndarray:
-    """Lengths of the error bars, (2, rows)."""
-    estimates = [row.estimates[column] for row in rows]
+def _errors(estimates: list[Estimate]) -> np.ndarray:
+    """Lengths of the error bars, (2, estimates)."""
     return np.array([[e.mean - (e.low if e.low is not None else e.mean) for e in estimates],
                      [(e.high if e.high is not None else e.mean) - e.mean for e in estimates]]).clip(0)  # fmt: skip
 
 
-def _points(axes: Axes, panel: Panel) -> None:
-    """Points grouped by the first label. Within a group, one point for each second label or each measure."""
+def _by_place(axes: Axes, panel: Panel) -> list[Series]:
+    """Places by the first label. At each, a point for each second label or each measure; else one of its own color."""
     first, *others = panel.rows[0].labels
     places = list(dict.fromkeys(row.labels[first] for row in panel.rows))
-    series = {}
+    points: dict[str, list[tuple[float, Estimate]]] = {}
     for row in panel.rows:
         for measure in panel.measures:
-            name = row.labels[others[0]] if others else measure.title
-            series.setdefault(name, []).append((places.index(row.labels[first]), row, measure.title))
-    for index, (name, points) in enumerate(series.items()):
-        axes.errorbar(
-            [place + 0.6 * ((index + 0.5) / len(series) - 0.5) for place, _, _ in points],
-            [row.estimates[title].mean for _, row, title in points],
-            np.hstack([_errors([row], title) for _, row, title in points]),
-            **_style(name, index),
-            linestyle="none",
-            capsize=3,
-            label=name,
-        )
-    axes.set_xticks(range(len(places)), places)
-    axes.set_xlim(-0.5, len(places) - 0.5)
-    axes.set_xlabel(first)
-    if len(series) > 1:
-        axes.legend(title=others[0] if others else None)
+            name = measure.title if len(panel.measures) > 1 else row.labels[others[0] if others else first]
+            points.setdefault(name, []).append((places.index(row.labels[first]), row.estimates[measure.title]))
+    _name_places(axes, places, first)
+    return [Series(name, index, each) for index, (name, each) in enumerate(points.items())]
 
 
-def _lines(axes: Axes, rows: list[Row], experiment: Experiment) -> None:
-    column = next(iter(rows[0].estimates))
-    series = experiment.line.series
-    for index, name in enumerate(dict.fromkeys(row.labels[series] if series else "" for row in rows)):
-        of_series = sorted((row for row in rows if not series or row.labels[series] == name), key=lambda row: row.x)
-        axes.errorbar(
-            [row.x for row in of_series],
-            [row.estimates[column].mean for row in of_series],
-            _errors(of_series, column),
-            **_style(name, index),
-            capsize=3,
-            label=name or None,
-        )
-    if experiment.line.log_x:
+def _along_line(axes: Axes, rows: list[Row], experiment: Experiment) -> list[Series]:
+    """Coordinates are the settings' own, or the values of the label that the line is over."""
+    line, column = experiment.line, next(iter(rows[0].estimates))
+    if rows[0].x is None:
+        places = list(dict.fromkeys(row.labels[line.x_label] for row in rows))
+        coordinates = [float(places.index(row.labels[line.x_label])) for row in rows]
+        _name_places(axes, places, line.x_label)
+    else:
+        coordinates = [row.x for row in rows]
+        axes.set_xlabel(line.x_label)
+        axes.margins(x=0.1)
+    if line.log_x:
         axes.set_xscale("log")
-        ticks = sorted({row.x for row in rows})
+        ticks = sorted(set(coordinates))
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
-    axes.set_xlabel(experiment.line.x_label)
-    if series:
-        axes.legend(title=series)
+    points: dict[str, list[tuple[float, Estimate]]] = {}
+    for x, row in zip(coordinates, rows, strict=True):
+        points.setdefault(row.labels[line.series] if line.series else "", []).append((x, row.estimates[column]))
+    return [
+        Series(name, index, sorted(each, key=lambda point: point[0]))
+        for index, (name, each) in enumerate(points.items())
+    ]
 
 
-def _lines_by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> None:
-    """One line per model, over its evaluations. A fine-tuned model has the color of the one it started from."""
+def _by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> list[Series]:
+    """A series for each model, over its evaluations. A fine-tuned one is the hollow one of what it started from."""
     column, last = next(iter(rows[0].estimates)), parts[-1]
     places = sorted({row.labels[last] for row in rows}, key=lambda name: int(name.split()[0]))
-    by_model: dict[tuple[str, ...], list[Row]] = {}
+    points: dict[tuple[str, ...], list[tuple[float, Estimate]]] = {}
     for row in rows:
         model = tuple(value for key, value in row.labels.items() if key not in parts)
-        by_model.setdefault(model, []).append(row)
-    for model, chosen in by_model.items():
-        chosen = sorted(chosen, key=lambda row: places.index(row.labels[last]))
-        style = _style(model[0], 0)
-        axes.errorbar(
-            [places.index(row.labels[last]) for row in chosen],
-            [row.estimates[column].mean for row in chosen],
-            _errors(chosen, column),
-            **style,
-            markerfacecolor=style["color"] if len(model) == 1 else "white",
-            capsize=3,
-            label=" ".join(model),
-        )
-    axes.set_xticks(range(len(places)), places)
-    axes.set_xlabel(last)
+        points.setdefault(model, []).append((places.index(row.labels[last]), row.estimates[column]))
+    _name_places(axes, places, last)
+    names = list(dict.fromkeys(name for name, *_ in points))
+    return [
+        Series(name, names.index(name), sorted(each, key=lambda point: point[0]), " ".join(further))
+        for (name, *further), each in points.items()
+    ]
 
 
-def _curves(axes: Axes, results: Results) -> None:
+def _name_places(axes: Axes, places: list[str], title: str) -> None:
+    if sum(map(len, places)) > MAX_LABEL_CHARACTERS:
+        axes.set_xticks(range(len(places)), places, rotation=30, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(len(places)), places)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set_xlim(-0.5, len(places) - 0.5)
+    axes.set_xlabel(title)
+
+
+def _draw_curves(axes: Axes, results: Results) -> None:
     """Learning curves with all data, averaged over seeds."""
     for index, (name, curves) in enumerate(full_curves(results).items()):
         examples = [point["examples"] for point in curves[0]]
         accuracy = np.mean([[100 * point["accuracy"] for point in curve] for curve in curves], axis=0)
-        axes.plot(examples, accuracy, **_style(name, index), label=name)
-    axes.set(xlabel="training examples", ylabel="accuracy, %", title="All data")
-    axes.legend()
+        axes.plot(examples, accuracy, **_style(name, index), linewidth=1.2, markersize=5, label=name)
+    axes.set(xlabel="training examples", ylabel="accuracy, %", title="All data, mean of the seeds")
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _legend_title(experiment: Experiment, rows: list[Row]) -> str | None:
+    """The label whose values the colors are, unless they are encodings, which need none."""
+    _, *others = rows[0].labels
+    return None if experiment.line or experiment.by_evaluation or others in ([], ["encoding"]) else others[0]
+
+
+def _add_legend(figure: Figure, title: str | None) -> None:
+    entries: dict[str, Artist | Container] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        # Plain lines stand for what was done to models, after the models themselves.
+        entries = dict(sorted(entries.items(), key=lambda entry: isinstance(entry[1], Line2D)))
+        figure.legend(entries.values(), entries, title=title, loc="outside lower center", ncols=min(len(entries), 6))

@@ -10,12 +10,13 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.table import Column, Table
 
+from ..configuration.option_help import COMPACT_TABLE
 from ..errors import InputError
 from ..output_files import write_json
 from .analyses import ANALYSES
 from .experiments import EXPERIMENTS, Experiment, Scale, read_scale
 from .figures import draw
-from .runner import POLLING_SECONDS, ExperimentRunner
+from .runner import POLLING_SECONDS, ExperimentRunner, Setting
 from .summary import Results, summarize
 from .tables import write_tables
 
@@ -25,15 +26,21 @@ SCALES = ("paper", "gpu", "cpu")
 def list_experiments() -> None:
     """Print all experiments, with their place in the paper and their estimated minutes at each scale."""
     scales = [read_scale(name) for name in SCALES]
-    name = Column("experiment", no_wrap=True)
-    table = Table(name, "what", "in the paper", *(f"{scale.name}, minutes" for scale in scales))
+    table = Table(
+        Column("experiment", no_wrap=True),
+        "what",
+        "where",
+        *(Column(scale.name, no_wrap=True, justify="right") for scale in scales),
+        **COMPACT_TABLE,
+        caption="Where: in the paper. The last three columns: minutes at each scale.",
+    )
     for name, experiment in {**EXPERIMENTS, **ANALYSES}.items():
         minutes = [f"{scale.minutes[name]:,}" for scale in scales]
         table.add_row(name, experiment.title, experiment.source, *minutes)
     console = Console()
     console.print(table)
     for scale in scales:
-        console.print(f"[bold]{scale.name}[/bold] ({scale.hardware}): {scale.changes}")
+        console.print(f"\n[bold]{scale.name}[/bold] ({scale.hardware}): {scale.changes}")
 
 
 def reproduce(
@@ -61,8 +68,7 @@ def reproduce(
     known = {**EXPERIMENTS, **ANALYSES}
     if name not in known:
         raise InputError(f"experiment is {name!r}, allowed are list, {', '.join(known)}")
-    if scale_name not in SCALES:
-        raise InputError(f"scale is {scale_name!r}, allowed are {', '.join(SCALES)}")
+    _require_scale(scale_name)
     scale, directory = read_scale(scale_name), results_dir / name / scale_name
     runner = ExperimentRunner(work_dir, data_dirs or {}, flags)
     console = Console(quiet=not PartialState().is_main_process, soft_wrap=True)
@@ -76,16 +82,54 @@ def reproduce(
         _report(experiment, scale, results, directory, console, is_new=num_made > 0)
 
 
+def redraw(name: str, scale_name: str, results_dir: Path = Path("results")) -> None:
+    """Draw the figure of an experiment again, from the results of its runs, without data or models.
+
+    Raises:
+        InputError: an unknown experiment or scale, one that is not made of runs, or a run without a result.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"experiment is {name!r}, allowed with --redraw are {', '.join(EXPERIMENTS)}")
+    _require_scale(scale_name)
+    experiment, scale, directory = EXPERIMENTS[name], read_scale(scale_name), results_dir / name / scale_name
+    results: Results = {}
+    for setting, seed in _runs(experiment, scale):
+        path = _result_path(directory, setting, seed)
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: liere-hf reproduce {name} --scale {scale_name} makes it")
+        results[setting.name, seed] = json.loads(path.read_text())
+    draw(directory / "figure.png", experiment, summarize(experiment, scale, results), results)
+    Console(soft_wrap=True).print(f"Written to {directory / 'figure.png'}")
+
+
+def _require_scale(name: str) -> None:
+    """
+    Raises:
+        InputError: there is no such scale.
+    """
+    if name not in SCALES:
+        raise InputError(f"scale is {name!r}, allowed are {', '.join(SCALES)}")
+
+
+def _runs(experiment: Experiment, scale: Scale) -> list[tuple[Setting, int]]:
+    """Settings with seeds."""
+    return [(setting, seed) for setting in experiment.settings(scale) for seed in scale.seeds_of(setting.task)]
+
+
+def _result_path(directory: Path, setting: Setting, seed: int) -> Path:
+    return directory / "runs" / f"{setting.name}-seed{seed}.json"
+
+
 def _results(
     experiment: Experiment, scale: Scale, runner: ExperimentRunner, directory: Path, console: Console
 ) -> tuple[Results, int]:
     """The result of every setting and seed, and the number of new ones."""
-    pending = [(setting, seed) for setting in experiment.settings(scale) for seed in scale.seeds_of(setting.task)]
+    pending = _runs(experiment, scale)
     total, results, num_made = len(pending), {}, 0
     while pending:
         postponed = []
         for setting, seed in pending:
-            path = directory / "runs" / f"{setting.name}-seed{seed}.json"
+            path = _result_path(directory, setting, seed)
             result = _finished(path, runner.keys(setting, seed))
             if result is None:
                 console.print(f"{len(results) + 1} of {total}: {setting.name}, seed {seed}")

@@ -229,7 +229,7 @@ class ExperimentRunner:
         for name, value in given.items():
             values = value if isinstance(value, list) else [value]
             flags += [f"--{name}", *(str(each).lower() if isinstance(each, bool) else str(each) for each in values)]
-        return [*flags, "--disable_tqdm", "true", *self.flags]
+        return [*flags, *self.flags]
 
     @contextmanager
     def _claimed(self, key: str) -> Iterator[bool]:

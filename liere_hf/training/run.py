@@ -41,6 +41,7 @@ from .duration import DurationCallback
 from .epochs import EpochCallback
 from .interruption import InterruptionCallback, ignore_sigterm
 from .metrics import EvaluationMetrics
+from .progress import shown_progress
 from .publication import PublishingCallback
 from .recipe_record import RecipeRecord, require_same_data
 from .resumption import EarlyStopping
@@ -116,7 +117,11 @@ def _train(
     if trainer.is_world_process_zero():
         print(*summary(facts), sep="\n")
     advice = f"take a smaller per_device_train_batch_size or model; {how_to_resume(output_dir)}"
-    with _other_processes_expected(output_dir), explaining_lack_of_memory(training_arguments.device, advice):
+    with (
+        _other_processes_expected(output_dir),
+        explaining_lack_of_memory(training_arguments.device, advice),
+        shown_progress(trainer),
+    ):
         with interruption.handling_signals():
             result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.require_finite()

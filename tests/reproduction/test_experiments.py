@@ -19,7 +19,7 @@ from preloaded import preloaded
 
 import liere_hf
 from liere_hf.configuration import parse_recipe
-from liere_hf.reproduction.analyses import applying_flops, count_flops, rope_deviation
+from liere_hf.reproduction.analyses import ANALYSES, applying_flops, count_flops, rope_deviation
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
 from liere_hf.reproduction.figures import draw
 from liere_hf.reproduction.runner import ExperimentRunner
@@ -165,6 +165,13 @@ def test_from_command_to_table_without_repeated_runs(tmp_path, capsys):
     changed = {path for path, when in written.items() if path.stat().st_mtime_ns != when}
     assert not changed
 
+    figure = (directory / "figure.png").read_bytes()
+    (directory / "figure.png").unlink()
+    assert run(*command(tmp_path)[: -2 * len(BUDGET)], "--redraw") == 0
+    assert (directory / "figure.png").read_bytes() == figure
+    written.pop(directory / "figure.png")
+    assert not {path for path, when in written.items() if path.stat().st_mtime_ns != when}
+
 
 @pytest.mark.end_to_end
 def test_only_a_lost_run_is_repeated_and_a_changed_setting_removes_all(tmp_path, capsys):
@@ -226,6 +233,8 @@ def test_two_commands_share_the_work_and_an_interrupted_one_resumes(tmp_path):
     [
         (["reproduce", "nothing"], "experiment is 'nothing', allowed are list, accuracy, spatial"),
         (["reproduce", "rope", "--scale", "huge"], "scale is 'huge', allowed are paper, gpu, cpu"),
+        (["reproduce", "rope", "--redraw"], "experiment is 'rope', allowed with --redraw are accuracy, spatial"),
+        (["reproduce", "spatial", "--redraw"], "does not exist: liere-hf reproduce spatial --scale cpu makes it"),
         (["reproduce", "rope", "--data_dir", "cifar100"], "data_dir is 'cifar100', allowed is DATASET=DIRECTORY"),
         (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean '--max_steps'?"),
     ],
@@ -235,11 +244,16 @@ def test_bad_input_is_one_sentence(argv, sentence, tmp_path, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_list_has_all_experiments(capsys):
+def test_list_has_all_experiments_on_a_narrow_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert run("reproduce", "list") == 0
-    output = capsys.readouterr().out
-    for name in (*EXPERIMENTS, "flops", "rope", "attention"):
-        assert name in output
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    table = lines[: next(number for number, line in enumerate(lines) if line.startswith("Where:"))]
+    names = [line.split()[0] for line in table[2:] if not line.startswith(" ")]
+    assert names == [*EXPERIMENTS, *ANALYSES]
+    assert len(table) <= 2 + 2 * len(names)
+    assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
 
 
 @pytest.mark.end_to_end

@@ -1,0 +1,60 @@
+"""Commands in a terminal: what stands on its screen while they run, and at the end."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyte
+
+COLUMNS, LINES = 80, 400
+# A description and the bar itself; the lines of tables do not begin with words.
+BAR = re.compile("[A-Z][a-z ]+ [\N{BOX DRAWINGS HEAVY HORIZONTAL}\N{BOX DRAWINGS HEAVY LEFT}]")
+
+
+class Shown(NamedTuple):
+    """What a command showed.
+
+    Attributes:
+        lines: on the screen at the end, without those that are empty.
+        bars: the lines with bars that were seen at any time.
+        most_bars: the largest number of bars at once.
+    """
+
+    code: int
+    lines: list[str]
+    bars: set[str]
+    most_bars: int
+
+
+def run_in_terminal(command: Sequence[str], **options) -> Shown:
+    """Run a command whose streams are a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    environment = os.environ | {"TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        environment.pop(name, None)
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, **options)
+    os.close(theirs)
+    screen = pyte.Screen(COLUMNS, LINES)
+    stream, bars, most_bars = pyte.ByteStream(screen), set(), 0
+    while content := _read(ours):
+        stream.feed(content)
+        found = [line.rstrip() for line in screen.display if BAR.match(line)]
+        bars |= {*found}
+        most_bars = max(most_bars, len(found))
+    os.close(ours)
+    return Shown(process.wait(), [line.rstrip() for line in screen.display if line.strip()], bars, most_bars)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:
+        # Linux ends the terminal of a process that has ended with an error.
+        return b""
