@@ -16,6 +16,8 @@ COLUMNS, LINES = 80, 400
 # A description and the bar itself; the lines of tables do not begin with words.
 BAR = re.compile("[A-Z][a-z ]+ [\N{BOX DRAWINGS HEAVY HORIZONTAL}\N{BOX DRAWINGS HEAVY LEFT}]")
 
+ERASED = re.compile(rb"(?=\r?\x1b\[2K)")
+
 
 class Shown(NamedTuple):
     """What a command showed.
@@ -44,10 +46,12 @@ def run_in_terminal(command: Sequence[str], **options) -> Shown:
     screen = pyte.Screen(COLUMNS, LINES)
     stream, bars, most_bars = pyte.ByteStream(screen), set(), 0
     while content := _read(ours):
-        stream.feed(content)
-        found = [line.rstrip() for line in screen.display if BAR.match(line)]
-        bars |= {*found}
-        most_bars = max(most_bars, len(found))
+        # A slow reader gets several drawings at once; each begins by erasing the line of the former.
+        for drawing in ERASED.split(content):
+            stream.feed(drawing)
+            found = [line.rstrip() for line in screen.display if BAR.match(line)]
+            bars |= {*found}
+            most_bars = max(most_bars, len(found))
     os.close(ours)
     return Shown(process.wait(), [line.rstrip() for line in screen.display if line.strip()], bars, most_bars)
 

@@ -188,6 +188,7 @@ def test_evaluate_reproduces_the_published_metrics(published, command_line, trai
         assert measured[name] == pytest.approx(stated[f"eval_{name}"], abs=1e-6)
 
 
+@pytest.mark.end_to_end
 def test_private_models_need_a_token(published, command_line, trained, client):
     assert command_line.run("publish", trained, "org/private", "--private", token=TOKEN).code == 0
     assert client("without", DOWNLOAD, "org/private").returncode != 0
@@ -204,11 +205,18 @@ def gated(server, command_line, trained):
 @pytest.mark.parametrize(
     "words",
     [
-        ("evaluate", "GATED", "digits"),
-        ("train", "digits_finetune", "--model_name_or_path", "GATED", "--output_dir", "OUTPUT"),
         ("predict", "GATED", "PICTURE"),
-        ("export", "GATED", "OUTPUT", "--to", "liere"),
-        *(("convert", "GATED", "OUTPUT", "--from", kind) for kind in ("vit", "dinov3", "timm")),
+        ("convert", "GATED", "OUTPUT", "--from", "dinov3"),
+        *(
+            pytest.param(words, marks=pytest.mark.extensive)
+            for words in (
+                ("evaluate", "GATED", "digits"),
+                ("train", "digits_finetune", "--model_name_or_path", "GATED", "--output_dir", "OUTPUT"),
+                ("export", "GATED", "OUTPUT", "--to", "liere"),
+                ("convert", "GATED", "OUTPUT", "--from", "vit"),
+                ("convert", "GATED", "OUTPUT", "--from", "timm"),
+            )
+        ),
     ],
     ids=lambda words: f"{words[0]}-{words[-1]}",
 )

@@ -60,7 +60,10 @@ def run(*argv):
     return exit_.value.code
 
 
-@pytest.mark.parametrize("scale_name", ["paper", "gpu", "cpu"])
+SCALES = [*(pytest.param(name, marks=pytest.mark.extensive) for name in ("paper", "gpu")), "cpu"]
+
+
+@pytest.mark.parametrize("scale_name", SCALES)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_has_valid_options_and_a_unique_key(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
@@ -79,9 +82,7 @@ def test_every_run_has_valid_options_and_a_unique_key(name, scale_name, tmp_path
         assert experiment.reference in {next(iter(setting.labels.values())) for setting in settings}
 
 
-@pytest.mark.parametrize(
-    "scale_name", [*(pytest.param(name, marks=pytest.mark.extensive) for name in ("paper", "gpu")), "cpu"]
-)
+@pytest.mark.parametrize("scale_name", SCALES)
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_table_has_every_result_and_the_figure_is_drawn(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
