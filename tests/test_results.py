@@ -17,7 +17,7 @@ from liere_hf.benchmark.timing import ratio_with_interval
 from liere_hf.configuration import compared_encodings, parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
-from liere_hf.metric_display import with_interval
+from liere_hf.metric_display import interval_text, with_interval
 from liere_hf.reproduction.analyses import ANALYSES
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
 from liere_hf.reproduction.summary import summarize
@@ -119,6 +119,13 @@ def test_conversion_page_quotes_the_fine_tuning():
     for start, row in results.items():
         assert f"| {start} | {with_interval(row, 'accuracy')} |" in page
     assert results["gain of converted"]["accuracy_low"] > 0
+
+
+def test_training_page_quotes_the_fine_tuning_on_digits():
+    page = (ROOT / "docs" / "training.md").read_text()
+    results = json.loads((ROOT / "results" / "fine_tuning_digits" / "results.json").read_text())["accuracy, %"]
+    for start, row in results.items():
+        assert f"| {start} | {interval_text(row['mean'], row['low'], row['high'])} |" in page
 
 
 def test_conversion_page_quotes_the_inflation():
