@@ -32,6 +32,7 @@ EXTRAS = {
     "matplotlib": "plots",
     "timm": "conversion",
     "peft": "lora",
+    "gradio": "app",
 }
 
 
@@ -262,6 +263,22 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--input_size", nargs="+", type=int, metavar="PIXELS", help=INPUT_SIZE_HELP)
     info.add_argument("--json", type=Path, metavar="FILE", help="also write it to this JSON file")
     info.set_defaults(run=_info, option_names=None)
+
+    app = commands.add_parser(
+        "app", help="a page in the browser: answers, where models look, what rotations do", allow_abbrev=False
+    )
+    app.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="directories or Hub ids (default: in a clone of the repository, those in checkpoints/)",
+    )
+    app.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, for this machine only)"
+    )
+    app.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860 on)")
+    app.add_argument("--use_cpu", action="store_true", help="do not use a GPU")
+    app.set_defaults(run=_app, option_names=None)
 
     recipes = commands.add_parser("recipes", help="list the built-in recipes")
     recipes.set_defaults(run=_recipes, option_names=None)
@@ -525,6 +542,13 @@ def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
     print_info(info)
     if arguments.json:
         write_json(arguments.json, info)
+    return 0
+
+
+def _app(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.app import serve
+
+    serve(arguments.models, arguments.host, arguments.port, arguments.use_cpu)
     return 0
 
 
