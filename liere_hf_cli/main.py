@@ -342,6 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", help="branch, created if it does not exist (default: main)")
     publish.add_argument("--tag", help="tag for the published commit")
     publish.add_argument("--overwrite", action="store_true", help="replace a different model in the repository")
+    publish.add_argument(
+        "--space", action="store_true", help="publish the page of liere-hf app with the model, as a Space"
+    )
     publish.add_argument("--dry-run", action="store_true", help="show the files and the card, but upload nothing")
     publish.set_defaults(run=_publish, option_names=None)
 
@@ -585,7 +588,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.hub import preview, publish
 
     if arguments.dry_run:
-        preview(arguments.directory, arguments.repo_id)
+        preview(arguments.directory, arguments.repo_id, arguments.space)
         return 0
     publication = publish(
         arguments.directory,
@@ -594,6 +597,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
         revision=arguments.revision,
         tag=arguments.tag,
         overwrite=arguments.overwrite,
+        space=arguments.space,
     )
     print(f"{'published' if publication.changed else 'already there, identical'}: {publication.url}")
     return 0

@@ -90,7 +90,7 @@ class ShownModel:
         return width
 
     def input_size(self, width: int) -> list[int]:
-        """Pixels per axis in the proportions of the training size, as far as patches allow; clips keep their length."""
+        """Pixels per axis in the proportions of the training size, as patches allow; clips keep their length."""
         config = self.model.config
         size = [
             max(round(pixels * width / self.training_width / patch), 1) * patch
