@@ -23,6 +23,8 @@ MAX_WAITING = 64
 # Seconds: how often the files of visitors are looked at, and how long they stay.
 CLEANING = (600, 3600)
 DRAWING_SIDE = 280
+# Ways of input.
+WAYS = BOARD, FILE, DRAWING = ("Spatial task", "File", "Drawing")
 # No web fonts: the page also works offline.
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
 # Models compute in turn, so that the maps of one visitor do not take the memory of the next one's.
@@ -44,16 +46,28 @@ class Page:
         self.models = models
 
     def adapt(
-        self, title: str, layout: board.Layout, shown: Shown | None
-    ) -> tuple[board.Layout, Image.Image | None, str, Shown | None, dict, dict]:
-        """What a new first model changes: board and input, if its spatial task is another one, and ways of input."""
+        self, title: str, layout: board.Layout, shown: Shown | None, way: str
+    ) -> tuple[board.Layout, Image.Image | None, str, Shown | None, dict]:
+        """What a new first model changes: the board, if its spatial task is another one, and ways of input."""
+        task, ways = self.models[title].task, self.ways(title)
+        way = way if way in ways else ways[0]
+        if task is None:
+            laid_out = (), None, ""
+        else:
+            same = len(layout) == task.grid_size**2
+            laid_out = self.lay_out(title, layout if same else board.example(task))
+        if way == BOARD:
+            shown = self.take_layout(title, laid_out[0])
+        return *laid_out, shown, gr.update(choices=ways, value=way)
+
+    def ways(self, title: str) -> list[str]:
+        """Ways of input that a model has."""
         model = self.models[title]
-        ways = gr.update(visible=model.task is not None), gr.update(visible=model.column == "image")
-        if model.task is None:
-            return (), None, "", shown, *ways
-        if len(layout) != model.task.grid_size**2:
-            layout = board.example(model.task)
-        return *self.lay_out(title, layout), self.take_layout(title, layout), *ways
+        has = {BOARD: model.task is not None, FILE: True, DRAWING: model.column == "image"}
+        return [way for way in WAYS if has[way]]
+
+    def groups(self, chosen: str) -> list[dict]:
+        return [gr.update(visible=way == chosen) for way in WAYS]
 
     def example(self, title: str) -> tuple[board.Layout, Image.Image, str]:
         return self.lay_out(title, board.example(self.models[title].task))
@@ -211,16 +225,16 @@ class _Column:
         self.page = page
         model = page.models[title]
         with gr.Column():
-            self.model = gr.Dropdown([*page.models], value=title, label="Model")
+            self.model = gr.Dropdown([*page.models], value=title, label="Model", filterable=False)
             with gr.Row():
                 self.width = gr.Slider(label="Size, in pixels", **_widths(model))
                 self.layer = gr.Slider(1, model.num_layers, model.num_layers, step=1, label="After layer")
                 self.head = gr.Slider(1, model.num_heads, 1, step=1, label="Head of the rotations")
-            self.note = gr.Textbox(show_label=False, visible=False, interactive=False)
-            self.answers = gr.Label(label="Answer", num_top_classes=TOP_K)
-            self.maps = _figure("Where it looks")
+            self.note = gr.Textbox(show_label=False, visible=False, interactive=False, elem_classes="note")
+            self.answers = gr.Label(label="Answer", num_top_classes=TOP_K, elem_classes="answer")
+            self.maps = _figure("Where it looks", "maps")
             self.animation = gr.HTML(visible=False)
-            self.offsets = _figure("What an offset does to scores")
+            self.offsets = _figure("What an offset does to scores", "offsets")
 
     def listen(self, blocks: gr.Blocks, shown: gr.State) -> None:
         answer = (
@@ -239,47 +253,48 @@ class _Column:
 
 def _add_ways(page: Page, blocks: gr.Blocks, model: gr.Dropdown, shown: gr.State) -> None:
     """Ways of input: the spatial task, a file, a drawing."""
-    with gr.Tabs():
-        task_tab, laid_out = _add_board(page, model, shown)
-        with gr.Tab("File"):
-            file = _uploads_only(gr.File(label="A picture, clip or volume, as the model takes them", elem_id="file"))
-        with gr.Tab("Draw") as drawing_tab:
-            drawing = gr.ImageEditor(
-                label="Draw",
-                type="pil",
-                sources=(),
-                transforms=(),
-                layers=False,
-                fixed_canvas=True,
-                canvas_size=(DRAWING_SIDE, DRAWING_SIDE),
-                height=DRAWING_SIDE + 120,
-                brush=gr.Brush(default_size=24, colors=["#303030"], color_mode="fixed"),
-                elem_id="drawing",
-            )
-            _uploads_only(drawing)
-            is_white_on_black = gr.Checkbox(True, label="White on black, as in Fashion-MNIST")
-            ask = gr.Button("Ask", variant="primary")
-    file.change(page.take_file, file, shown, api_name="take_file")
-    ask.click(page.take_drawing, [drawing, is_white_on_black], shown, api_name="take_drawing")
-    adapted = [*laid_out, shown, task_tab, drawing_tab]
-    gr.on([blocks.load, model.change], page.adapt, [model, laid_out[0], shown], adapted, api_name="adapt")
+    ways = page.ways(model.value)
+    way = gr.Radio(ways, value=ways[0], label="Input", elem_id="way")
+    groups = {name: gr.Column(visible=name == way.value) for name in WAYS}
+    laid_out = _add_board(page, groups[BOARD], model, shown)
+    with groups[FILE]:
+        file = _uploads_only(gr.File(label="A picture, clip or volume, as the model takes them", elem_id="file"))
+        file.change(page.take_file, file, shown, api_name="take_file")
+    with groups[DRAWING]:
+        drawing = gr.ImageEditor(
+            label="Draw",
+            type="pil",
+            sources=(),
+            transforms=(),
+            layers=False,
+            fixed_canvas=True,
+            canvas_size=(DRAWING_SIDE, DRAWING_SIDE),
+            height=DRAWING_SIDE + 120,
+            brush=gr.Brush(default_size=24, colors=["#303030"], color_mode="fixed"),
+            elem_id="drawing",
+        )
+        is_white_on_black = gr.Checkbox(True, label="White on black, as in Fashion-MNIST")
+        ask = gr.Button("Ask", variant="primary")
+        ask.click(page.take_drawing, [_uploads_only(drawing), is_white_on_black], shown, api_name="take_drawing")
+    way.change(page.groups, way, [*groups.values()], show_progress="hidden", api_name=False)
+    adapted = [*laid_out, shown, way]
+    gr.on([blocks.load, model.change], page.adapt, [model, laid_out[0], shown, way], adapted, api_name="adapt")
 
 
-def _add_board(page: Page, model: gr.Dropdown, shown: gr.State) -> tuple[gr.Tab, list[Component]]:
-    """The tab of the spatial task; and layout, board and right answer."""
+def _add_board(page: Page, group: gr.Column, model: gr.Dropdown, shown: gr.State) -> list[Component]:
+    """The spatial task: layout, board and right answer."""
     layout = gr.State(())
-    with gr.Tab("Spatial task") as tab, gr.Row():
+    with group, gr.Row():
         canvas = gr.Image(
             label="Click a cell to fill it",
             type="pil",
             format="png",
             interactive=False,
             buttons=[],
-            width=board.BOARD_SIDE + 60,
             elem_id="board",
         )
         with gr.Column():
-            glyph = gr.Radio(list(GLYPHS), value=GLYPHS[1], label="with")
+            glyph = gr.Radio(list(GLYPHS), value=GLYPHS[1], label="A click puts", elem_id="glyph")
             solution = gr.Markdown()
             with gr.Row():
                 clear, another = gr.Button("Clear"), gr.Button("Another example")
@@ -290,7 +305,7 @@ def _add_board(page: Page, model: gr.Dropdown, shown: gr.State) -> tuple[gr.Tab,
         canvas.select(page.place, [model, layout, glyph], laid_out, show_progress="hidden", api_name=False),
     ):
         event.then(page.take_layout, [model, layout], shown, show_progress="hidden", api_name=False)
-    return tab, laid_out
+    return laid_out
 
 
 def _uploads_only(component: Component) -> Component:
@@ -309,8 +324,16 @@ def _uploads_only(component: Component) -> Component:
     return component
 
 
-def _figure(label: str) -> gr.Image:
-    return gr.Image(label=label, type="pil", format="png", interactive=False, buttons=["fullscreen"])
+def _figure(label: str, kind: str) -> gr.Image:
+    return gr.Image(
+        label=label,
+        show_label=False,
+        type="pil",
+        format="png",
+        interactive=False,
+        buttons=["fullscreen"],
+        elem_classes=kind,
+    )
 
 
 def _widths(model: ShownModel) -> dict[str, Any]:

@@ -79,13 +79,15 @@ def test_examples_have_a_right_answer_and_are_answered(shown_page):
 
 
 def test_another_first_model_brings_its_own_task(shown_page):
-    layout, shown_board, _, shown, task, drawing = shown_page.adapt(ARROWS, (), None)
-    assert (len(layout), shown.title, task["visible"], drawing["visible"]) == (25, "arrows.png", True, True)
-    assert shown_page.adapt(ARROWS, layout, shown)[0] == layout
-    assert len(shown_page.adapt(LARGER, layout, shown)[0]) == 36
+    layout, _, _, shown, way = shown_page.adapt(ARROWS, (), None, "Spatial task")
+    assert (len(layout), shown.title) == (25, "arrows.png")
+    assert (way["choices"], way["value"]) == (["Spatial task", "File", "Drawing"], "Spatial task")
+    assert shown_page.adapt(ARROWS, layout, shown, "Spatial task")[0] == layout
+    assert len(shown_page.adapt(LARGER, layout, shown, "Spatial task")[0]) == 36
     file = page.Shown(None, "place", "mine.png")
-    layout, shown_board, _, shown, task, _ = shown_page.adapt(FASHION, layout, file)
-    assert (layout, shown_board, shown, task["visible"]) == ((), None, file, False)
+    assert shown_page.adapt(LARGER, layout, file, "File")[3:] == (file, way | {"value": "File"})
+    layout, shown_board, _, shown, way = shown_page.adapt(FASHION, layout, file, "Spatial task")
+    assert (layout, shown_board, shown, way["choices"], way["value"]) == ((), None, file, ["File", "Drawing"], "File")
 
 
 def test_drawings_are_strokes_of_any_colour(shown_page):
