@@ -148,8 +148,22 @@ def load_predictor(name: str, options: PredictionOptions) -> Predictor:
         InputError: model or processor cannot be read.
     """
     model = load_checkpoint(ModelArguments(model_name_or_path=name))
+    if torch.cuda.is_available() and not options.use_cpu:
+        model = model.cuda()
+    return build_predictor(model, name, options)
+
+
+def build_predictor(model: PreTrainedModel, name: str, options: PredictionOptions) -> Predictor:
+    """A loaded classifier with its processor.
+
+    Args:
+        name: where the model is from.
+
+    Raises:
+        InputError: the processor cannot be read, or an option does not fit the model.
+    """
     config = model.config
-    recipe = _recipe(name)
+    recipe = trained_recipe(name)
     column = _column(name, config, recipe)
     arguments = options.data_arguments(recipe)
     if options.input_size is None:
@@ -158,8 +172,6 @@ def load_predictor(name: str, options: PredictionOptions) -> Predictor:
         processor = build_processor(column, config, arguments, name)
     size = input_size(config, arguments)
     to_pixels = evaluation_pixels(column, size, arguments, processor)
-    if torch.cuda.is_available() and not options.use_cpu:
-        model = model.cuda()
     return Predictor(model, column, to_pixels, positions_in_millimetres(column, config, size, arguments))
 
 
@@ -193,7 +205,7 @@ def _processor(name: str, column: str) -> ImageProcessingMixin:
         raise InputError(f"model {name} has no readable processor: {' '.join(str(error).split())}") from error
 
 
-def _recipe(name: str) -> dict[str, Any]:
+def trained_recipe(name: str) -> dict[str, Any]:
     """The options that a model was trained with, empty if it has no recipe."""
     path = file_of_model(name, RECIPE_FILE)
     return (yaml.safe_load(path.read_text()) or {}) if path is not None else {}

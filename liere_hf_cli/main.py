@@ -32,6 +32,7 @@ EXTRAS = {
     "matplotlib": "plots",
     "timm": "conversion",
     "peft": "lora",
+    "gradio": "app",
 }
 
 
@@ -263,6 +264,22 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", type=Path, metavar="FILE", help="also write it to this JSON file")
     info.set_defaults(run=_info, option_names=None)
 
+    app = commands.add_parser(
+        "app", help="a page in the browser: answers, where models look, what rotations do", allow_abbrev=False
+    )
+    app.add_argument(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="directories or Hub ids (default: in a clone of the repository, those in checkpoints/)",
+    )
+    app.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, for this machine only)"
+    )
+    app.add_argument("--port", type=int, help="port to listen at (default: the first free one from 7860 on)")
+    app.add_argument("--use_cpu", action="store_true", help="do not use a GPU")
+    app.set_defaults(run=_app, option_names=None)
+
     recipes = commands.add_parser("recipes", help="list the built-in recipes")
     recipes.set_defaults(run=_recipes, option_names=None)
 
@@ -325,6 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--revision", help="branch, created if it does not exist (default: main)")
     publish.add_argument("--tag", help="tag for the published commit")
     publish.add_argument("--overwrite", action="store_true", help="replace a different model in the repository")
+    publish.add_argument(
+        "--space", action="store_true", help="publish the page of liere-hf app with the model, as a Space"
+    )
     publish.add_argument("--dry-run", action="store_true", help="show the files and the card, but upload nothing")
     publish.set_defaults(run=_publish, option_names=None)
 
@@ -528,6 +548,13 @@ def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _app(arguments: argparse.Namespace, flags: list[str]) -> int:
+    from liere_hf.app import serve
+
+    serve(arguments.models, arguments.host, arguments.port, arguments.use_cpu)
+    return 0
+
+
 def _launch_config(arguments: argparse.Namespace, flags: list[str]) -> int:
     print(launch_configs()[arguments.name])
     return 0
@@ -561,7 +588,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.hub import preview, publish
 
     if arguments.dry_run:
-        preview(arguments.directory, arguments.repo_id)
+        preview(arguments.directory, arguments.repo_id, arguments.space)
         return 0
     publication = publish(
         arguments.directory,
@@ -570,6 +597,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
         revision=arguments.revision,
         tag=arguments.tag,
         overwrite=arguments.overwrite,
+        space=arguments.space,
     )
     print(f"{'published' if publication.changed else 'already there, identical'}: {publication.url}")
     return 0

@@ -73,6 +73,7 @@ def test_training_evaluation_and_publication_need_no_extra(tmp_path):
                 ("plots", ["compare", "model", "another", "--recipe", "digits"]),
                 ("plots", ["reproduce", "rope"]),
                 ("video", ["benchmark", "data"]),
+                ("app", ["app", "model"]),
             )
         ),
     ],

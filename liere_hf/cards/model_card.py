@@ -16,7 +16,7 @@ from ..run_directory import Checkpoint, Conversion, Run, encoding_title, train_e
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
 )
-_TAGS = ["liere_vit", "liere", "position-encoding", "vision"]
+TAGS = ["liere_vit", "liere", "position-encoding", "vision"]
 _AUTO_CLASSES = {
     "ForImageClassification": "AutoModelForImageClassification",
     "ForVideoClassification": "AutoModelForVideoClassification",
@@ -53,7 +53,7 @@ def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -
 
 def progress_card(config: dict[str, Any], step: int, num_steps: int) -> ModelCard:
     """The card of a checkpoint that is published during training, without results."""
-    data = ModelCardData(library_name="transformers", pipeline_tag=task_of(config), tags=_TAGS)
+    data = ModelCardData(library_name="transformers", pipeline_tag=task_of(config), tags=TAGS)
     text = f"{_model_title(config)}, in training: after step {step:,} of {num_steps:,}. Results come at the end."
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
@@ -82,7 +82,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         license="mit",
         library_name="transformers",
         pipeline_tag=dataset.task,
-        tags=_TAGS,
+        tags=TAGS,
         datasets=[dataset.hub_id] if dataset.hub_id else None,
         base_model=source if source and "/" in source else None,
         model_name=title,
@@ -132,7 +132,7 @@ def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[s
         license_name=None if is_authors else "license-of-the-source",
         library_name="transformers",
         pipeline_tag=task_of(conversion.config),
-        tags=_TAGS,
+        tags=TAGS,
         base_model=base_model,
         model_name=f"{_model_title(conversion.config)}, converted from {record['source']}",
     )

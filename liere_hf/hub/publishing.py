@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import CONFIG_NAME
 
-from ..cards import build_model_card
+from ..cards import build_model_card, build_space_card
 from ..errors import InputError, RunError
 from ..run_directory import read_checkpoint
 from ..version import __version__
-from .staging import stage
+from .staging import folder_in_space, stage, stage_space
 
 T = TypeVar("T")
 # Files that the Hub creates or that people add by hand: a repository with only these holds no model yet.
@@ -55,6 +55,7 @@ def publish(
     tag: str | None = None,
     overwrite: bool = False,
     token: str | None = None,
+    space: bool = False,
 ) -> Publication:
     """Publish a finished run or a converted model: weights, configuration, code, processor, card, recipe and metrics.
 
@@ -69,6 +70,7 @@ def publish(
         tag: to set on the published commit.
         overwrite: replace another model in the repository.
         token: used instead of HF_TOKEN or of the token stored by `hf auth login`.
+        space: publish the page of `liere-hf app` with the model instead, as a Space.
 
     Raises:
         InputError: the run is not finished, the name or the token is not valid, or the repository holds another model.
@@ -77,16 +79,16 @@ def publish(
     require_repo_id(repo_id)
     checkpoint = read_checkpoint(directory)
     with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
-        stage(checkpoint, Path(folder), repo_id)
-        target = Target(repo_id, revision, token)
+        (stage_space if space else stage)(checkpoint, Path(folder), repo_id)
+        target = Target(repo_id, revision, token, "space" if space else "model")
         with target.explaining_errors():
             target.prepare(checkpoint.config, private, overwrite)
-            build_model_card(checkpoint, repo_id).validate()
+            (build_space_card if space else build_model_card)(checkpoint, repo_id).validate()
             target.require_free_tag(tag, Path(folder))
             return target.upload(Path(folder), build_model_card(checkpoint).data.model_name, tag)
 
 
-def preview(directory: Path, repo_id: str) -> None:
+def preview(directory: Path, repo_id: str, space: bool = False) -> None:
     """Print what `publish` would upload, the files with their sizes and the card, without contacting the Hub.
 
     Raises:
@@ -94,10 +96,10 @@ def preview(directory: Path, repo_id: str) -> None:
     """
     require_repo_id(repo_id)
     with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
-        stage(read_checkpoint(directory), Path(folder), repo_id)
+        (stage_space if space else stage)(read_checkpoint(directory), Path(folder), repo_id)
         table = Table("file", "bytes", title=repo_id)
-        for path in sorted(Path(folder).iterdir()):
-            table.add_row(path.name, f"{path.stat().st_size:,}")
+        for name, path in sorted(_files_of(Path(folder)).items()):
+            table.add_row(name, f"{path.stat().st_size:,}")
         Console().print(table)
         print((Path(folder) / REPOCARD_NAME).read_text())
 
@@ -126,10 +128,16 @@ def full_repo_id(name: str, token: str | None = None) -> str:
 
 
 class Target:
-    """The branch of a repository to which a model is published; `state` says what it holds, for error messages."""
+    """The branch of a repository to which a model is published; `state` says what it holds, for error messages.
 
-    def __init__(self, repo_id: str, revision: str | None = None, token: str | None = None):
+    Args:
+        kind: of the repository, `model` or `space`.
+    """
+
+    def __init__(self, repo_id: str, revision: str | None = None, token: str | None = None, kind: str = "model"):
         self.repo_id = repo_id
+        self._kind = {"repo_type": kind}
+        self._folder = f"{folder_in_space(repo_id)}/" if kind == "space" else ""
         self.revision = revision or "main"
         self.api = HfApi(token=token, library_name="liere_hf", library_version=__version__)
         self.state = _NOTHING
@@ -142,16 +150,17 @@ class Target:
         """
         self._ask(self.api.whoami)
         try:
-            is_private = self._ask(self.api.repo_info, self.repo_id).private
+            is_private = self._ask(self.api.repo_info, self.repo_id, **self._kind).private
         except RepositoryNotFoundError:
-            self._ask(self.api.create_repo, self.repo_id, private=private, exist_ok=True)
+            sdk = {"space_sdk": "gradio"} if self._folder else {}
+            self._ask(self.api.create_repo, self.repo_id, private=private, exist_ok=True, **self._kind, **sdk)
         else:
             if private and not is_private:
                 raise InputError(f"{self.repo_id} exists and is public: --private is for new repositories")
             if not overwrite:
                 self._require_same_model(config)
         if self.revision != "main":
-            self._ask(self.api.create_branch, self.repo_id, branch=self.revision, exist_ok=True)
+            self._ask(self.api.create_branch, self.repo_id, branch=self.revision, exist_ok=True, **self._kind)
 
     def require_free_tag(self, tag: str | None, folder: Path) -> None:
         """
@@ -160,22 +169,23 @@ class Target:
         """
         if tag is None:
             return
-        tags = {reference.name for reference in self._ask(self.api.list_repo_refs, self.repo_id).tags}
+        tags = {reference.name for reference in self._ask(self.api.list_repo_refs, self.repo_id, **self._kind).tags}
         if tag in tags and not self.holds(folder, tag):
             raise InputError(f"{self.repo_id} already has the tag {tag}, on other files: choose another tag")
 
     def upload(self, folder: Path, message: str, tag: str | None = None) -> Publication:
         """Upload all files of `folder` in one commit, which removes all other files."""
         self.state = _NOTHING
-        head = self._ask(self.api.repo_info, self.repo_id, revision=self.revision).sha
+        head = self._ask(self.api.repo_info, self.repo_id, revision=self.revision, **self._kind).sha
         changed = not self.holds(folder)
         if changed:
             self._commit(folder, message, head)
         self.state = f"the files are published{f', the tag {tag} is not set' if tag else ''}"
-        commit = self._ask(self.api.repo_info, self.repo_id, revision=self.revision).sha
+        commit = self._ask(self.api.repo_info, self.repo_id, revision=self.revision, **self._kind).sha
         if tag is not None:
-            self._ask(self.api.create_tag, self.repo_id, tag=tag, revision=commit, exist_ok=True)
-        return Publication(f"{self.api.endpoint}/{self.repo_id}/tree/{tag or self.revision}", commit, changed)
+            self._ask(self.api.create_tag, self.repo_id, tag=tag, revision=commit, exist_ok=True, **self._kind)
+        page = f"{self.api.endpoint}/{'spaces/' if self._folder else ''}{self.repo_id}"
+        return Publication(f"{page}/tree/{tag or self.revision}", commit, changed)
 
     def _commit(self, folder: Path, message: str, head: str) -> None:
         for is_last in (False, False, True):
@@ -188,6 +198,7 @@ class Target:
                     commit_message=message,
                     delete_patterns="*",
                     parent_commit=head,
+                    **self._kind,
                 )
                 return
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -211,24 +222,26 @@ class Target:
 
     def holds(self, folder: Path, revision: str | None = None) -> bool:
         """Whether the repository holds exactly the files of `folder`, byte for byte, except .gitattributes."""
+        tree = self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision or self.revision, **self._kind)
         there = {
             entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
-            for entry in self.api.list_repo_tree(self.repo_id, recursive=True, revision=revision or self.revision)
+            for entry in tree
             if isinstance(entry, RepoFile) and entry.path != ".gitattributes"
         }
-        here = {path.name: path for path in folder.iterdir()}
+        here = _files_of(folder)
         return there.keys() == here.keys() and all(there[name] in _hashes(path) for name, path in here.items())
 
     def _require_same_model(self, config: dict[str, Any]) -> None:
         way_out = "choose another name, or replace it with --overwrite"
-        files = set(self.api.list_repo_files(self.repo_id, revision=self._existing_revision())) - NEUTRAL_FILES
+        revision, config_file = self._existing_revision(), f"{self._folder}{CONFIG_NAME}"
+        files = set(self.api.list_repo_files(self.repo_id, revision=revision, **self._kind)) - NEUTRAL_FILES
         if not files:
             return
-        if CONFIG_NAME not in files:
+        if config_file not in files:
             raise InputError(f"{self.repo_id} holds other files ({', '.join(sorted(files)[:3])}): {way_out}")
         with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
             path = self.api.hf_hub_download(
-                self.repo_id, CONFIG_NAME, revision=self._existing_revision(), local_dir=folder
+                self.repo_id, config_file, revision=revision, local_dir=folder, **self._kind
             )
             there = json.loads(Path(path).read_text())
         for name in sorted((there.keys() | config.keys()) - _VERSION_FIELDS):
@@ -240,7 +253,7 @@ class Target:
 
     def _existing_revision(self) -> str:
         try:
-            self._ask(self.api.repo_info, self.repo_id, revision=self.revision)
+            self._ask(self.api.repo_info, self.repo_id, revision=self.revision, **self._kind)
         except RevisionNotFoundError:
             return "main"
         return self.revision
@@ -255,6 +268,11 @@ class Target:
         except (HTTPError, OSError, RuntimeError, ValueError) as error:
             kind, happened, advice = _explain(error, self.repo_id)
             raise kind(f"{happened}; {self.state}; {advice}") from error
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """All files by their paths below the folder."""
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
 
 
 def _hashes(path: Path) -> tuple[str, str]:

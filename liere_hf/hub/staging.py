@@ -13,7 +13,7 @@ from huggingface_hub.constants import REPOCARD_NAME
 from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..cards import build_model_card
+from ..cards import build_model_card, build_space_card
 from ..errors import InputError
 from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
@@ -30,11 +30,19 @@ from ..run_directory import (
     Run,
     without_paths,
 )
+from ..version import __version__
 
 MAX_SHARD_SIZE = 5 * 10**9
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 MODELING = Path(modeling_liere_vit.__file__).parent
 CODE = tuple(sorted(path.name for path in MODELING.glob("*.py") if path.name != "__init__.py"))
+# Of a Space. Its files are reached through a proxy, at this port.
+APP = """from liere_hf.app import serve
+
+serve(["{folder}"], host="0.0.0.0", port=7860)
+"""
+# Further extras that a page needs, by the number of axes of its model.
+EXTRAS = {3: ",video,volumes"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _RELATIVE_IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
@@ -61,6 +69,32 @@ def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: in
         (target / RECIPE_FILE).write_text(recipe)
     (target / REPOCARD_NAME).write_text(str(build_model_card(checkpoint, repo_id)))
     _require_clean(target, checkpoint.directory)
+
+
+def stage_space(checkpoint: Checkpoint, target: Path, repo_id: str) -> None:
+    """Put the page of `liere-hf app` for a model into the empty directory `target`, as it is published as a Space.
+
+    Args:
+        repo_id: of the Space; the page calls the model by its second part.
+
+    Raises:
+        InputError: as `stage`.
+    """
+    folder = target / folder_in_space(repo_id)
+    folder.mkdir()
+    stage_model(checkpoint.directory, folder)
+    if isinstance(checkpoint, Run):
+        (folder / RECIPE_FILE).write_text(yaml.safe_dump(checkpoint.published_recipe, sort_keys=False))
+    (target / "app.py").write_text(APP.format(folder=folder.name))
+    extras = EXTRAS.get(LiereViTConfig.from_pretrained(checkpoint.directory).num_axes, "")
+    (target / "requirements.txt").write_text(f"liere_hf[app{extras}]=={__version__}\n")
+    (target / REPOCARD_NAME).write_text(str(build_space_card(checkpoint, repo_id)))
+    _require_clean(target, checkpoint.directory)
+
+
+def folder_in_space(repo_id: str) -> str:
+    """Where a Space has the files of its model."""
+    return repo_id.rpartition("/")[2]
 
 
 def stage_model(directory: Path, target: Path, max_shard_size: int = MAX_SHARD_SIZE) -> None:
@@ -149,8 +183,8 @@ def _require_clean(target: Path, directory: Path) -> None:
     places = {
         f"{place}{os.sep}" for place in map(str, (Path.home(), Path.cwd(), directory.absolute())) if place != os.sep
     }
-    for path in sorted(target.iterdir()):
-        if path.suffix == ".safetensors":
+    for path in sorted(target.rglob("*")):
+        if path.is_dir() or path.suffix == ".safetensors":
             continue
         text = path.read_text()
         if _TOKEN.search(text) or any(token in text for token in tokens):

@@ -25,8 +25,11 @@ video-text-to-text video-to-video visual-document-retrieval visual-question-answ
 zero-shot-classification zero-shot-image-classification zero-shot-object-detection
 """
 
+SPACE_SDKS = ("gradio", "docker", "static")
+MAX_SHORT_DESCRIPTION = 60
 
-def read_card(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
+
+def read_card(text: str, kind: str = "model") -> tuple[dict[str, Any], list[str], list[str]]:
     """The metadata of a README.md, with the Hub's errors and warnings about it."""
     import yaml
 
@@ -39,7 +42,7 @@ def read_card(text: str) -> tuple[dict[str, Any], list[str], list[str]]:
         return {}, [], ["empty or missing yaml metadata in repo card"]
     if not isinstance(metadata, dict):
         return {}, ["metadata must be a mapping"], []
-    return metadata, _errors(metadata), []
+    return metadata, _errors(metadata) + (_errors_of_space(metadata) if kind == "space" else []), []
 
 
 def _errors(metadata: dict[str, Any]) -> list[str]:
@@ -54,6 +57,17 @@ def _errors(metadata: dict[str, Any]) -> list[str]:
         errors.append('"tags" must be an array of strings')
     if "model-index" in metadata:
         _check_model_index(metadata["model-index"], errors)
+    return errors
+
+
+def _errors_of_space(metadata: dict[str, Any]) -> list[str]:
+    errors = []
+    if metadata.get("sdk") not in SPACE_SDKS:
+        errors.append(f'"sdk" must be one of [{", ".join(SPACE_SDKS)}]')
+    if len(metadata.get("short_description", "")) > MAX_SHORT_DESCRIPTION:
+        errors.append(
+            f'"short_description" length must be less than or equal to {MAX_SHORT_DESCRIPTION} characters long'
+        )
     return errors
 
 

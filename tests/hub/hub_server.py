@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from hub_cards import read_card
+from hub_cards import SPACE_SDKS, read_card
 from hub_protocol import Answer, Handler, error_answer, file_answer, json_answer, route
 from hub_storage import (
     LFS_SUFFIXES,
@@ -87,6 +87,8 @@ class HubHandler(Handler):
     @route("POST", "/api/repos/create")
     def create(self) -> Answer:
         kind, repo_id, wanted = self._named_repository()
+        if kind == "space" and wanted.get("sdk") not in SPACE_SDKS:
+            raise HubError(400, f'"sdk" must be one of [{", ".join(SPACE_SDKS)}]')
         private = wanted.get("private") or wanted.get("visibility") == "private"
         page = self._page_of(kind, repo_id)
         try:
@@ -126,7 +128,8 @@ class HubHandler(Handler):
 
     @route("POST", "/api/validate-yaml")
     def validate_yaml(self) -> Answer:
-        _, errors, warnings = read_card(self._json()["content"])
+        sent = self._json()
+        _, errors, warnings = read_card(sent["content"], sent.get("repoType") or "model")
         messages = {"errors": errors, "warnings": warnings}
         answer = {key: [{"message": message} for message in values] for key, values in messages.items()}
         return json_answer(answer, 400 if errors else 200)
@@ -182,7 +185,7 @@ class HubHandler(Handler):
         shown |= {"_id": repository.id, "id": repository.id, "author": repository.id.partition("/")[0], "sha": commit}
         shown |= {"createdAt": state["created"], "lastModified": record["date"], "disabled": False}
         shown |= {"downloads": 0, "likes": 0, "cardData": card, "tags": card.get("tags", [])}
-        shown |= {key: card[key] for key in ("pipeline_tag", "library_name") if key in card}
+        shown |= {key: card[key] for key in ("pipeline_tag", "library_name", "sdk") if key in card}
         shown["siblings"] = [{"rfilename": path, **self._blob(file)} for path, file in files.items()]
         return json_answer(shown)
 

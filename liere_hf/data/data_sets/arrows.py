@@ -40,6 +40,14 @@ LETTERS = {
     "D": [[(0.25, 0.1), (0.25, 0.9), (0.75, 0.65), (0.75, 0.35), (0.25, 0.1)]],
     "E": [[(0.75, 0.1), (0.25, 0.1), (0.25, 0.9), (0.75, 0.9)], [(0.25, 0.5), (0.65, 0.5)]],
 }
+# What a cell of a layout can hold, by identifier.
+GLYPHS = (
+    "empty",
+    *(f"arrow {direction}" for direction in DIRECTIONS),
+    *(f"Y, base {direction}" for direction in DIRECTIONS),
+    *LETTERS,
+)
+FIRST_ARROW, FIRST_Y, FIRST_LETTER = 1, 5, 9
 
 
 def draw_glyph(strokes: Sequence[Sequence[tuple[float, float]]], cell_size: int) -> np.ndarray:
@@ -102,7 +110,7 @@ class ArrowsTask:
 
     @cached_property
     def _glyphs(self) -> np.ndarray:
-        """Glyphs by identifier: 0 empty, 1 to 4 arrows, 5 to 8 the Y by the direction of its base, then letters."""
+        """Pixels of `GLYPHS`."""
         arrow = draw_glyph(ARROW_UP, self.cell_size)
         base_down = draw_glyph(LETTER_Y, self.cell_size)
         letters = [draw_glyph(strokes, self.cell_size) for strokes in LETTERS.values()]
@@ -128,7 +136,7 @@ class ArrowsTask:
             for choice in (random.integers(len(self._rays[0]), size=BLOCK_SIZE),)
             for values in self._rays
         )
-        arrows = 1 + random.integers(4, size=(BLOCK_SIZE, 1 + self.num_distractor_arrows))
+        arrows = FIRST_ARROW + random.integers(4, size=(BLOCK_SIZE, 1 + self.num_distractor_arrows))
         step = np.array([row * self.grid_size + column for row, column in STEPS])[direction]
         target = cell + step * random.integers(1, length + 1)
 
@@ -141,24 +149,46 @@ class ArrowsTask:
         elsewhere = np.argsort(order, axis=1)[:, :num_distractors]
 
         layouts = np.zeros((BLOCK_SIZE, self.grid_size**2), dtype=np.uint8)
-        layouts[examples, cell] = 5 + direction
+        layouts[examples, cell] = FIRST_Y + direction
         layouts[examples, target] = arrows[:, 0]
         layouts[examples[:, None], elsewhere] = np.concatenate(
             (
                 arrows[:, 1:],
-                np.broadcast_to(9 + np.arange(self.num_distractor_letters), (BLOCK_SIZE, self.num_distractor_letters)),
+                np.broadcast_to(
+                    FIRST_LETTER + np.arange(self.num_distractor_letters), (BLOCK_SIZE, self.num_distractor_letters)
+                ),
             ),
             axis=1,
         )
-        return layouts, arrows[:, 0] - 1
+        return layouts, arrows[:, 0] - FIRST_ARROW
 
     def images(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Examples `start` to `stop` - 1: pixels, uint8 (examples, image_size, image_size), and labels (examples,)."""
         blocks = range(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE))
         layouts, labels = (np.concatenate(parts) for parts in zip(*map(self.layouts, blocks), strict=True))
         chosen = slice(start - blocks.start * BLOCK_SIZE, stop - blocks.start * BLOCK_SIZE)
-        cells = self._glyphs[layouts[chosen].reshape(-1, self.grid_size, self.grid_size)]
-        return cells.swapaxes(2, 3).reshape(-1, self.image_size, self.image_size), labels[chosen]
+        return self.draw(layouts[chosen]), labels[chosen]
+
+    def draw(self, layouts: np.ndarray) -> np.ndarray:
+        """Glyph identifiers (examples, grid_size**2) to pixels, uint8 (examples, image_size, image_size)."""
+        cells = self._glyphs[layouts.reshape(-1, self.grid_size, self.grid_size)]
+        return cells.swapaxes(2, 3).reshape(-1, self.image_size, self.image_size)
+
+    def label_of(self, layout: np.ndarray) -> int | None:
+        """The label of a layout, glyph identifiers (grid_size**2,): where the only arrow on the ray points.
+
+        Returns:
+            None if the layout has no or several Ys, or no or several arrows on the ray.
+        """
+        canvas = layout.reshape(self.grid_size, self.grid_size)
+        ys = np.argwhere((canvas >= FIRST_Y) & (canvas < FIRST_LETTER))
+        if len(ys) != 1:
+            return None
+        row, column = ys[0]
+        ray = (canvas[row::-1, column], canvas[row, column:], canvas[row:, column], canvas[row, column::-1])
+        on_ray = ray[canvas[row, column] - FIRST_Y]
+        arrows = on_ray[(on_ray >= FIRST_ARROW) & (on_ray < FIRST_Y)]
+        return int(arrows[0]) - FIRST_ARROW if len(arrows) == 1 else None
 
     def _draw(self, indices: list[int]) -> dict[str, list]:
         images, labels = self.images(indices[0], indices[-1] + 1)

@@ -1,0 +1,160 @@
+"""`liere-hf app` as its users meet it: the command, and a real browser."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from free_port import free_port
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from preloaded import preloaded
+from shown_models import CHECKPOINT, write_arrows_model
+
+from liere_hf.app.page import MAX_FILE_SIZE
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
+]
+SECONDS = 1000
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    arrows = write_arrows_model(tmp_path_factory.mktemp("models") / "arrows")
+    port = free_port()
+    command = [preloaded("liere-hf"), "app", str(CHECKPOINT), str(arrows), "--port", str(port), "--use_cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == f"The page is at http://127.0.0.1:{port}/ (Ctrl+C ends it).\n"
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        # Chromium's sandbox does not work as root, as in containers.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    yield from visit(browser, address)
+
+
+@pytest.fixture
+def another_page(browser, address):
+    yield from visit(browser, address)
+
+
+def visit(browser: Browser, address: str):
+    context = browser.new_context(viewport={"width": 1400, "height": 1600})
+    context.set_default_timeout(60 * SECONDS)
+    expect.set_options(timeout=60 * SECONDS)
+    page = context.new_page()
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    page.locator("#file").wait_for()
+    yield page
+    context.close()
+
+
+def upload(page: Page, path: Path) -> None:
+    cross = page.locator("#file").get_by_label("Clear")
+    if cross.count():
+        cross.click()
+    page.locator("#file input[type=file]").set_input_files(path)
+
+
+def answer(page: Page, column: int):
+    return page.locator(".answer").nth(column)
+
+
+def maps(page: Page, column: int):
+    return page.locator(".maps").nth(column).locator("img")
+
+
+def choose(page: Page, column: int, title: str) -> None:
+    page.get_by_label("Model").nth(column).click()
+    page.get_by_role("option", name=title).click()
+
+
+def test_a_picture_another_layer_and_another_model(page, address, trousers):
+    upload(page, trousers)
+    expect(answer(page, 0)).to_contain_text("Trouser")
+    expect(answer(page, 1)).to_contain_text(re.compile("up|right|down|left"))
+    whole = maps(page, 0).get_attribute("src")
+    layer = page.get_by_label("number input for After layer").first
+    layer.fill("1")
+    layer.blur()
+    expect(maps(page, 0)).not_to_have_attribute("src", whole)
+    choose(page, 1, "fashion_mnist_liere8")
+    expect(answer(page, 1)).to_contain_text("Trouser")
+    # Neither fonts nor telemetry of others.
+    assert {url.split("/")[2] for url in page.asked if url.startswith("http")} == {address.split("/")[2]}
+
+
+def test_a_task_is_laid_out_by_clicks(page):
+    choose(page, 0, "arrows")
+    page.locator("#way").get_by_text("Spatial task").click()
+    expect(page.get_by_text("Right answer: ")).to_be_visible()
+    page.get_by_role("button", name="Clear").last.click()
+    expect(page.get_by_text("No single right answer")).to_be_visible()
+    box = page.locator("#board img").bounding_box()
+    for glyph, column, row in (("Y, base left", 3, 2), ("arrow down", 0, 2)):
+        page.locator("#glyph").get_by_text(glyph, exact=True).click()
+        side = min(box["width"], box["height"]) / 5
+        left, top = (box[name] + (box[size] - 5 * side) / 2 for name, size in (("x", "width"), ("y", "height")))
+        page.mouse.click(left + (column + 0.5) * side, top + (row + 0.5) * side)
+        page.wait_for_timeout(2 * SECONDS)
+    expect(page.get_by_text("Right answer: down.")).to_be_visible()
+    expect(answer(page, 0)).to_contain_text("%")
+
+
+def test_a_drawing_is_answered(page):
+    page.locator("#way").get_by_text("Drawing").click()
+    canvas = page.locator("#drawing canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(2 * SECONDS)
+    brush = page.locator("#drawing").get_by_label("Brush").first
+    if brush.count():
+        brush.click()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y - 60)
+    page.mouse.down()
+    page.mouse.move(x, y + 60, steps=10)
+    page.mouse.up()
+    page.get_by_role("button", name="Ask").click()
+    expect(answer(page, 0)).to_contain_text("%")
+
+
+def test_broken_and_huge_files_get_a_sentence(page, trousers, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    upload(page, tmp_path / "broken.png")
+    sentence = "image broken.png cannot be read: it is not an image of a known format"
+    expect(page.locator(".note textarea, .note input").first).to_have_value(sentence)
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(MAX_FILE_SIZE + 1)
+    upload(page, tmp_path / "huge.png")
+    expect(page.get_by_text("exceed the maximum allowed size of 100")).to_be_visible()
+
+
+def test_two_visitors_at_once(page, another_page, trousers, noise):
+    choose(another_page, 1, "fashion_mnist_liere8")
+    for visitor, path in ((page, trousers), (another_page, noise)):
+        upload(visitor, path)
+    expect(answer(page, 0)).to_contain_text("Trouser")
+    expect(answer(another_page, 0)).to_contain_text("%")
+    expect(answer(page, 0)).to_contain_text("Trouser")
+    expect(another_page.locator("#file")).to_contain_text("noise")
+    expect(page.locator("#file")).to_contain_text("trousers")

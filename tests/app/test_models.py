@@ -1,0 +1,146 @@
+"""The models behind the page: sizes, and answers and maps as those of the commands."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from media_files import write_video
+from PIL import Image
+from shown_models import CHECKPOINT, write_arrows_model, write_clip_model, write_volume_model
+
+from liere_hf import LiereViTForImageClassification
+from liere_hf.app import models as models_module
+from liere_hf.app.models import MAX_ATTENTION_BYTES, ShownModel, load_models
+from liere_hf.configuration.prediction_options import PredictionOptions
+from liere_hf.errors import InputError
+from liere_hf.plots import attention_maps, offset_scores
+from liere_hf.prediction import load_predictor
+
+
+@pytest.fixture(scope="module")
+def committed() -> ShownModel:
+    return ShownModel(str(CHECKPOINT), use_cpu=True)
+
+
+def file_of(path) -> dict:
+    return {"bytes": None, "path": str(path)}
+
+
+@pytest.mark.parametrize("width", [28, 21, 56])
+def test_answers_and_maps_are_those_of_the_commands(committed, trousers, width):
+    found = committed.explain(file_of(trousers), "trousers.png", width, 2)
+    predictor = load_predictor(str(CHECKPOINT), PredictionOptions(use_cpu=True, input_size=[width]))
+    views = predictor.read(file_of(trousers))
+    assert [label for label, _ in found.prediction.values] == [label for label, _ in predictor.answer(views, 5)]
+    probabilities = [value for _, value in predictor.answer(views, 5)]
+    assert [value for _, value in found.prediction.values] == pytest.approx(probabilities, abs=1e-5)
+    if width == 28:
+        assert found.prediction.values[0][0] == "Trouser"
+    model = LiereViTForImageClassification.from_pretrained(CHECKPOINT).eval()
+    expected = attention_maps(model, views["pixel_values"])
+    torch.testing.assert_close(found.maps.rollout, expected.rollout, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found.maps.relevance, expected.relevance, rtol=1e-3, atol=1e-6)
+    assert found.layers == (2,)
+
+
+def test_offsets_are_those_of_the_size_layer_and_head(committed):
+    found = committed.offsets(42, 3, 2).numbers
+    expected = offset_scores(committed.model, [3], [2], [42])
+    assert (found.layers, found.heads, found.grid_size) == ((3,), (2,), (6, 6))
+    torch.testing.assert_close(found.mean, expected.mean)
+
+
+def test_models_without_rotations(tmp_path):
+    absolute = ShownModel(str(write_arrows_model(tmp_path / "absolute", position_encoding="absolute")), True)
+    assert absolute.offsets(40, 1, 1).numbers.grid_size == (5, 5)
+    none = ShownModel(str(write_arrows_model(tmp_path / "none", position_encoding="none")), True)
+    with pytest.raises(InputError, match="none has no position encoding"):
+        none.offsets(40, 1, 1)
+
+
+@pytest.mark.parametrize("column", ["video", "volume"])
+def test_clips_and_volumes_of_every_size(column, tmp_path):
+    """Sizes keep proportions as far as patches allow; clips keep their number of frames."""
+    write = {"video": write_clip_model, "volume": write_volume_model}[column]
+    model = ShownModel(str(write(tmp_path / "model")), use_cpu=True)
+    if column == "video":
+        write_video(tmp_path / "file.mp4")
+    else:
+        np.save(tmp_path / "file.npy", np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32))
+    (path,) = tmp_path.glob("file*")
+    assert (model.column, model.patch_width, model.training_width, model.max_width) == (column, 8, 24, 48)
+    sizes = {8: [4, 8, 8], 16: [4, 8, 16], 24: [4, 16, 24], 48: [4, 32, 48]}
+    if column == "volume":
+        sizes |= {8: [2, 8, 8], 16: [2, 8, 16], 48: [8, 32, 48]}
+    for width, size in sizes.items():
+        assert model.input_size(width) == size
+        found = model.explain(file_of(path), "file", width, 1)
+        grid = tuple(pixels // patch for pixels, patch in zip(size, (2, 8, 8), strict=True))
+        assert found.maps.relevance.shape[2:] == grid
+        assert (found.animation is not None) == (column == "video")
+
+
+def test_sizes_end_where_attention_takes_too_much_memory(committed, monkeypatch):
+    assert committed.max_width == 56
+    # Of 36 patches and CLS, in 4 layers of 2 heads: attention and its gradient.
+    monkeypatch.setattr(models_module, "MAX_ATTENTION_BYTES", 2 * 4 * 37**2 * 8)
+    assert committed.max_width == 42
+    monkeypatch.setattr(models_module, "MAX_ATTENTION_BYTES", 0)
+    assert committed.max_width == committed.training_width
+    assert MAX_ATTENTION_BYTES == 2**30
+
+
+@pytest.mark.parametrize(
+    ("width", "layer", "message"),
+    [
+        (30, 1, "size is 30, allowed are multiples of 7 from 7 to 56"),
+        (63, 1, "size is 63"),
+        (0, 1, "size is 0"),
+        (28, 0, "layer is 0, allowed are 1 to 4"),
+        (28, 5, "layer is 5"),
+    ],
+)
+def test_places_that_do_not_exist(committed, trousers, width, layer, message):
+    with pytest.raises(InputError, match=message):
+        committed.explain(file_of(trousers), "trousers.png", width, layer)
+    with pytest.raises(InputError):
+        committed.offsets(width, layer, 1)
+
+
+def test_errors_name_the_file_as_its_visitor_does(committed, tmp_path):
+    path = tmp_path / "secret" / "upload"
+    path.parent.mkdir()
+    path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"image mine\.png cannot be read") as caught:
+        committed.explain(file_of(path), "mine.png", 28, 1)
+    assert "secret" not in str(caught.value)
+
+
+def test_small_files_of_large_content_are_refused(committed, tmp_path, monkeypatch):
+    Image.new("1", (12_000, 6_000)).save(tmp_path / "large.png")
+    assert (tmp_path / "large.png").stat().st_size < 100_000
+    with pytest.raises(InputError, match="the picture has 12,000 x 6,000 pixels, the page takes 50,000,000"):
+        committed.explain(file_of(tmp_path / "large.png"), "large.png", 28, 1)
+    volumes = ShownModel(str(write_volume_model(tmp_path / "volumes")), use_cpu=True)
+    monkeypatch.setattr(models_module, "MAX_VOLUME_BYTES", 2**20)
+    for members in (1, 3):
+        content = gzip.compress(bytes(2**20 // members + 1)) * members
+        assert len(content) < 10_000
+        with pytest.raises(InputError, match="the volume is larger than"):
+            volumes.explain({"bytes": content, "path": None}, "large.nii.gz", 24, 1)
+    with pytest.raises(InputError, match="cannot be read"):
+        volumes.explain({"bytes": gzip.compress(bytes(100)), "path": None}, "small.nii.gz", 24, 1)
+
+
+def test_titles_show_no_path_and_differ(tmp_path):
+    names = [write_arrows_model(tmp_path / place / "model") for place in "ab"]
+    assert list(load_models([*map(str, names)], use_cpu=True)) == ["model", "model (2)"]
+
+
+def test_default_models_are_those_of_a_clone(tmp_path, monkeypatch):
+    monkeypatch.chdir(CHECKPOINT.parents[1])
+    assert "fashion_mnist_liere8" in load_models([], use_cpu=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no model is given, and .*checkpoints has none"):
+        load_models([])
