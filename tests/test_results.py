@@ -26,6 +26,7 @@ from liere_hf.reproduction.tables import write_tables
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+SPATIAL_CHECKPOINT = ROOT / "checkpoints" / "spatial_9x9_liere8"
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 
 
@@ -107,10 +108,20 @@ def test_the_readme_shows_clips_of_the_data_set(tmp_path):
     assert "docs/images/clips.gif" in README
 
 
-def test_readme_quotes_the_checkpoint():
-    metrics = json.loads((CHECKPOINT / "eval_results.json").read_text())
-    metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-    assert with_interval(metrics, "accuracy") in README
+@pytest.mark.parametrize(
+    ("checkpoint", "files"),
+    [
+        (CHECKPOINT, ["eval_results.json"]),
+        (SPATIAL_CHECKPOINT, ["eval_results.json", *(f"eval_results_{8 * cells}.json" for cells in (11, 14, 23))]),
+    ],
+    ids=["fashion_mnist", "spatial"],
+)
+def test_readme_quotes_the_checkpoints(checkpoint, files):
+    text = " ".join(README.split())
+    for file in files:
+        metrics = json.loads((checkpoint / file).read_text())
+        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        assert with_interval(metrics, "accuracy") in text
 
 
 def test_conversion_page_quotes_the_fine_tuning():
@@ -238,11 +249,12 @@ def test_the_input_side_is_fast_enough():
     assert f"{100 * step['share']:.1f}%" in page
 
 
-def test_checkpoint_is_small_and_accurate():
-    model = AutoModelForImageClassification.from_pretrained(CHECKPOINT)
+@pytest.mark.parametrize(("checkpoint", "accuracy"), [(CHECKPOINT, 0.88), (SPATIAL_CHECKPOINT, 0.99)])
+def test_checkpoints_are_small_and_accurate(checkpoint, accuracy):
+    model = AutoModelForImageClassification.from_pretrained(checkpoint)
     assert model.num_parameters() <= 1_500_000
-    assert (CHECKPOINT / "model.safetensors").stat().st_size < 6_000_000
-    assert json.loads((CHECKPOINT / "eval_results.json").read_text())["eval_accuracy"] >= 0.88
+    assert (checkpoint / "model.safetensors").stat().st_size < 6_000_000
+    assert json.loads((checkpoint / "eval_results.json").read_text())["eval_accuracy"] >= accuracy
 
 
 def test_checkpoint_works_in_a_pipeline():
@@ -250,6 +262,15 @@ def test_checkpoint_works_in_a_pipeline():
     labels = AutoModelForImageClassification.from_pretrained(CHECKPOINT).config.id2label.values()
     assert {answer["label"] for answer in answers} < set(labels)
     assert AutoImageProcessor.from_pretrained(CHECKPOINT).size == {"height": 28, "width": 28}
+
+
+@pytest.mark.end_to_end
+def test_the_spatial_checkpoint_has_the_accuracy_in_its_results(tmp_path):
+    flags = ["--output_dir", str(tmp_path), "--model_name_or_path", str(SPATIAL_CHECKPOINT), "--disable_tqdm", "true"]
+    measured = evaluate(*parse_recipe("arrows_9x9", flags))
+    stated = json.loads((SPATIAL_CHECKPOINT / "eval_results.json").read_text())
+    assert measured["examples"] == 2000
+    assert measured["accuracy"] == pytest.approx(stated["eval_accuracy"], abs=1e-3)
 
 
 @pytest.mark.end_to_end
