@@ -548,6 +548,7 @@ def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+@_without_library_bars
 def _app(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.app import serve
 
