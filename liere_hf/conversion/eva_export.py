@@ -28,12 +28,17 @@ def to_eva(model: LiereViTForImageClassification | LiereViTModel, name: str) -> 
         InputError: timm has no such model, or it cannot represent this one. The message says why.
     """
     config = model.config
-    target = build_eva(
-        name,
-        **size_options(config),
-        num_classes=config.num_labels if isinstance(model, LiereViTForImageClassification) else 0,
-    )
-    target_config = read_config(target, ConversionOptions())
+    if config.num_axes != 2:
+        raise InputError(f"{name} cannot represent this model: it has {config.num_axes} axes, there are 2")
+    num_classes = config.num_labels if isinstance(model, LiereViTForImageClassification) else 0
+    try:
+        target = build_eva(name, **size_options(config), num_classes=num_classes)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot represent this model's sizes: {' '.join(str(error).split())}") from error
+    try:
+        target_config = read_config(target, ConversionOptions())
+    except InputError as error:
+        raise InputError(f"{name} cannot represent this model: {error}") from error
     for field in ARCHITECTURE:
         ours, theirs = getattr(config, field), getattr(target_config, field)
         if ours != theirs:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import liere_hf.conversion
+from liere_hf import LiereViTConfig, LiereViTModel
 from liere_hf.conversion import ConversionOptions, convert, widen_generators
 from liere_hf.conversion.eva import build_eva, from_eva, representable_models
 from liere_hf.conversion.eva_export import to_eva
@@ -166,6 +167,25 @@ def test_what_timm_cannot_represent():
         to_eva(model, "vit_rope")
     with pytest.raises(InputError, match=f"{without_bias} cannot represent this model: "):
         to_eva(model, without_bias)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": [64], "patch_size": [16]},
+        {"image_size": [4, 64, 64], "patch_size": [2, 16, 16]},
+        {"image_size": 64, "patch_size": 16, "num_attention_heads": 3, "head_dim": 16},
+        {"image_size": 60, "patch_size": 12},
+        {"image_size": 64, "patch_size": 16, "position_encoding": "absolute"},
+        {"image_size": 64, "patch_size": 16, "position_encoding": "visionllama"},
+    ],
+    ids=str,
+)
+def test_other_axes_sizes_and_encodings_are_one_sentence(options):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 96}
+    model = LiereViTModel(LiereViTConfig(**sizes | options))
+    with pytest.raises(InputError, match=f"{ROPE_MIXED} cannot represent this model"):
+        to_eva(model, ROPE_MIXED)
 
 
 @pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
