@@ -42,6 +42,7 @@ def from_dinov3(name: str, options: ConversionOptions) -> LiereViTModel:
 
 
 def _read_config(source: PreTrainedConfig, options: ConversionOptions) -> LiereViTConfig:
+    pooling = options.pooling or "cls"
     return options.build_config(
         image_size=options.per_axis("image_size", 2) or two_axes(source.image_size),
         patch_size=two_axes(source.patch_size),
@@ -63,7 +64,9 @@ def _read_config(source: PreTrainedConfig, options: ConversionOptions) -> LiereV
         layer_scale_init_value=source.layerscale_value or 1.0,
         num_register_tokens=source.num_register_tokens,
         use_mask_token=True,
-        pooling=options.pooling or "cls",
+        pooling=pooling,
+        # Theirs normalizes all tokens.
+        final_layernorm="after_pooling" if pooling == "cls" else "before_pooling",
         position_encoding="rope_mixed",
         position_mode="centered",
         pos_embed_shift=source.pos_embed_shift,

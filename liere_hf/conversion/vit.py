@@ -118,6 +118,7 @@ def _read_config(source: PreTrainedConfig, weights: Tensors, options: Conversion
     is_gated = getattr(source, "use_swiglu_ffn", False)
     image_size, patch_size = _sizes(source)
     has_cls_token = source.model_type not in WITHOUT_CLS
+    pooling = options.pooling or ("cls" if has_cls_token else "mean")
     return options.build_config(
         image_size=image_size,
         patch_size=patch_size,
@@ -138,8 +139,8 @@ def _read_config(source: PreTrainedConfig, weights: Tensors, options: Conversion
         drop_path_rate=getattr(source, "drop_path_rate", 0.0),
         layer_scale_init_value=getattr(source, "layerscale_value", 0.0),
         num_register_tokens=1 if source.model_type == "deit" else getattr(source, "num_register_tokens", 0),
-        pooling=options.pooling or ("cls" if has_cls_token else "mean"),
-        final_layernorm="after_pooling" if "layernorm.weight" in weights or "fc_norm.weight" in weights else "none",
+        pooling=pooling,
+        final_layernorm=_final_layernorm(weights, pooling),
         position_encoding=encoding,
         generator_block_size=options.generator_block_size or 8,
         use_absolute_position_embeddings=not options.drop_position_embeddings,
@@ -149,6 +150,13 @@ def _read_config(source: PreTrainedConfig, weights: Tensors, options: Conversion
         id2label=source.id2label,
         label2id=source.label2id,
     )
+
+
+def _final_layernorm(weights: Tensors, pooling: str) -> str:
+    """`layernorm` is of all tokens, `fc_norm` of the pooled one. For CLS that is the same."""
+    if "layernorm.weight" in weights:
+        return "after_pooling" if pooling == "cls" else "before_pooling"
+    return "after_pooling" if "fc_norm.weight" in weights else "none"
 
 
 def _has(weights: Tensors, part: str) -> bool:

@@ -310,3 +310,15 @@ def test_the_record_says_whether_the_outputs_are_the_sources(tmp_path, pooling, 
     saved_source(tmp_path / "source")
     convert(str(tmp_path / "source"), tmp_path / "model", "dinov3", ConversionOptions(pooling=pooling))
     assert json.loads((tmp_path / "model" / "conversion.json").read_text())["is_exact"] is is_exact
+
+
+@pytest.mark.parametrize("pooling", ["mean", "patches"])
+def test_other_pooling_is_of_normalized_tokens(tmp_path, pooling):
+    """As DINOv3's users average its `last_hidden_state`; registers are left out."""
+    source = saved_source(tmp_path)
+    model = from_dinov3(str(tmp_path), ConversionOptions(pooling=pooling)).eval()
+    pixel_values = torch.randn(2, 3, 24, 48)
+    with torch.no_grad():
+        tokens = source(pixel_values).last_hidden_state
+        chosen = torch.cat((tokens[:, : int(pooling == "mean")], tokens[:, 5:]), dim=1)
+        torch.testing.assert_close(model(pixel_values).pooler_output, chosen.mean(1), rtol=0, atol=2e-5)

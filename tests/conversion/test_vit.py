@@ -135,6 +135,17 @@ def test_unsupported_sources(tmp_path):
         from_vit(str(tmp_path / "vit"), ConversionOptions())
 
 
+@pytest.mark.parametrize(("config", "model_class"), [(ViTConfig, ViTModel), (Dinov2Config, Dinov2Model)])
+@pytest.mark.parametrize("pooling", ["mean", "patches"])
+def test_other_pooling_is_of_normalized_tokens(tmp_path, config, model_class, pooling):
+    source = saved_model(tmp_path / "source", config, model_class)
+    model = from_vit(str(tmp_path / "source"), ConversionOptions(pooling=pooling)).eval()
+    pixel_values = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = source(pixel_values).last_hidden_state[:, int(pooling == "patches") :]
+        torch.testing.assert_close(model(pixel_values).pooler_output, tokens.mean(1), rtol=0, atol=2e-5)
+
+
 # ----- Without CLS, and video -----
 
 SMALL_TOWER = {**SMALL, "intermediate_size": 96}
