@@ -17,8 +17,8 @@ def patch_vectors(pixels, patch_size):
     return np.array(vectors)
 
 
-def sequential_positions(grid_size, training_grid_size):
-    axes = [np.arange(n) / max(training - 1, 1) for n, training in zip(grid_size, training_grid_size, strict=True)]
+def rescaled_positions(grid_size):
+    axes = [np.arange(steps) / max(steps - 1, 1) for steps in grid_size]
     return np.array(list(itertools.product(*axes)))
 
 
@@ -46,7 +46,7 @@ def layer_norm(states, weight, bias, eps):
 
 
 def reference_logits(model, pixel_values):
-    """Logits of an image classifier with exact GELU, sequential positions and no dropout, (batch, num_labels)."""
+    """Logits of an image classifier with exact GELU, rescaled positions and no dropout, (batch, num_labels)."""
     config = model.config
     weights = {name.removeprefix("liere_vit."): p.detach().double().numpy() for name, p in model.named_parameters()}
 
@@ -59,9 +59,8 @@ def reference_logits(model, pixel_values):
     pixels = pixel_values.double().numpy()
     pixels = pixels if config.num_axes < 3 else pixels.swapaxes(1, 2)
     patch_size = config.spatial_patch_size
-    training_grid_size = [size // patch for size, patch in zip(config.spatial_image_size, patch_size, strict=True)]
     grid_size = [extent // patch for extent, patch in zip(pixels.shape[2:], patch_size, strict=True)]
-    positions = sequential_positions(grid_size, training_grid_size)
+    positions = rescaled_positions(grid_size)
     prefix = [weights[name][0] for name in ("embeddings.cls_token", "embeddings.register_tokens") if name in weights]
     num_prefix = sum(len(tokens) for tokens in prefix)
     head_dim, num_heads = config.head_dim, config.num_attention_heads

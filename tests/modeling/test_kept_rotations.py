@@ -124,7 +124,7 @@ CHANGES = {
     "a training step": step_of_an_optimizer,
     "loaded": lambda model: model.load_state_dict(changed_state(model)),
     "loaded by assignment": lambda model: model.load_state_dict(changed_state(model), assign=True),
-    "another mode of positions": lambda model: setattr(model.config, "position_mode", "rescaled"),
+    "another mode of positions": lambda model: setattr(model.config, "position_mode", "sequential"),
     "double": lambda model: model.double(),
     "half": lambda model: model.to(torch.bfloat16),
     "half and back": lambda model: model.to(torch.bfloat16).float(),

@@ -33,7 +33,7 @@ from liere_hf import (
     grid_positions,
 )
 from liere_hf.modeling.modeling_liere_vit import LiereViTDropPath, from_patches, to_patches
-from liere_hf.modeling.positions import stretched_positions
+from liere_hf.modeling.positions import POSITION_MODES, stretched_positions
 
 ALL_AXES = (1, 2, 3)
 LARGER_GRIDS = {1: (7,), 2: (3, 5), 3: (3, 2, 5)}
@@ -58,7 +58,7 @@ def classifier(num_axes=2, **overrides):
 
 
 def default_positions(config, grid_size):
-    """What the model uses when no positions are given: stretched ones for the table, sequential ones for rotations."""
+    """What the model uses when no positions are given: those that the table is stretched to, or those of the mode."""
     if config.position_encoding == "absolute":
         return stretched_positions(grid_size, config.grid_size)[None]
     return grid_positions(grid_size, config.grid_size, config.position_mode)[None]
@@ -752,6 +752,25 @@ def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_padded_batch_of_mixed_sizes_equals_the_samples_one_by_one(attention, num_axes, encoding):
     check_padded_batch(num_axes, position_encoding=encoding, attn_implementation=attention, num_register_tokens=2)
+
+
+@pytest.mark.parametrize("num_axes", ALL_AXES)
+@pytest.mark.parametrize("mode", POSITION_MODES)
+def test_a_padded_batch_has_the_positions_of_its_samples(mode, num_axes):
+    check_padded_batch(num_axes, position_mode=mode)
+
+
+def test_an_exported_model_takes_padded_batches_of_any_length():
+    model = classifier()
+    pixel_values = random_input(model.config, batch_size=3, grid_size=LARGER_GRIDS[2])
+    mask = torch.ones(3, *LARGER_GRIDS[2])
+    mask[1, 1:] = mask[2, :, 2:] = 0
+    inputs = {"pixel_values": pixel_values, "attention_mask": mask.flatten(1)}
+    batch = torch.export.Dim("batch", min=2, max=16)
+    program = torch.export.export(model, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}).module()
+    for chosen in (slice(None), slice(1, 3)):
+        some = {name: each[chosen] for name, each in inputs.items()}
+        torch.testing.assert_close(program(**some).logits, model(**some).logits, rtol=0, atol=1e-5)
 
 
 @prefixes

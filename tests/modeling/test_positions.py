@@ -54,10 +54,10 @@ def test_all_modes_agree_at_the_training_size(grid_size):
         np.testing.assert_allclose(grid_positions(grid_size, grid_size, mode).numpy(), expected, atol=1e-6)
 
 
-def test_grid_positions_default_is_float32_sequential_with_the_last_axis_fastest():
+def test_grid_positions_default_is_float32_rescaled_with_the_last_axis_fastest():
     positions = grid_positions((2, 3), (2, 2))
     assert positions.dtype == torch.float32
-    assert positions.tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert positions.tolist() == [[0, 0], [0, 0.5], [0, 1], [1, 0], [1, 0.5], [1, 1]]
 
 
 def test_unknown_mode():
