@@ -13,7 +13,7 @@ INTERPOLATIONS = ("cubic", "antialiased_cubic", "linear", "antialiased_linear")
 def grid_positions(
     grid_size: Sequence[int],
     training_grid_size: Sequence[int],
-    mode: str = "sequential",
+    mode: str = "rescaled",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
@@ -40,22 +40,51 @@ def grid_positions(
     """
     if mode not in POSITION_MODES:
         raise ValueError(f"position_mode is {mode!r}, allowed are {', '.join(POSITION_MODES)}")
-    axes = []
-    for steps, training_steps in zip(grid_size, training_grid_size, strict=True):
-        index = torch.arange(steps, dtype=dtype, device=device)
-        if mode == "sequential":
-            axes.append(index / max(training_steps - 1, 1))
-        elif mode == "linspace":
-            axes.append(index * (steps / training_steps / max(steps - 1, 1)))
-        elif mode == "centered":
-            axes.append((2 * index + 1) / steps - 1)
-        elif mode == "left_edges":
-            axes.append(index / steps)
-        elif mode == "right_edges":
-            axes.append((index + 1) / steps)
-        else:
-            axes.append(index / max(steps - 1, 1))
+    axes = [
+        _coordinates(torch.arange(steps, dtype=dtype, device=device), steps, max(steps - 1, 1), training_steps, mode)
+        for steps, training_steps in zip(grid_size, training_grid_size, strict=True)
+    ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+def padded_grid_positions(
+    mask: torch.Tensor, grid_size: Sequence[int], training_grid_size: Sequence[int], mode: str
+) -> torch.Tensor:
+    """`grid_positions` of samples that are padded at the end of each axis to a common grid, each at its own size.
+
+    Args:
+        mask: 1 for patches, 0 for padding, shape (batch, prod(grid_size)).
+
+    Returns:
+        Tensor of shape (batch, prod(grid_size), len(grid_size)). Those of padding go on beyond the sample.
+    """
+    is_patch = mask.bool().unflatten(1, grid_size)
+    axes = []
+    for axis, (steps, training_steps) in enumerate(zip(grid_size, training_grid_size, strict=True), start=1):
+        index = torch.arange(steps, dtype=torch.float32, device=mask.device)
+        others = tuple(other for other in range(1, is_patch.ndim) if other != axis)
+        own_steps = ((is_patch.any(others) if others else is_patch) * (index + 1)).amax(1, keepdim=True).clamp(min=1)
+        coordinates = _coordinates(index, own_steps, (own_steps - 1).clamp(min=1), training_steps, mode)
+        shape = [steps if other == axis else 1 for other in range(1, is_patch.ndim)]
+        axes.append(coordinates.expand(mask.shape[0], steps).unflatten(1, shape).expand(is_patch.shape))
+    return torch.stack(axes, dim=-1).flatten(1, -2)
+
+
+def _coordinates(
+    index: torch.Tensor, steps: int | torch.Tensor, intervals: int | torch.Tensor, training_steps: int, mode: str
+) -> torch.Tensor:
+    """Along one axis of `steps` patches, with `intervals` between them, but at least 1."""
+    if mode == "sequential":
+        return index / max(training_steps - 1, 1)
+    if mode == "linspace":
+        return index * (steps / training_steps / intervals)
+    if mode == "centered":
+        return (2 * index + 1) / steps - 1
+    if mode == "left_edges":
+        return index / steps
+    if mode == "right_edges":
+        return (index + 1) / steps
+    return index / intervals
 
 
 def augment_positions(

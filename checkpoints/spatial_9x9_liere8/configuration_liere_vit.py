@@ -58,10 +58,10 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         position_embedding_interpolation: how the table is read at other sizes, the same along every axis: `cubic` as
             in ViT, `antialiased_cubic` as in timm, `linear` as in the authors' models with three axes, or
             `antialiased_linear` as in SigLIP 2.
-        position_mode: coordinates at other sizes than the training size, `sequential` (the training spacing goes on),
-            `linspace` (as the authors' code), `rescaled` (always [0, 1]), `centered` (the centers of patches in
-            [-1, 1], as in DINOv3), `left_edges` or `right_edges` (the edges of patches in [0, 1], as in EVA-02 and
-            the Perception Encoder).
+        position_mode: coordinates at other sizes than the training size, `rescaled` (always [0, 1], for pictures that
+            are resized), `sequential` (the training spacing goes on, for canvases that show more), `linspace` (as the
+            authors' code), `centered` (the centers of patches in [-1, 1], as in DINOv3), `left_edges` or
+            `right_edges` (the edges of patches in [0, 1], as in EVA-02 and the Perception Encoder).
         prefix_attention_bias: added to the attention scores of CLS and registers as keys, in every layer; the
             logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
@@ -130,7 +130,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_encoding: str = "liere"
     use_absolute_position_embeddings: bool = False
     position_embedding_interpolation: str = "cubic"
-    position_mode: str = "sequential"
+    position_mode: str = "rescaled"
     prefix_attention_bias: float = 0.0
     generator_block_size: int = 8
     generator_init: str = "uniform"

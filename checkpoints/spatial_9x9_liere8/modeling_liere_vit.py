@@ -24,9 +24,16 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_w
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_liere_vit import LiereViTConfig
+from .differentiation import runs_eagerly
 from .kept_rotations import KeptRotations, Reference
 from .position_encodings import POSITION_ENCODINGS
-from .positions import augment_positions, grid_positions, interpolate_position_table, stretched_positions
+from .positions import (
+    augment_positions,
+    grid_positions,
+    interpolate_position_table,
+    padded_grid_positions,
+    stretched_positions,
+)
 from .rotary_application import rotate_queries_and_keys
 
 logger = logging.get_logger(__name__)
@@ -635,7 +642,7 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         )
         if self.config.prefix_attention_bias:
             attention_mask = self._with_prefix_bias(attention_mask, hidden_states)
-        rotations = self._rotations(positions, grid_size, hidden_states)
+        rotations = self._rotations(positions, grid_size, token_mask, hidden_states)
         for layer, rotation in zip(self.layers, rotations, strict=True):
             hidden_states = layer(hidden_states, attention_mask, rotation, **kwargs)
         return hidden_states, token_mask, grid_size
@@ -673,7 +680,11 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         return attention_mask + bias
 
     def _rotations(
-        self, positions: torch.Tensor | None, grid_size: tuple[int, ...], hidden_states: torch.Tensor
+        self,
+        positions: torch.Tensor | None,
+        grid_size: tuple[int, ...],
+        token_mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
     ) -> tuple[torch.Tensor | Reference | None, ...]:
         if self.rotations is None:
             return (None,) * len(self.layers)
@@ -681,7 +692,11 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
         # The meta device has no autocast and refuses the question.
         autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else hidden_states.dtype
-        if positions is None:
+        if positions is None and self._has_own_positions(token_mask):
+            mask = token_mask[:, self.config.num_prefix_tokens :].to(device)
+            positions = padded_grid_positions(mask, grid_size, self.config.grid_size, self.config.position_mode)
+            grid_size = None
+        elif positions is None:
             positions = grid_positions(grid_size, self.config.grid_size, self.config.position_mode, device=device)
             positions = positions[None]
         else:
@@ -692,6 +707,12 @@ class LiereViTEncoder(LiereViTPreTrainedModel):
                 positions, config.pos_embed_shift, config.pos_embed_jitter, config.pos_embed_rescale
             )
         return self.rotations(positions, dtype, grid_size)
+
+    def _has_own_positions(self, token_mask: torch.Tensor | None) -> bool:
+        """Whether coordinates of samples depend on their padding. In graphs, wherever there is a mask."""
+        if token_mask is None or self.config.position_mode == "sequential":
+            return False
+        return not (runs_eagerly(token_mask) and bool(token_mask.all()))
 
 
 class LiereViTModel(LiereViTEncoder):
