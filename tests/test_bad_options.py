@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from preloaded import preloaded
+from tiny_run import QUIET, TINY_MODEL, as_flags
 
 from liere_hf.configuration import DataArguments, ModelArguments, RunArguments, build_model_config, parse_recipe
 from liere_hf.configuration.allowed_values import ALLOWED
@@ -162,8 +163,7 @@ def fails(capsys, tmp_path, monkeypatch):
     return run
 
 
-TINY = ["--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2, "--intermediate_size", 16]
-TRAIN = ["train", "digits", *TINY, "--use_cpu", "true", "--disable_tqdm", "true", "--max_steps", 2]
+TRAIN = ["train", "digits", *as_flags(TINY_MODEL | QUIET), "--max_steps", 2]
 
 
 @pytest.mark.parametrize(

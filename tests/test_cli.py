@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from preloaded import preloaded
 from safetensors.torch import load_file
+from tiny_run import TINY_MODEL, TINY_RUN, write_recipe
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -22,23 +23,17 @@ from transformers import (
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf_cli.main import main
 
-TINY = {
-    "dataset": "digits",
-    "image_size": 8,
-    "patch_size": 4,
-    "hidden_size": 16,
+RECIPE = TINY_RUN | {
+    "train_examples": None,
+    "eval_examples": None,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
     "random_crop_padding": 1,
     "max_steps": 30,
-    "per_device_train_batch_size": 16,
     "eval_strategy": "steps",
     "eval_steps": 15,
     "save_steps": 10,
     "logging_steps": 5,
     "learning_rate": 1e-3,
-    "disable_tqdm": True,
 }
 
 
@@ -51,14 +46,12 @@ def run(*words: object) -> subprocess.CompletedProcess:
 
 
 def run_without_preloading(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "liere_hf", *map(str, words)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "liere_hf_cli", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -237,15 +230,8 @@ def test_corrupt_image_is_skipped_and_counted(capsys, recipe, tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    config = LiereViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=8,
-        patch_size=4,
-        id2label={index: str(index) for index in range(10)},
-    )
+    labels = {index: str(index) for index in range(10)}
+    config = LiereViTConfig(**TINY_MODEL, image_size=8, patch_size=4, id2label=labels)
     LiereViTForImageClassification(config).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -262,7 +248,7 @@ def test_evaluate_without_weights(capsys, recipe, checkpoint):
 
 
 def test_evaluate_other_architecture(capsys, recipe, tmp_path):
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    config = ViTConfig(**TINY_MODEL, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     error = fails(capsys, "evaluate", tmp_path / "vit", recipe)
     assert "has model_type 'vit', expected 'liere_vit'" in error

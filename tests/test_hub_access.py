@@ -1,8 +1,5 @@
 """Names of models, and no waiting for a Hub that is out of reach."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -69,24 +66,3 @@ def test_offline_by_choice(monkeypatch):
     with pytest.raises(InputError, match="and HF_HUB_OFFLINE is set"), hub_or_cache("model", "org/name"):
         AutoConfig.from_pretrained("org/name")
     assert is_offline_mode()
-
-
-@pytest.mark.extensive
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["train", "digits_finetune", "--model_name_or_path", "org/name"],
-        ["evaluate", "org/name", "digits"],
-        ["convert", "org/name", "model", "--from", "vit"],
-        ["convert", "vit_base_rope_mixed", "model", "--from", "timm"],
-    ],
-)
-def test_commands_do_not_wait(tmp_path, words):
-    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HOME": str(tmp_path / "home")}
-    result = subprocess.run(
-        [sys.executable, "-m", "liere_hf", *words], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert result.returncode == 2
-    assert "cannot be reached" in result.stderr.splitlines()[-1]
-    assert "Retrying" not in result.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == []

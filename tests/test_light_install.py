@@ -10,22 +10,12 @@ import nibabel
 import numpy as np
 import pytest
 from preloaded import ONLY_TORCH, preloaded
+from tiny_run import QUIET, TINY_MODEL, as_flags
 
 from liere_hf_cli.main import EXTRAS
 
-TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "train_examples": 64,
-    "eval_examples": 32,
-    "max_steps": 2,
-    "use_cpu": "true",
-    "disable_tqdm": "true",
-}
 AUGMENTATION = ["--rand_augment_num_ops", "2", "--rand_augment_magnitude_std", "0.5", "--random_erasing", "0.5"]
-TINY_FLAGS = [text for name, value in TINY.items() for text in (f"--{name}", str(value))]
+TINY_FLAGS = as_flags(TINY_MODEL | QUIET | {"train_examples": 64, "eval_examples": 32, "max_steps": 2})
 
 
 def run_without(modules, *commands) -> subprocess.CompletedProcess:

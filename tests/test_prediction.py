@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from pyarrow import parquet
+from tiny_run import QUIET, TINY_MODEL, as_flags
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification, LiereViTForVideoClassification
@@ -216,9 +217,9 @@ def test_models_that_take_no_files(tmp_path):
 def test_do_predict_after_training(pictures, tmp_path, with_paths):
     """The evaluation examples' predictions are as accurate as the evaluation says."""
     flags = ["--train_examples", 64, "--eval_examples", 64]
-    words = ["train", "digits", "--hidden_size", 16, "--num_hidden_layers", 1, "--num_attention_heads", 2, *flags]
-    words += ["--max_steps", 9, "--intermediate_size", 16, "--eval_strategy", "no", "--save_strategy", "no"]
-    words += ["--use_cpu", "true", "--do_predict", "true", "--output_dir", tmp_path / "run"]
+    words = ["train", "digits", *as_flags(TINY_MODEL | QUIET), *flags, "--max_steps", 9]
+    words += ["--eval_strategy", "no", "--save_strategy", "no", "--do_predict", "true"]
+    words += ["--output_dir", tmp_path / "run"]
     words += ["--predict_paths", pictures / "a.png", pictures / "broken.png"] if with_paths else []
     with pytest.raises(SystemExit) as exit_:
         main(list(map(str, words)))

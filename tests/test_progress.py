@@ -10,15 +10,12 @@ import yaml
 from PIL import Image
 from preloaded import preloaded
 from terminal import BAR, run_in_terminal
+from tiny_run import ONE_WIDE_HEAD, write_recipe
 
 import liere_hf
 from liere_hf.configuration.recipe_parsing import recipe_path
 
-TINY = {
-    "hidden_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "intermediate_size": 32,
+TINY = ONE_WIDE_HEAD | {
     "max_steps": 8,
     "eval_strategy": "steps",
     "eval_steps": 4,
@@ -50,9 +47,9 @@ main(sys.argv[1:])
 def work(tmp_path_factory) -> Path:
     """A folder with a recipe, a model that it trained, and pictures."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "digits.yaml").write_text(yaml.safe_dump(DIGITS))
+    write_recipe(folder / "digits.yaml", DIGITS)
     arrows = yaml.safe_load(recipe_path("arrows_demo").read_text())
-    (folder / "arrows.yaml").write_text(yaml.safe_dump(arrows | TINY | FEW))
+    write_recipe(folder / "arrows.yaml", arrows | TINY | FEW)
     (folder / "pictures").mkdir()
     for number in range(70):
         pixels = np.random.default_rng(number).integers(256, size=(8, 8, 3), dtype=np.uint8)

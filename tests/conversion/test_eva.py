@@ -8,6 +8,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import save_file
+from selection import mostly_extensive
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import liere_hf.conversion
@@ -34,6 +35,8 @@ FAMILIES = {
     "vit_small_plus_patch16_dinov3_qkvb": 0,
     "vit_small_patch16_lingbot": 5,
 }
+# Fixed and learned frequencies.
+one_of_each_kind = pytest.mark.parametrize("name", mostly_extensive(FAMILIES, ["eva02_tiny_patch14_224", ROPE_MIXED]))
 
 
 def small_source(name, num_classes=5, **options):
@@ -88,7 +91,7 @@ def test_the_same_function_at_every_size(name):
         assert_same(source, model, (rows * patch, columns * patch))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@one_of_each_kind
 def test_in_float64_they_agree_to_the_frequencies_rounding(name):
     """timm keeps frequencies and coordinates in float32, and the converted weights are float32."""
     source = small_source(name)
@@ -96,7 +99,7 @@ def test_in_float64_they_agree_to_the_frequencies_rounding(name):
     assert_same(source.double(), model, (4 * patch_of(name), 4 * patch_of(name)), atol=5e-6, gradient_atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@one_of_each_kind
 def test_hidden_states_of_every_layer(name):
     source = small_source(name, 0)
     model = from_eva(source, ConversionOptions(), name)
@@ -113,13 +116,7 @@ def test_hidden_states_of_every_layer(name):
         torch.testing.assert_close(ours, torch.cat((prefix, patches), 1), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ("eva02_tiny_patch14_224", ROPE_MIXED) else pytest.mark.extensive)
-        for name in FAMILIES
-    ],
-)
+@one_of_each_kind
 def test_there_and_back_and_trained_in_between(name):
     """Weights come back as they were. Changed ones make timm compute what the changed model computes."""
     source = small_source(name, FAMILIES.get(name, 5))

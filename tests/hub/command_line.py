@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from preloaded import PreloadedPrograms
 
+TOKEN = "hf_" + "annsTokenOfTests" * 2
+
 
 class Result(NamedTuple):
     code: int
@@ -22,10 +24,14 @@ class Result(NamedTuple):
 class CommandLine:
     """Runs commands in the environment of a client, several at a time if needed."""
 
-    def __init__(self, environment: dict[str, str]):
+    def __init__(self, programs: PreloadedPrograms, environment: dict[str, str]):
+        """
+        Args:
+            programs: started with the same HF_ENDPOINT and HF_HOME, which clients read when they are imported.
+        """
         self.directory = Path(tempfile.mkdtemp(prefix="command_line-"))
         self.home = Path(environment["HF_HOME"])
-        self.programs = PreloadedPrograms(environment)
+        self.programs = programs
         self._environment = environment
         self._count = 0
 
@@ -49,5 +55,5 @@ class CommandLine:
         return self.wait(self.start(*argv, token=token))
 
     def close(self) -> None:
-        self.programs.close()
         shutil.rmtree(self.directory)
+        shutil.rmtree(self.home, ignore_errors=True)

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CommandLine
-from hub_server import HubServer
-from tiny_run import TINY_FLAGS, TOKEN
+from command_line import TOKEN, CommandLine
+from free_port import free_port
+from hub_server import HubServer, client_environment
+from preloaded import EVERYTHING, PreloadedPrograms
+from tiny_run import TWO_STEPS, as_flags
 
 from liere_hf import LiereViTConfig, LiereViTForVideoClassification
 from liere_hf.configuration import parse_recipe
@@ -17,7 +19,7 @@ from liere_hf.training.run import train
 def trained(tmp_path_factory) -> Path:
     """A finished liere-hf train run of two steps. Do not modify it: make a copy."""
     directory = tmp_path_factory.mktemp("trained") / "run"
-    train(*parse_recipe("digits", [*TINY_FLAGS, "--output_dir", str(directory)]))
+    train(*parse_recipe("digits", as_flags(TWO_STEPS | {"output_dir": directory})))
     return directory
 
 
@@ -50,17 +52,28 @@ def run_dir(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.fixture(scope="session")
+def hub_client(tmp_path_factory):
+    """Programs of a Hub client, and their environment. The Hubs of all test files listen at one port, since programs
+    take seconds to start."""
+    environment = client_environment(free_port(), home=tmp_path_factory.mktemp("client") / "home")
+    programs = PreloadedPrograms(environment, (*EVERYTHING, "short_waits"))
+    yield programs, environment
+    programs.close()
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(hub_client, tmp_path_factory):
     """A Hub with one user, who may write to `org`."""
-    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+    port = int(hub_client[1]["HF_ENDPOINT"].rpartition(":")[2])
+    with HubServer(tmp_path_factory.mktemp("hub"), port=port) as server:
         server.add_user("ann", TOKEN, orgs=[("org", "write")])
         yield server
 
 
 @pytest.fixture(scope="module")
-def command_line(server, tmp_path_factory):
+def command_line(hub_client):
     """liere-hf as a client of that Hub, without a default token."""
-    command_line = CommandLine(server.environment(home=tmp_path_factory.mktemp("home")))
+    command_line = CommandLine(*hub_client)
     yield command_line
     command_line.close()

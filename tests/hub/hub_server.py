@@ -406,11 +406,25 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), HubHandler)
 
 
+def client_environment(port: int, token: str | None = None, home: Path | None = None) -> dict[str, str]:
+    """This environment, with every variable that points clients at a server on this port."""
+    foreign = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment["HF_ENDPOINT"] = f"http://127.0.0.1:{port}"
+    environment |= {"NO_PROXY": "localhost,127.0.0.1", "no_proxy": "localhost,127.0.0.1"}
+    for name in ("XET", "TELEMETRY", "PROGRESS_BARS", "UPDATE_CHECK"):
+        environment[f"HF_HUB_DISABLE_{name}"] = "1"
+    given = {"HF_TOKEN": token, "HF_HOME": home}
+    return environment | {name: str(value) for name, value in given.items() if value is not None}
+
+
 class HubServer:
     """A server in a separate process. When restarted, it listens on the same port."""
 
-    def __init__(self, directory: Path, multipart_size: int = MULTIPART_SIZE, page_size: int = PAGE_SIZE):
-        self.directory, self.port = Path(directory), 0
+    def __init__(
+        self, directory: Path, multipart_size: int = MULTIPART_SIZE, page_size: int = PAGE_SIZE, port: int = 0
+    ):
+        self.directory, self.port = Path(directory), port
         self._options = ["--multipart-size", str(multipart_size), "--page-size", str(page_size)]
         self._storage, self._process = Storage(self.directory), None
 
@@ -450,13 +464,7 @@ class HubServer:
 
     def environment(self, token: str | None = None, home: Path | None = None) -> dict[str, str]:
         """This environment, with every variable that points clients at this server."""
-        foreign = ("HF_", "HUGGING", "TRANSFORMERS_", "DATASETS_")
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        environment |= {"HF_ENDPOINT": self.url, "NO_PROXY": "localhost,127.0.0.1", "no_proxy": "localhost,127.0.0.1"}
-        for name in ("XET", "TELEMETRY", "PROGRESS_BARS", "UPDATE_CHECK"):
-            environment[f"HF_HUB_DISABLE_{name}"] = "1"
-        given = {"HF_TOKEN": token, "HF_HOME": home}
-        return environment | {name: str(value) for name, value in given.items() if value is not None}
+        return client_environment(self.port, token, home)
 
     def add_user(self, name: str, token: str, role: str = "write", orgs: Iterable[tuple[str, str]] = ()) -> None:
         users = {**self._storage.users(), token: {"name": name, "role": role, "orgs": list(orgs)}}

@@ -1,14 +1,10 @@
 """Publishing that fails at any of its requests leaves the old revision or the new one, and running the command again
 succeeds."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
-from command_line import CommandLine
-from hub_server import HubServer
+from command_line import TOKEN
 from huggingface_hub import CommitOperationAdd, HfApi
 from test_publishing import assert_one_sentence, files_of, index_of, requests_since, staged
-from tiny_run import TOKEN
 
 TAG = "v1"
 RETRY_WORDS = (
@@ -129,57 +125,41 @@ def test_a_commit_with_a_wrong_response(server, command_line, requests, token_of
     assert files_of(server, "org/wrong-answer", TAG) == staged(trained, "org/wrong-answer", tmp_path)
 
 
-def kill_at_each_request(when, requests, trained, directory):
-    with HubServer(directory / "hub") as server:
-        server.add_user("ann", TOKEN, orgs=[("org", "write")])
-        command_line = CommandLine(server.environment(home=directory / "home"))
-        for at in range(len(requests)):
-            repo_id = f"org/model-{at}"
-            old = old_revision(server, repo_id, trained)
-            (directory / str(at)).mkdir()
-            new = staged(trained, repo_id, directory / str(at))
-            server.fail(TOKEN, at, "kill", when)
-            number = command_line.start("publish", trained, repo_id, "--tag", TAG, token=TOKEN)
-            assert server.wait() == 137
-            server.start()
-            server.clear_faults()
-            result = command_line.wait(number)
-            there = files_of(server, repo_id)
-            assert there in (old, new), f"{repo_id} holds {sorted(there)}"
-            if result.code == 0:
-                assert there == new
-            else:
-                assert_ends_in_one_sentence(result)
-            assert command_line.run("publish", trained, repo_id, "--tag", TAG, token=TOKEN).code == 0
-            assert files_of(server, repo_id) == files_of(server, repo_id, TAG) == new
-        command_line.close()
-
-
-def kill_for_good(requests, trained, directory):
-    """Kill the Hub during an upload without restarting it: the command ends by itself."""
-    with HubServer(directory / "hub") as server:
-        server.add_user("ann", TOKEN, orgs=[("org", "write")])
-        command_line = CommandLine(server.environment(home=directory / "home"))
-        old = old_revision(server, "org/model", trained)
-        server.fail(TOKEN, index_of("/_storage/", requests), "kill")
-        result = command_line.run("publish", trained, "org/model", "--tag", TAG, token=TOKEN)
-        assert_ends_in_one_sentence(result)
-        assert "the Hub cannot be reached" in result.stderr
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_hub_is_killed_and_restarted(when, server, command_line, requests, trained, tmp_path):
+    """At each request that writes."""
+    for at, request in enumerate(requests):
+        if request["method"] == "GET":
+            continue
+        repo_id = f"org/killed-{when}-{at}"
+        old = old_revision(server, repo_id, trained)
+        (tmp_path / str(at)).mkdir()
+        new = staged(trained, repo_id, tmp_path / str(at))
+        server.fail(TOKEN, at, "kill", when)
+        started = command_line.start("publish", trained, repo_id, "--tag", TAG, token=TOKEN)
+        assert server.wait() == 137
         server.start()
-        assert files_of(server, "org/model") == old
-        command_line.close()
+        server.clear_faults()
+        result = command_line.wait(started)
+        there = files_of(server, repo_id)
+        assert there in (old, new), f"{repo_id} holds {sorted(there)}"
+        if result.code == 0:
+            assert there == new
+        else:
+            assert_ends_in_one_sentence(result)
+        assert command_line.run("publish", trained, repo_id, "--tag", TAG, token=TOKEN).code == 0
+        assert files_of(server, repo_id) == files_of(server, repo_id, TAG) == new
 
 
 @pytest.mark.end_to_end
-def test_the_hub_is_killed(requests, trained, tmp_path):
-    """Killed at each request, then restarted or not. Cases run in parallel, since most time is waiting."""
-    for name in ("before", "after", "for good"):
-        (tmp_path / name).mkdir()
-    with ThreadPoolExecutor() as executor:
-        runs = [
-            executor.submit(kill_at_each_request, when, requests, trained, tmp_path / when)
-            for when in ("before", "after")
-        ]
-        runs.append(executor.submit(kill_for_good, requests, trained, tmp_path / "for good"))
-        for run in runs:
-            run.result()
+def test_the_hub_is_killed_for_good(server, command_line, requests, trained):
+    """During an upload: the command ends by itself."""
+    old = old_revision(server, "org/lost", trained)
+    server.fail(TOKEN, index_of("/_storage/", requests), "kill")
+    result = command_line.run("publish", trained, "org/lost", "--tag", TAG, token=TOKEN)
+    assert_ends_in_one_sentence(result)
+    assert "the Hub cannot be reached" in result.stderr
+    server.start()
+    server.clear_faults()
+    assert files_of(server, "org/lost") == old

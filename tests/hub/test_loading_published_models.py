@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import TOKEN
 from huggingface_hub import HfApi
 from PIL import Image
 from preloaded import ONLY_TORCH, PreloadedPrograms, preloaded
 from test_publishing import files_of
-from tiny_run import TOKEN
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
 REPOS = {"trained": "org/trained", "converted": "org/converted"}

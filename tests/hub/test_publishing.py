@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 import yaml
+from command_line import TOKEN
 from huggingface_hub import HfApi, ModelCard, metadata_load
 from safetensors.torch import load_file, save_file
-from tiny_run import TINY_FLAGS, TOKEN
+from tiny_run import TWO_STEPS, as_flags
 
 from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint
@@ -274,7 +275,7 @@ def test_publishing_the_release_list(server, command_line, tmp_path):
 
 def test_push_to_hub_while_training(server, command_line, tmp_path):
     """As Trainer does: one complete commit per checkpoint, and at the end what `publish` would publish."""
-    flags = [*TINY_FLAGS, "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
+    flags = [*as_flags(TWO_STEPS), "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
     hub = ["--push_to_hub", "true", "--hub_model_id", "org/pushed", "--hub_private_repo", "true"]
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags, *hub, token=TOKEN)
     assert result.code == 0, result.stderr
@@ -297,7 +298,7 @@ def test_push_to_hub_while_training(server, command_line, tmp_path):
 def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server, command_line, tmp_path):
     token = "hf_" + "unluckyTokenTest" * 2
     server.add_user("unlucky", token)
-    flags = [*TINY_FLAGS, "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
+    flags = [*as_flags(TWO_STEPS), "--save_strategy", "steps", "--save_steps", "1", "--hub_always_push", "true"]
     hub = ["--push_to_hub", "true", "--hub_model_id", "unlucky/model"]
     # Three requests prepare the repository; the next one is the first of the first checkpoint.
     server.fail(token, 3, 403)
@@ -323,7 +324,7 @@ def test_an_evaluation_publishes_nothing(server, command_line, trained):
 
 def test_push_to_hub_checks_access_before_training(converted, server, command_line, tmp_path):
     command_line.run("publish", converted, "org/a-video-model", token=TOKEN)
-    command = ["train", "digits", "--output_dir", tmp_path / "run", *TINY_FLAGS, "--push_to_hub", "true"]
+    command = ["train", "digits", "--output_dir", tmp_path / "run", *as_flags(TWO_STEPS), "--push_to_hub", "true"]
     cases = [
         (["--hub_model_id", "org/x"], None, "no Hub token was found"),
         (["--hub_model_id", "eve/x"], TOKEN, "the token has no write access"),
@@ -337,7 +338,7 @@ def test_push_to_hub_checks_access_before_training(converted, server, command_li
 
 
 def test_push_to_hub_to_the_users_namespace(server, command_line, tmp_path):
-    flags = [*TINY_FLAGS, "--push_to_hub", "true", "--hub_strategy", "end"]
+    flags = [*as_flags(TWO_STEPS), "--push_to_hub", "true", "--hub_strategy", "end"]
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "my-run", *flags, token=TOKEN)
     assert result.code == 0, result.stderr
     assert "model.safetensors" in files_of(server, "ann/my-run")
@@ -345,7 +346,7 @@ def test_push_to_hub_to_the_users_namespace(server, command_line, tmp_path):
 
 def test_a_token_given_as_an_option_is_not_saved(server, command_line, tmp_path):
     flags = [
-        *TINY_FLAGS,
+        *as_flags(TWO_STEPS),
         "--save_strategy",
         "steps",
         "--save_steps",
@@ -368,7 +369,7 @@ def test_a_token_given_as_an_option_is_not_saved(server, command_line, tmp_path)
 def test_failed_push_to_hub_keeps_the_run(server, command_line, tmp_path):
     token = "hf_" + "latersTokenTests" * 2
     server.add_user("later", token)
-    flags = [*TINY_FLAGS, "--push_to_hub", "true", "--hub_strategy", "end", "--hub_model_id", "later/model"]
+    flags = [*as_flags(TWO_STEPS), "--push_to_hub", "true", "--hub_strategy", "end", "--hub_model_id", "later/model"]
     server.fail(token, 3, 403, times=None)
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "run", *flags, token=token)
     server.clear_faults()

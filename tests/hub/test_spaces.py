@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import TOKEN
 from huggingface_hub import HfApi, metadata_load, snapshot_download
-from tiny_run import TOKEN
 
 import liere_hf.app
 from liere_hf.app.models import load_models

@@ -4,6 +4,7 @@ import pytest
 import torch
 from devices import DEVICES
 from factory import random_model
+from selection import pairs_first
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
@@ -70,9 +71,7 @@ def assert_near(actual, expected, tolerance):
         assert error < tolerance, (name, error)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("run", [trained, evaluated])
+@pairs_first("dtype, encoding, run", [*PRECISIONS], [*ENCODINGS], [trained, evaluated])
 @pytest.mark.parametrize("device", DEVICES)
 def test_eager(device, run, encoding, dtype):
     model = built(encoding).to(device)

@@ -10,6 +10,7 @@ import torch
 from factory import BLOCK_SIZES, random_skew
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection import mostly_extensive
 
 from liere_hf import skew_matrix_exp
 from liere_hf.benchmark.exponential import ERROR_WIDTHS, largest_errors
@@ -135,7 +136,7 @@ def test_float32_gradient_is_accurate_up_to_norm_250(function, size):
     assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("size", [6, 8])
+@pytest.mark.parametrize("size", mostly_extensive([6, 8], [6]))
 def test_second_derivatives_of_scaling_and_squaring(size):
     upper = random_skew(2, size, size, seed=1).triu(1).requires_grad_()
     assert torch.autograd.gradgradcheck(lambda raw: skew_matrix_exp(raw.triu(1) - raw.triu(1).mT), upper)
@@ -149,7 +150,7 @@ def test_gradient_at_zero_of_size_four():
     torch.testing.assert_close(skew.grad - skew.grad.mT, 2 * weights)
 
 
-@pytest.mark.parametrize("size", [2, 4, 8, 32])
+@pytest.mark.parametrize("size", mostly_extensive([2, 4, 8, 32], [8]))
 def test_one_graph_and_an_exported_program_equal_eager(size):
     torch.compiler.reset()
     skew = random_skew(3, size, size, scale=10).float()

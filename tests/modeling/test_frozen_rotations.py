@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from factory import ROTARY_ENCODINGS, random_input, random_model, tiny_config
+from selection import mostly_extensive
 
 from liere_hf import LiereViTBackbone, LiereViTForImageClassification
 
@@ -56,7 +57,7 @@ def test_other_sizes_and_given_positions_are_computed():
     assert torch.equal(logits(model, pixel_values), logits(fresh, pixel_values))
 
 
-@pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
+@pytest.mark.parametrize("encoding", mostly_extensive(ROTARY_ENCODINGS, ["liere"]))
 def test_export_holds_constants(encoding, grid_size):
     model = frozen_classifier(position_encoding=encoding)
     pixel_values = random_input(model.config, grid_size=grid_size)

@@ -7,6 +7,8 @@ from test_rotation_kernels import interpreter, packed, run_interpreted, unpacked
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from selection import mostly_extensive
+
 from liere_hf.modeling import exponential, kernel_gate
 from liere_hf.modeling.kernel_gate import EXPONENTIAL_WIDTHS, ROTATION_WIDTHS, check_exponential, check_rotation
 from liere_hf.modeling.rotations import liere_rotations
@@ -31,14 +33,12 @@ def warnings(monkeypatch):
     kernel_gate.works.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "width", [pytest.param(width, marks=[pytest.mark.extensive] * (width != 32)) for width in EXPONENTIAL_WIDTHS]
-)
+@pytest.mark.parametrize("width", mostly_extensive(EXPONENTIAL_WIDTHS, [16]))
 def test_right_exponentials_pass(interpreter, width):  # noqa: F811
     run_interpreted(interpreter, "check_exponential", CPU, width, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_extensive([torch.float32, torch.float16, torch.bfloat16], [torch.bfloat16]))
 @pytest.mark.parametrize("width", ROTATION_WIDTHS)
 def test_right_rotations_pass(interpreter, width, dtype):  # noqa: F811
     run_interpreted(interpreter, "check_rotation", CPU, width, dtype)

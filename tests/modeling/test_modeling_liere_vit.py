@@ -21,6 +21,7 @@ from factory import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import patch_vectors, reference_logits
+from selection import mostly_extensive, pairs_first
 from torch.nn import functional
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
@@ -39,17 +40,16 @@ ALL_AXES = (1, 2, 3)
 LARGER_GRIDS = {1: (7,), 2: (3, 5), 3: (3, 2, 5)}
 SMALLER_GRIDS = {1: (3,), 2: (1, 3), 3: (1, 2, 3)}
 
+PREFIXES = [
+    {"pooling": "cls"},
+    {"pooling": "cls", "num_register_tokens": 2},
+    {"pooling": "mean"},
+    {"pooling": "mean", "num_register_tokens": 2},
+    {"pooling": "mean", "use_cls_token": False},
+    {"pooling": "mean", "use_cls_token": False, "num_register_tokens": 3},
+]
 prefixes = pytest.mark.parametrize(
-    "prefix",
-    [
-        {"pooling": "cls"},
-        {"pooling": "cls", "num_register_tokens": 2},
-        {"pooling": "mean"},
-        {"pooling": "mean", "num_register_tokens": 2},
-        {"pooling": "mean", "use_cls_token": False},
-        {"pooling": "mean", "use_cls_token": False, "num_register_tokens": 3},
-    ],
-    ids=lambda prefix: "-".join(f"{key}={value}" for key, value in prefix.items()),
+    "prefix", PREFIXES, ids=lambda prefix: "-".join(f"{key}={value}" for key, value in prefix.items())
 )
 
 
@@ -191,7 +191,7 @@ def test_table_at_other_sizes_is_torchs(interpolation, mode, grid_size):
 # ----- Gradients, precision, compilation and export -----
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", mostly_extensive(ENCODINGS, ["liere", "absolute"]))
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_gradients_of_the_whole_model_in_float64(encoding, pooling):
     model = classifier(
@@ -247,9 +247,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(num_axes, encoding):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pairs_first("dtype, encoding, attention", [torch.float16, torch.bfloat16], ENCODINGS, ["eager", "sdpa"])
 def test_half_precision_keeps_generators_and_stays_near_float32(dtype, encoding, attention, tmp_path):
     model = classifier(position_encoding=encoding)
     pixel_values = random_input(model.config, batch_size=4)
@@ -312,13 +310,16 @@ def at_half_precision(model, precision):
     return model.to(dtype), contextlib.nullcontext(), dtype
 
 
-half_precisions = pytest.mark.parametrize("precision", ["autocast", "half", "bfloat16"])
+HALF_PRECISIONS = ("autocast", "half", "bfloat16")
 
 
-@half_precisions
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pairs_first(
+    "precision, num_axes, encoding, dtype",
+    HALF_PRECISIONS,
+    ALL_AXES,
+    ROTARY_ENCODINGS,
+    [torch.float32, torch.float64],
+)
 def test_given_positions_reach_the_rotations_unchanged(precision, num_axes, encoding, dtype):
     """Far from the grid, rounding coordinates to half precision would move them to other places."""
     model = classifier(num_axes, position_encoding=encoding)
@@ -336,7 +337,7 @@ def test_given_positions_reach_the_rotations_unchanged(precision, num_axes, enco
         torch.testing.assert_close(ours.float(), exact, rtol=0, atol=torch.finfo(half).eps)
 
 
-@half_precisions
+@pytest.mark.parametrize("precision", HALF_PRECISIONS)
 @pytest.mark.parametrize("num_axes", ALL_AXES)
 @pytest.mark.parametrize("interpolation", ["cubic", "linear"])
 def test_the_table_is_read_in_float32(precision, num_axes, interpolation):
@@ -404,7 +405,10 @@ def test_one_graph_forward_and_backward(encoding):
 
 
 @pytest.mark.parametrize(
-    ("num_axes", "encoding"), [(1, "liere"), (2, "liere"), (3, "liere"), (2, "visionllama"), (2, "absolute")]
+    ("num_axes", "encoding"),
+    mostly_extensive(
+        [(1, "liere"), (2, "liere"), (3, "liere"), (2, "visionllama"), (2, "absolute")], fast=[(2, "absolute")]
+    ),
 )
 def test_export_with_a_dynamic_batch(num_axes, encoding):
     model = classifier(num_axes, position_encoding=encoding, num_register_tokens=1)
@@ -638,10 +642,7 @@ def test_stochastic_depth_rises_linearly_over_the_layers():
 # ----- Saving -----
 
 
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("share_layers", [False, True])
-@pytest.mark.parametrize("share_heads", [False, True])
+@pairs_first("num_axes, encoding, share_layers, share_heads", ALL_AXES, ENCODINGS, [False, True], [False, True])
 def test_saved_and_reloaded_bit_equal(num_axes, encoding, share_layers, share_heads, tmp_path):
     model = classifier(
         num_axes,
@@ -722,9 +723,7 @@ def crop_of_grid(num_axes):
     return grid_size, window, tokens
 
 
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pairs_first("num_axes, encoding, pooling", ALL_AXES, ROTARY_ENCODINGS, ["cls", "mean"])
 def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(num_axes, encoding, pooling):
     model = classifier(num_axes, position_encoding=encoding, pooling=pooling)
     config = model.config
@@ -747,9 +746,7 @@ def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(
     assert (model(crop).logits - cropped).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pairs_first("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
 def test_a_padded_batch_of_mixed_sizes_equals_the_samples_one_by_one(attention, num_axes, encoding):
     check_padded_batch(num_axes, position_encoding=encoding, attn_implementation=attention, num_register_tokens=2)
 
@@ -812,9 +809,7 @@ def check_padded_batch(num_axes, **overrides):
 # ----- Outputs, losses, heads -----
 
 
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pairs_first("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
 def test_a_sample_of_only_padding_is_finite_and_does_not_affect_others(attention, num_axes, encoding):
     model = classifier(num_axes, position_encoding=encoding, pooling="mean", use_cls_token=False)
     model.set_attn_implementation(attention)
@@ -975,9 +970,7 @@ def test_reconstruction_puts_every_decoded_patch_at_its_place(num_axes):
         assert reconstruction[(0, channel, *place)] == expected
 
 
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("apply_layernorm", [False, True])
-@prefixes
+@pairs_first("num_axes, apply_layernorm, prefix", ALL_AXES, [False, True], PREFIXES)
 def test_backbone_feature_maps_are_hidden_states_on_the_grid(num_axes, apply_layernorm, prefix):
     config = tiny_config(num_axes, out_indices=[0, 2], apply_layernorm=apply_layernorm, **prefix)
     backbone = random_model(LiereViTBackbone, config)
@@ -1042,9 +1035,7 @@ def meta_by_default():
     torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("num_axes", ALL_AXES)
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pairs_first("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
 def test_tensors_are_on_the_device_of_the_input(num_axes, encoding, attention, request):
     """A tensor created without a device would be on `meta`, and could not be combined with other tensors."""
     model = random_model(

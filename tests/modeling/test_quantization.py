@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from factory import ENCODINGS, LEARNED_ENCODINGS, random_input, random_model, tiny_config, vit_pair
+from selection import mostly_extensive
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -98,7 +99,7 @@ def test_without_rotation_the_error_is_no_larger_than_vits(encoding, quantize, t
 
 
 @schemes
-@pytest.mark.parametrize("encoding", ["liere", "rope_mixed", "visionllama"])
+@pytest.mark.parametrize("encoding", mostly_extensive(["liere", "rope_mixed", "visionllama"], ["liere"]))
 def test_with_rotations_the_error_is_no_larger_than_vits(encoding, quantize, tmp_path):
     errors = [
         quantization_errors(encoding, quantize, tmp_path / str(seed), seed, zero_generators=False) for seed in range(4)

@@ -10,6 +10,7 @@ import torch
 from accelerate import load_checkpoint_and_dispatch
 from factory import ROTARY_ENCODINGS, random_input, random_model, tiny_config
 from reference import reference_logits
+from selection import mostly_extensive
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -144,7 +145,7 @@ def test_compiled_models(encoding, num_axes):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("trains", mostly_extensive([False, True], [True]))
 def test_the_compiler_takes_operators_and_exporters_take_none(trains):
     """Whether one or the other traces is not the same question in all versions of torch."""
     torch.compiler.reset()

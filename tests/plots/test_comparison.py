@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import TINY_MODEL
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
@@ -62,10 +63,7 @@ def models(tmp_path_factory) -> list[Path]:
         directory = tmp_path_factory.mktemp("models") / f"{encoding}_{seed}"
         torch.manual_seed(seed)
         config = LiereViTConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
+            **TINY_MODEL,
             image_size=8,
             patch_size=4,
             position_encoding=encoding,

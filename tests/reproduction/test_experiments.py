@@ -16,6 +16,7 @@ from free_port import free_port
 from idx_files import write_fashion_mnist
 from PIL import Image
 from preloaded import preloaded
+from tiny_run import ONE_WIDE_HEAD, as_flags
 
 import liere_hf
 from liere_hf.configuration import parse_recipe
@@ -29,11 +30,7 @@ from liere_hf_cli.main import main
 
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
 # The experiment `spatial` at the GPU scale, cut down to seconds.
-BUDGET = {
-    "hidden_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "intermediate_size": 32,
+BUDGET = ONE_WIDE_HEAD | {
     "train_examples": 32,
     "eval_examples": 16,
     "max_steps": 2,
@@ -42,16 +39,15 @@ BUDGET = {
     # Several processes pad their last batch.
     "per_device_eval_batch_size": 8,
     "dataloader_num_workers": 0,
-    "dataloader_persistent_workers": "false",
-    "bf16": "false",
-    "use_cpu": "true",
+    "dataloader_persistent_workers": False,
+    "bf16": False,
+    "use_cpu": True,
 }
 
 
 def command(tmp_path, *further, **budget):
-    flags = [text for name, value in (BUDGET | budget).items() for text in (f"--{name}", str(value))]
     directories = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
-    return ["reproduce", "spatial", "--scale", "gpu", *directories, *further, *flags]
+    return ["reproduce", "spatial", "--scale", "gpu", *directories, *further, *as_flags(BUDGET | budget)]
 
 
 def run(*argv):
@@ -197,7 +193,7 @@ def test_two_processes_of_one_command(tmp_path):
     """They work on each run together, and only one reports. Every evaluation example is counted once."""
     config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"
     launch = [preloaded("accelerate"), "launch", "--config_file", config, "--main_process_port", free_port()]
-    words = [*launch, "-m", "liere_hf", *command(tmp_path, per_device_train_batch_size=8)]
+    words = [*launch, "-m", "liere_hf_cli", *command(tmp_path, per_device_train_batch_size=8)]
     for expected in ("Written to", "runs are finished"):
         result = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
+from tiny_run import QUIET, TINY_MODEL, as_flags
 
 from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments, RunArguments, parse_recipe
@@ -37,10 +38,10 @@ def test_weights_equal_scikit_learn(splits):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_weights_are_in_the_training_loss_only(splits, arguments, smoothing):
     arguments.label_smoothing_factor = smoothing
-    config = LiereViTConfig(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = LiereViTConfig(image_size=8, patch_size=4, **TINY_MODEL)
     data = prepare(splits, config, DataArguments(), arguments)
-    flags = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--use_cpu", "true"]
-    model = build_model(parse_recipe("digits", [*flags, "--hidden_dropout_prob", "0"])[0], splits.label_names)
+    flags = as_flags(TINY_MODEL | QUIET | {"hidden_dropout_prob": 0})
+    model = build_model(parse_recipe("digits", flags)[0], splits.label_names)
     weights = balanced_class_weights(splits)
     trainer = build_trainer(model, data, arguments, weights)
     inputs = {"pixel_values": torch.randn(6, 3, 8, 8), "labels": torch.tensor([0, 0, 0, 1, 2, 2])}
@@ -71,8 +72,7 @@ def test_the_sampler_draws_classes_equally_often(splits, arguments):
 
 
 def test_both_train(tmp_path):
-    flags = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--use_cpu", "true"]
-    flags += ["--max_steps", "3", "--class_weights", "balanced", "--balanced_sampling", "--disable_tqdm", "true"]
+    flags = as_flags(TINY_MODEL | QUIET | {"max_steps": 3, "class_weights": "balanced", "balanced_sampling": True})
     metrics = train(*parse_recipe("digits", [*flags, "--output_dir", str(tmp_path / "run")]))
     assert 0 < metrics["eval_accuracy"] < 1
 

@@ -6,34 +6,26 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import yaml
 from media_files import write_files
 from PIL import Image
+from tiny_run import TINY_RUN, write_recipe
 
 from liere_hf_cli.main import main
 
-TINY = {
+RECIPE = TINY_RUN | {
     "dataset": "imagefolder",
-    "image_size": 8,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
+    "train_examples": None,
+    "eval_examples": None,
     "num_train_epochs": 2,
     "per_device_train_batch_size": 4,
     "learning_rate": 1e-2,
     "data_num_proc": 1,
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
 
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    return path
+    return write_recipe(tmp_path / "tiny.yaml", RECIPE)
 
 
 def write_pictures(folder: Path, count: int, first: int = 0, swapped: bool = False) -> Path:
@@ -274,7 +266,7 @@ VOLUMES = {
 
 def test_volumes_with_channels_and_spacing(recipe, tmp_path, capsys):
     """Positions in millimetres reach the model in training and in evaluation, where the run's spacing is used."""
-    recipe.write_text(yaml.safe_dump(TINY | VOLUMES))
+    write_recipe(recipe, RECIPE | VOLUMES)
     for label, name in enumerate(("low", "high")):
         for number in range(6):
             random = np.random.default_rng([label, number])

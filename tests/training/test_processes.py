@@ -13,43 +13,36 @@ import yaml
 from free_port import free_port
 from preloaded import preloaded
 from safetensors.torch import load_file
+from tiny_run import TINY_RUN, write_recipe
 
 from liere_hf.configuration import parse_recipe
 from liere_hf.evaluation import evaluate
 from liere_hf_cli.main import launch_configs, main
 
-TINY = {
-    "dataset": "digits",
-    "image_size": 8,
-    "patch_size": 4,
-    "hidden_size": 16,
+RECIPE = TINY_RUN | {
+    "train_examples": None,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
     "initializer_range": 0.1,
     "random_crop_padding": 1,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
     "max_steps": 50,
     "effective_batch_size": 32,
-    "per_device_train_batch_size": 16,
     "dataloader_drop_last": True,
     "eval_examples": 101,
     "save_steps": 10,
     "logging_steps": 1,
     "learning_rate": 3e-3,
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
-TRAIN = ["-m", "liere_hf", "train"]
+TRAIN = ["-m", "liere_hf_cli", "train"]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("processes")
-    (directory / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    write_recipe(directory / "tiny.yaml", RECIPE)
     # Each process has its own dropout seed, whose state a resumed run must also restore.
-    (directory / "dropout.yaml").write_text(yaml.safe_dump(TINY | {"hidden_dropout_prob": 0.1}))
+    write_recipe(directory / "dropout.yaml", RECIPE | {"hidden_dropout_prob": 0.1})
     return directory
 
 
@@ -302,7 +295,7 @@ def test_disk_full(directory, tmp_path):
     mount.mkdir()
     script = (
         f"mount -t tmpfs -o size=700k tmpfs {mount} && "
-        f"{sys.executable} -m liere_hf train {directory / 'tiny.yaml'} --output_dir {mount}/run; "
+        f"{sys.executable} -m liere_hf_cli train {directory / 'tiny.yaml'} --output_dir {mount}/run; "
         f"code=$?; ls {mount}/run >&2; cp -r {mount}/run {tmp_path / 'kept'}; exit $code"
     )
     result = run(["unshare", "--mount", "sh", "-c", script])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from selection import mostly_extensive
+from tiny_run import TINY_RUN, write_recipe
 
 from liere_hf.configuration import parse_recipe
 from liere_hf.errors import InputError, TrainingInterruptedError
@@ -14,30 +16,12 @@ from liere_hf.run_directory import how_to_resume
 from liere_hf.training.interruption import InterruptionCallback
 from liere_hf.training.run import train
 
-TINY = {
-    "dataset": "digits",
-    "train_examples": 64,
-    "eval_examples": 32,
-    "image_size": 8,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "per_device_train_batch_size": 16,
-    "lr_scheduler_type": "constant",
-    "max_steps": 6,
-    "save_steps": 3,
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
+RECIPE = TINY_RUN | {"lr_scheduler_type": "constant", "max_steps": 6, "save_steps": 3}
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    file.write_text(yaml.safe_dump(TINY))
-    return file
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +83,7 @@ def test_fewer_steps_than_made(recipe, half):
         resume(recipe, half, "--max_steps", 2)
 
 
-@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+@pytest.mark.parametrize("strategy", mostly_extensive(["steps", "epoch"], ["steps"]))
 def test_no_step_is_made_when_all_are_done(recipe, finished, tmp_path, strategy):
     """The checkpoint of the last step, in the middle of an epoch, is there, the final model is not."""
     run = tmp_path / "run"

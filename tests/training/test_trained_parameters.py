@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_run import TINY_RUN, write_recipe
 from transformers import AutoModelForImageClassification
 
 from liere_hf.configuration import RunArguments, parse_recipe
@@ -18,31 +19,13 @@ from liere_hf.training.run import train
 from liere_hf.training.trained_parameters import choose_trained_parameters
 from liere_hf.training.trainer import LiereTrainer
 
-TINY = {
-    "dataset": "digits",
-    "train_examples": 64,
-    "eval_examples": 32,
-    "image_size": 8,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "per_device_train_batch_size": 16,
-    "learning_rate": 0.01,
-    "max_steps": 4,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
+RECIPE = TINY_RUN | {"num_hidden_layers": 3, "learning_rate": 0.01, "max_steps": 4, "save_strategy": "no"}
 LABELS = list("0123456789")
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    file.write_text(yaml.safe_dump(TINY))
-    return file
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +42,21 @@ def arguments_of(recipe: Path, *flags: object):
 @pytest.mark.parametrize(
     ("flags", "is_trained"),
     [
-        (["--train_only", "classifier"], lambda name: name.startswith("classifier.")),
+        pytest.param(
+            ["--train_only", "classifier"], lambda name: name.startswith("classifier."), marks=pytest.mark.extensive
+        ),
         (["--train_only", "classifier", "rotations"], lambda name: "classifier." in name or ".rotations." in name),
-        (["--freeze", "liere_vit"], lambda name: name.startswith("classifier.")),
+        pytest.param(
+            ["--freeze", "liere_vit"], lambda name: name.startswith("classifier."), marks=pytest.mark.extensive
+        ),
         (
             ["--freeze", "embeddings", "layers.[01]"],
             lambda name: not any(part in name for part in ("embed", ".0.", ".1.")),
         ),
-        (["--freeze", "generators"], lambda name: not name.endswith(".generators")),
-        (["--freeze", "*.bias"], lambda name: not name.endswith(".bias")),
+        pytest.param(
+            ["--freeze", "generators"], lambda name: not name.endswith(".generators"), marks=pytest.mark.extensive
+        ),
+        pytest.param(["--freeze", "*.bias"], lambda name: not name.endswith(".bias"), marks=pytest.mark.extensive),
     ],
 )
 def test_frozen_parameters_do_not_move(recipe, pretrained, tmp_path, flags, is_trained):

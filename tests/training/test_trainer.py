@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from preloaded import preloaded
 from safetensors.torch import load_file
+from tiny_run import TINY_MODEL, TINY_RUN, write_recipe
 from torch.utils.data import Dataset, default_collate
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -72,10 +73,7 @@ class Images(Dataset):
 def build_trainer(directory: Path, dataset: Dataset, callbacks: tuple = (), **options) -> LiereTrainer:
     torch.manual_seed(0)
     config = LiereViTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
+        **TINY_MODEL,
         image_size=8,
         patch_size=4,
         num_labels=2,
@@ -361,13 +359,7 @@ def test_training_in_a_thread(tmp_path):
 @pytest.fixture
 def digits(tmp_path) -> Path:
     """A recipe of a tiny run."""
-    file = tmp_path / "digits.yaml"
-    file.write_text(
-        "{dataset: digits, train_examples: 64, eval_examples: 32, image_size: 8, patch_size: 4, hidden_size: 16, "
-        "num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16, per_device_train_batch_size: 16, "
-        "max_steps: 4, save_steps: 2, disable_tqdm: true, use_cpu: true}"
-    )
-    return file
+    return write_recipe(tmp_path / "digits.yaml", TINY_RUN | {"max_steps": 4, "save_steps": 2})
 
 
 def test_a_run_that_diverges_unseen_saves_no_model(digits, tmp_path):
@@ -394,8 +386,8 @@ def interrupt_first_step(monkeypatch, seconds: float = 0.0) -> None:
     ("command", "advice"),
     [
         ("train", "; continue with --resume_from_checkpoint true"),
-        ("reproduce", "; the same command continues from it"),
-        ("demo", ""),
+        pytest.param("reproduce", "; the same command continues from it", marks=pytest.mark.extensive),
+        pytest.param("demo", "", marks=pytest.mark.extensive),
     ],
 )
 def test_an_interrupted_command_says_how_to_continue(command, advice, digits, tmp_path, monkeypatch, capsys):
