@@ -1,4 +1,4 @@
-"""Which cases of a parametrized test `make test` runs; `make test-slow` runs the others."""
+"""Selections of the cases of parametrized tests."""
 
 import itertools
 from collections.abc import Collection, Iterable, Sequence
@@ -8,30 +8,31 @@ import pytest
 
 
 def mostly_extensive(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
-    """All cases; those that are not in `fast` are marked as extensive."""
+    """All cases, marked as extensive if they are not in `fast`."""
     return [case if case in fast else _extensive(case) for case in cases]
-
-
-def pairs_first(names: str, *values: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrize with all combinations of values; all but some that hold every pair of two values are extensive."""
-    cases = [*itertools.product(*(range(len(each)) for each in values))]
-    missing = {pair for case in cases for pair in _pairs(case)}
-    fast = set()
-    while missing:
-        best = max(cases, key=lambda case: len(missing.intersection(_pairs(case))))
-        fast.add(best)
-        missing.difference_update(_pairs(best))
-    chosen = []
-    for case in cases:
-        combination = tuple(each[index] for each, index in zip(values, case, strict=True))
-        chosen.append(combination if case in fast else _extensive(combination))
-    return pytest.mark.parametrize(names, chosen)
-
-
-def _pairs(case: tuple[int, ...]) -> list[tuple[tuple[int, int], ...]]:
-    return [*itertools.combinations(enumerate(case), 2)]
 
 
 def _extensive(case: Any) -> Any:
     values = case if isinstance(case, tuple) else (case,)
     return pytest.param(*values, marks=pytest.mark.extensive)
+
+
+def all_pairs(names: str, *values: Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrize with combinations of values among which every pair of values of two parameters occurs.
+
+    Faults rarely need certain values of three parameters at once; the full product has several times as many cases.
+    """
+    cases = [*itertools.product(*(range(len(each)) for each in values))]
+    missing = {pair for case in cases for pair in _pairs(case)}
+    chosen = set()
+    while missing:
+        best = max(cases, key=lambda case: len(missing.intersection(_pairs(case))))
+        chosen.add(best)
+        missing.difference_update(_pairs(best))
+    return pytest.mark.parametrize(
+        names, [tuple(each[index] for each, index in zip(values, case, strict=True)) for case in sorted(chosen)]
+    )
+
+
+def _pairs(case: tuple[int, ...]) -> list[tuple[tuple[int, int], ...]]:
+    return [*itertools.combinations(enumerate(case), 2)]

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from preloaded import preloaded
 from safetensors.torch import load_file
+from selection import mostly_extensive
 from tiny_run import TINY_MODEL, TINY_RUN, write_recipe
 from transformers import (
     AutoImageProcessor,
@@ -99,7 +100,7 @@ def test_same_seed_same_result(recipe, finished_run, tmp_path):
     assert (tmp_path / "other" / "model.safetensors").read_bytes() != weights
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", mostly_extensive([signal.SIGINT, signal.SIGTERM], [signal.SIGTERM]))
 def test_interruption_saves_and_resume_ends_as_if_uninterrupted(recipe, finished_run, tmp_path, signal_number):
     output_dir = tmp_path / "run"
     options = ["train", recipe, "--output_dir", output_dir]

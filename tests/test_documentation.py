@@ -15,7 +15,18 @@ from preloaded import preloaded, programs
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages that train or compile models.
-LONG = {"README.md", "backbones.md", "data.md", "export.md", "hub.md", "pictures.md", "scale.md", "training.md"}
+LONG = {
+    "README.md",
+    "backbones.md",
+    "conversion.md",
+    "data.md",
+    "deployment.md",
+    "export.md",
+    "hub.md",
+    "pictures.md",
+    "scale.md",
+    "training.md",
+}
 # Blocks that need one of these run where it is installed, those that call AOTInductor where there is a C++ compiler.
 PACKAGES = ("bitsandbytes", "onnxruntime", "onnxscript", "peft", "torchao")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]

@@ -16,6 +16,8 @@ from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments, RunA
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
+# libyaml, where PyYAML was built with it: experiments read a recipe for each of their hundreds of runs.
+_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Parser(HfArgumentParser):
@@ -75,7 +77,7 @@ def read_options(path: Path, known: set[str]) -> dict[str, Any]:
         InputError: the file is not YAML, or has an unknown option.
     """
     try:
-        options = yaml.safe_load(path.read_text())
+        options = yaml.load(path.read_text(), Loader=_SAFE_LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):

@@ -67,11 +67,10 @@ def test_one_command_writes_table_chart_and_json(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", PUBLISHED_WAYS)
-def test_steps_as_on_a_gpu(name):
+def test_steps_as_on_a_gpu():
     """Compiled, in bfloat16: here on a CPU. The model's own encodings are compiled in test_devices.py."""
     torch.compiler.reset()
-    steps = models.Steps(name, SMALL["image"], torch.device("cpu"), compiled=True)
+    steps = models.Steps(models.PUBLISHED, SMALL["image"], torch.device("cpu"), compiled=True)
     before = [parameter.clone() for parameter in steps.model.parameters()]
     assert steps.seconds("training") > 0
     assert steps.seconds("evaluation") > 0

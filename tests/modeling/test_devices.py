@@ -4,7 +4,7 @@ import pytest
 import torch
 from devices import DEVICES
 from factory import random_model
-from selection import pairs_first
+from selection import all_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
@@ -71,7 +71,7 @@ def assert_near(actual, expected, tolerance):
         assert error < tolerance, (name, error)
 
 
-@pairs_first("dtype, encoding, run", [*PRECISIONS], [*ENCODINGS], [trained, evaluated])
+@all_pairs("dtype, encoding, run", [*PRECISIONS], [*ENCODINGS], [trained, evaluated])
 @pytest.mark.parametrize("device", DEVICES)
 def test_eager(device, run, encoding, dtype):
     model = built(encoding).to(device)
@@ -79,8 +79,9 @@ def test_eager(device, run, encoding, dtype):
     assert_near(actual, exact(run, encoding, images()), PRECISIONS[dtype])
 
 
-@pytest.mark.parametrize("encoding", ["rope_mixed", "liere8", "liere64"])
-@pytest.mark.parametrize("run", [trained, evaluated])
+@pytest.mark.parametrize(
+    ("run", "encoding"), [(trained, "rope_mixed"), (trained, "liere8"), (trained, "liere64"), (evaluated, "liere8")]
+)
 @pytest.mark.parametrize("device", COMPILING_DEVICES)
 def test_compiled(device, run, encoding):
     torch.compiler.reset()
@@ -142,8 +143,7 @@ def test_a_model_that_is_not_frozen_waits():
         captured(built("liere8"), images())
 
 
-@pytest.mark.parametrize("encoding", ["rope_mixed", "liere8", "liere64"])
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("frozen", "encoding"), [(False, "rope_mixed"), (False, "liere8"), (True, "liere64")])
 @pytest.mark.parametrize("device", COMPILING_DEVICES)
 @torch.no_grad()
 def test_compiled_for_little_overhead(device, frozen, encoding):

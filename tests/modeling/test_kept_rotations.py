@@ -306,6 +306,7 @@ def test_export_takes_the_current_weights(change):
     torch.testing.assert_close(exported, after, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_export_takes_generators_as_they_are_parametrized():
     class Half(nn.Module):
         def forward(self, generators):
@@ -321,6 +322,7 @@ def test_export_takes_generators_as_they_are_parametrized():
     torch.testing.assert_close(exported, after, rtol=0, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_export_of_a_size_that_may_vary_computes_them():
     model = classifier()
     dynamic = torch.export.Dim("height", min=2, max=8)

@@ -21,7 +21,7 @@ from factory import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import patch_vectors, reference_logits
-from selection import mostly_extensive, pairs_first
+from selection import all_pairs, mostly_extensive
 from torch.nn import functional
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
@@ -247,7 +247,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(num_axes, encoding):
         torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-@pairs_first("dtype, encoding, attention", [torch.float16, torch.bfloat16], ENCODINGS, ["eager", "sdpa"])
+@all_pairs("dtype, encoding, attention", [torch.float16, torch.bfloat16], ENCODINGS, ["eager", "sdpa"])
 def test_half_precision_keeps_generators_and_stays_near_float32(dtype, encoding, attention, tmp_path):
     model = classifier(position_encoding=encoding)
     pixel_values = random_input(model.config, batch_size=4)
@@ -313,7 +313,7 @@ def at_half_precision(model, precision):
 HALF_PRECISIONS = ("autocast", "half", "bfloat16")
 
 
-@pairs_first(
+@all_pairs(
     "precision, num_axes, encoding, dtype",
     HALF_PRECISIONS,
     ALL_AXES,
@@ -406,9 +406,7 @@ def test_one_graph_forward_and_backward(encoding):
 
 @pytest.mark.parametrize(
     ("num_axes", "encoding"),
-    mostly_extensive(
-        [(1, "liere"), (2, "liere"), (3, "liere"), (2, "visionllama"), (2, "absolute")], fast=[(2, "absolute")]
-    ),
+    mostly_extensive([(2, "absolute"), (3, "liere")], fast=[(2, "absolute")]),
 )
 def test_export_with_a_dynamic_batch(num_axes, encoding):
     model = classifier(num_axes, position_encoding=encoding, num_register_tokens=1)
@@ -642,7 +640,7 @@ def test_stochastic_depth_rises_linearly_over_the_layers():
 # ----- Saving -----
 
 
-@pairs_first("num_axes, encoding, share_layers, share_heads", ALL_AXES, ENCODINGS, [False, True], [False, True])
+@all_pairs("num_axes, encoding, share_layers, share_heads", ALL_AXES, ENCODINGS, [False, True], [False, True])
 def test_saved_and_reloaded_bit_equal(num_axes, encoding, share_layers, share_heads, tmp_path):
     model = classifier(
         num_axes,
@@ -723,7 +721,7 @@ def crop_of_grid(num_axes):
     return grid_size, window, tokens
 
 
-@pairs_first("num_axes, encoding, pooling", ALL_AXES, ROTARY_ENCODINGS, ["cls", "mean"])
+@all_pairs("num_axes, encoding, pooling", ALL_AXES, ROTARY_ENCODINGS, ["cls", "mean"])
 def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(num_axes, encoding, pooling):
     model = classifier(num_axes, position_encoding=encoding, pooling=pooling)
     config = model.config
@@ -746,7 +744,7 @@ def test_a_crop_with_its_true_coordinates_equals_the_image_with_the_rest_masked(
     assert (model(crop).logits - cropped).abs().max() > 1e-3
 
 
-@pairs_first("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
+@all_pairs("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
 def test_a_padded_batch_of_mixed_sizes_equals_the_samples_one_by_one(attention, num_axes, encoding):
     check_padded_batch(num_axes, position_encoding=encoding, attn_implementation=attention, num_register_tokens=2)
 
@@ -809,7 +807,7 @@ def check_padded_batch(num_axes, **overrides):
 # ----- Outputs, losses, heads -----
 
 
-@pairs_first("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
+@all_pairs("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
 def test_a_sample_of_only_padding_is_finite_and_does_not_affect_others(attention, num_axes, encoding):
     model = classifier(num_axes, position_encoding=encoding, pooling="mean", use_cls_token=False)
     model.set_attn_implementation(attention)
@@ -970,7 +968,7 @@ def test_reconstruction_puts_every_decoded_patch_at_its_place(num_axes):
         assert reconstruction[(0, channel, *place)] == expected
 
 
-@pairs_first("num_axes, apply_layernorm, prefix", ALL_AXES, [False, True], PREFIXES)
+@all_pairs("num_axes, apply_layernorm, prefix", ALL_AXES, [False, True], PREFIXES)
 def test_backbone_feature_maps_are_hidden_states_on_the_grid(num_axes, apply_layernorm, prefix):
     config = tiny_config(num_axes, out_indices=[0, 2], apply_layernorm=apply_layernorm, **prefix)
     backbone = random_model(LiereViTBackbone, config)
@@ -1035,7 +1033,7 @@ def meta_by_default():
     torch.set_default_device(None)
 
 
-@pairs_first("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
+@all_pairs("attention, num_axes, encoding", ["eager", "sdpa"], ALL_AXES, ENCODINGS)
 def test_tensors_are_on_the_device_of_the_input(num_axes, encoding, attention, request):
     """A tensor created without a device would be on `meta`, and could not be combined with other tensors."""
     model = random_model(

@@ -121,6 +121,17 @@ class LiereViTTesterMixin(ModelTesterMixin):
         ConfigTester(self, config_class=LiereViTConfig, has_text_modality=False, **options).run_common_tests()
 
 
+def without_repetitions(suite: type) -> type:
+    """Leave out what the first suite shows for all: half precision with sdpa, and the former name of `dtype`.
+
+    test_attention_implementations_agree compares sdpa for every encoding and number of axes.
+    """
+    for name in dir(suite):
+        if name.startswith(("test_eager_matches_sdpa_inference", "test_bc_torch_dtype")):
+            setattr(suite, name, None)
+    return suite
+
+
 class LiereViTModelTest(LiereViTTesterMixin, unittest.TestCase):
     """Images, LieRE."""
 
@@ -131,8 +142,13 @@ class LiereViTModelTest(LiereViTTesterMixin, unittest.TestCase):
         LiereViTBackbone,
     )
 
+    @pytest.mark.extensive
+    def test_bc_torch_dtype(self):
+        super().test_bc_torch_dtype()
+
 
 @pytest.mark.extensive
+@without_repetitions
 class LiereViTVideoModelTest(LiereViTTesterMixin, unittest.TestCase):
     """Clips and volumes, LieRE."""
 
@@ -146,6 +162,7 @@ class LiereViTVideoModelTest(LiereViTTesterMixin, unittest.TestCase):
 
 
 @pytest.mark.extensive
+@without_repetitions
 class LiereViTRopeMixedModelTest(LiereViTTesterMixin, unittest.TestCase):
     """RoPE-Mixed, with the options that change which parameters and tokens there are."""
 
@@ -165,6 +182,7 @@ class LiereViTRopeMixedModelTest(LiereViTTesterMixin, unittest.TestCase):
 
 
 @pytest.mark.extensive
+@without_repetitions
 class LiereViTAbsoluteModelTest(LiereViTTesterMixin, unittest.TestCase):
     """The learned position table, without rotations."""
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import load_checkpoint_and_dispatch
 from factory import ROTARY_ENCODINGS, random_input, random_model, tiny_config
 from reference import reference_logits
-from selection import mostly_extensive
+from selection import all_pairs, mostly_extensive
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -83,19 +83,7 @@ def by_compiler(model):
     return torch.compile(by_data(model), backend="aot_eager", fullgraph=True)
 
 
-WAYS = {
-    way.__name__.removeprefix("by_"): way
-    for way in (
-        by_data,
-        by_functional_call,
-        by_parametrization,
-        by_pruning,
-        by_copy,
-        by_dispatch,
-        by_export,
-        by_export_of_parametrized,
-    )
-}
+WAYS = (by_data, by_functional_call, by_parametrization, by_pruning, by_copy, by_dispatch)
 
 
 def built(encoding, num_axes, **overrides):
@@ -112,15 +100,20 @@ def expected_logits(encoding, num_axes, pixel_values, **overrides):
     return reference_logits(model, pixel_values)
 
 
-@pytest.mark.parametrize("num_axes", [1, 2, 3])
-@pytest.mark.parametrize("encoding", ROTARY_ENCODINGS)
-@pytest.mark.parametrize(
-    "way",
-    [pytest.param(way, marks=[pytest.mark.extensive] * ("export" in name)) for name, way in WAYS.items()],
-    ids=WAYS,
-)
+@all_pairs("way, encoding, num_axes", WAYS, ROTARY_ENCODINGS, [1, 2, 3])
 def test_the_parameters_that_the_module_has_are_computed_with(way, encoding, num_axes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert_current_parameters_are_used(way, encoding, num_axes)
+
+
+@pytest.mark.extensive
+@pytest.mark.parametrize(("encoding", "num_axes"), [*zip(ROTARY_ENCODINGS, (1, 2, 3), strict=True)])
+@pytest.mark.parametrize("way", [by_export, by_export_of_parametrized])
+def test_exporters_take_the_parameters_that_the_module_has(way, encoding, num_axes):
+    assert_current_parameters_are_used(way, encoding, num_axes)
+
+
+def assert_current_parameters_are_used(way, encoding, num_axes):
     model = built(encoding, num_axes)
     pixel_values = random_input(model.config)
     with torch.no_grad():
