@@ -17,8 +17,9 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/liere-hf demo --output_dir runs/demo
 
-# One thread a process, and the tests of a file in one process: they share what they set up. pyproject.toml says what the markers are for.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# One thread a process. The tests of a file, and of files marked as one xdist_group, run in one process: they share
+# what they set up. pyproject.toml says what the other markers are for.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test: .venv/installed transformers-tests
 	$(PYTEST) -m "not extensive and not end_to_end and not gpu"

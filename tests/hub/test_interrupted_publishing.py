@@ -6,6 +6,8 @@ from command_line import TOKEN
 from huggingface_hub import CommitOperationAdd, HfApi
 from test_publishing import assert_one_sentence, files_of, index_of, requests_since, staged
 
+pytestmark = pytest.mark.xdist_group("hub_client")
+
 TAG = "v1"
 RETRY_WORDS = (
     "Retrying in",

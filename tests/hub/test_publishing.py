@@ -14,6 +14,8 @@ from tiny_run import TWO_STEPS, as_flags
 from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint
 
+pytestmark = pytest.mark.xdist_group("hub_client")
+
 
 def staged(directory, repo_id, tmp_path):
     """The expected files of a publication, by name."""

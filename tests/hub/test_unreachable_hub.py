@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("hub_client")
+
 
 @pytest.mark.parametrize(
     "words",

@@ -1,3 +1,6 @@
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 import torch
 from transformers_source import FOLDER
@@ -25,3 +28,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def one_thread() -> None:
     """Tiny models run faster on a single thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+    """A separate process: Triton reads TRITON_INTERPRET when it is imported, which other tests have done already."""
+    from triton_interpreter import start_interpreter
+
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_interpreter) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TRITON_INTERPRET", "1")
+            pool.submit(int).result()
+        yield pool

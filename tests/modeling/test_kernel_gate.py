@@ -3,16 +3,17 @@
 import pytest
 import torch
 from factory import random_skew, uniform_generators, uniform_positions
-from test_rotation_kernels import interpreter, packed, run_interpreted, unpacked  # noqa: F401
 
 pytest.importorskip("triton", reason="needs Triton")
 
 from selection import mostly_extensive
+from triton_interpreter import packed, run_interpreted, unpacked
 
 from liere_hf.modeling import exponential, kernel_gate
 from liere_hf.modeling.kernel_gate import EXPONENTIAL_WIDTHS, ROTATION_WIDTHS, check_exponential, check_rotation
 from liere_hf.modeling.rotations import liere_rotations
 
+pytestmark = pytest.mark.xdist_group("interpreter")
 CPU = torch.device("cpu")
 CHECKS = [
     *((check_exponential, width, torch.float32) for width in EXPONENTIAL_WIDTHS),
@@ -34,13 +35,13 @@ def warnings(monkeypatch):
 
 
 @pytest.mark.parametrize("width", mostly_extensive(EXPONENTIAL_WIDTHS, [16]))
-def test_right_exponentials_pass(interpreter, width):  # noqa: F811
+def test_right_exponentials_pass(interpreter, width):
     run_interpreted(interpreter, "check_exponential", CPU, width, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", mostly_extensive([torch.float32, torch.float16, torch.bfloat16], [torch.bfloat16]))
 @pytest.mark.parametrize("width", ROTATION_WIDTHS)
-def test_right_rotations_pass(interpreter, width, dtype):  # noqa: F811
+def test_right_rotations_pass(interpreter, width, dtype):
     run_interpreted(interpreter, "check_rotation", CPU, width, dtype)
 
 
@@ -71,7 +72,7 @@ def by_interpreted_kernels(data):
 
 
 @pytest.mark.parametrize("width", [8, pytest.param(32, marks=pytest.mark.extensive)])
-def test_rotations_and_gradients_by_kernels_equal_those_on_a_cpu(interpreter, width):  # noqa: F811
+def test_rotations_and_gradients_by_kernels_equal_those_on_a_cpu(interpreter, width):
     inputs = uniform_positions(1, 5, 2).float(), uniform_generators(2, 2, 1, 2, width).float() / width**0.5
     by_kernels = unpacked(interpreter.submit(by_interpreted_kernels, packed(inputs)).result())
     expected = unpacked(rotations_and_gradients(packed(inputs)))

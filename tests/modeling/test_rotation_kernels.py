@@ -4,9 +4,6 @@ Compared with SciPy's exponential and its Frechet derivative, explicit block-dia
 """
 
 import functools
-import io
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,10 +14,9 @@ pytest.importorskip("triton", reason="needs Triton")
 
 from devices import DEVICES
 from selection import mostly_extensive
+from triton_interpreter import call, run_interpreted
 
-from liere_hf.modeling import kernel_gate, rotary_application, rotation_kernels
-from liere_hf.modeling.polynomial import FLOAT32_VIA_FLOAT64, kernel_scaling
-
+pytestmark = pytest.mark.xdist_group("interpreter")
 # Size, axes and matrices per position (M). Some programs that process several matrices are only partly filled.
 EXPONENTIALS = [(4, 1, 9), (4, 3, 2), (8, 2, 3), (16, 3, 2), (32, 1, 2), (64, 2, 1), (128, 3, 1)]
 # Block size and head dimension: several blocks, some groups of small blocks only partly filled.
@@ -33,76 +29,6 @@ SIZES = [(4,), (8,), (16,), (32,), (64,), (128,)]
 FAST_EXPONENTIALS = mostly_extensive(EXPONENTIALS, [(4, 3, 2), (16, 3, 2), (32, 1, 2)])
 FAST_HEADS = mostly_extensive(HEADS, [(2, 10), (8, 24), (32, 64)])
 HEADS_IN_HALF_PRECISION = mostly_extensive(HEADS, [(4, 24), (64, 128)])
-
-
-def start_interpreter() -> None:
-    """Work around two bugs of Triton's interpreter, once in its process.
-
-    Its tl.dot reads the bits of a bfloat16 as an integer, and before Triton 3.8 NumPy 2.4 rejects its loop bounds.
-    """
-    import triton
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    torch.set_num_threads(1)
-    create_dot = interpreter.InterpreterBuilder.create_dot
-
-    def decoded(operand):
-        if operand.dtype.scalar != tl.bfloat16:
-            return operand
-        return interpreter.TensorHandle((operand.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    def create_dot_of_decoded(self, a, b, *others):
-        return create_dot(self, decoded(a), decoded(b), *others)
-
-    interpreter.InterpreterBuilder.create_dot = create_dot_of_decoded
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
-        patch_tensor = interpreter._patch_lang_tensor
-
-        def patch_tensor_and_index(tensor, *others):
-            patch_tensor(tensor, *others)
-            tensor.__index__ = lambda self: self.handle.data.item()
-
-        interpreter._patch_lang_tensor = patch_tensor_and_index
-
-
-def packed(value) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def unpacked(data: bytes):
-    return torch.load(io.BytesIO(data))
-
-
-def call(name: str, *arguments):
-    """Call a function of rotation_kernels, or one that uses them, with the scaling that the package chooses."""
-    if name == "exponential":
-        arguments += (kernel_scaling(arguments[1].shape[-1]),)
-    elif name == "exponential_backward":
-        arguments += (FLOAT32_VIA_FLOAT64,)
-    modules = (kernel_gate, rotary_application, rotation_kernels)
-    function = getattr(next(module for module in modules if hasattr(module, name)), name)
-    return getattr(function, "fast", function)(*arguments)
-
-
-def run_packed(name: str, arguments: bytes) -> bytes:
-    return packed(call(name, *unpacked(arguments)))
-
-
-@pytest.fixture(scope="module")
-def interpreter():
-    """A separate process: Triton reads TRITON_INTERPRET when it is imported, which other tests have done already."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_interpreter) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            pool.submit(int).result()
-        yield pool
-
-
-def run_interpreted(pool, name, *arguments):
-    return unpacked(pool.submit(run_packed, name, packed(arguments)).result())
 
 
 def on_gpu(argument):
