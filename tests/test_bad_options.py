@@ -19,6 +19,8 @@ from liere_hf.conversion import ConversionOptions
 from liere_hf.errors import InputError
 from liere_hf_cli.main import main
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 OPTIONS = {
     field.name: hint
     for kind in (ModelArguments, DataArguments, RunArguments, ConversionOptions)

@@ -24,6 +24,8 @@ from transformers import (
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf_cli.main import main
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 RECIPE = TINY_RUN | {
     "train_examples": None,
     "eval_examples": None,

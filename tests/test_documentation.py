@@ -12,6 +12,8 @@ import pytest
 from markdown_blocks import code_blocks
 from preloaded import preloaded, programs
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages that train or compile models.

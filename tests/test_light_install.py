@@ -15,6 +15,8 @@ from tiny_run import QUIET, TINY_MODEL, as_flags
 
 from liere_hf_cli.main import EXTRAS
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 AUGMENTATION = ["--rand_augment_num_ops", "2", "--rand_augment_magnitude_std", "0.5", "--random_erasing", "0.5"]
 TINY_FLAGS = as_flags(TINY_MODEL | QUIET | {"train_examples": 64, "eval_examples": 32, "max_steps": 2})
 

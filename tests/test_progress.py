@@ -15,6 +15,8 @@ from tiny_run import ONE_WIDE_HEAD, write_recipe
 import liere_hf
 from liere_hf.configuration.recipe_parsing import recipe_path
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 TINY = ONE_WIDE_HEAD | {
     "max_steps": 8,
     "eval_strategy": "steps",

@@ -22,6 +22,8 @@ from transformers import (
 
 import liere_hf
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 IMPORT_OF_TRANSFORMERS = """
 from transformers import (
     AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,

@@ -15,6 +15,7 @@ from liere_hf.app.page import MAX_FILE_SIZE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
+    pytest.mark.xdist_group("preloaded"),
     pytest.mark.end_to_end,
     pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
 ]

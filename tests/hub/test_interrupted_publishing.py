@@ -6,7 +6,7 @@ from command_line import TOKEN
 from huggingface_hub import CommitOperationAdd, HfApi
 from test_publishing import assert_one_sentence, files_of, index_of, requests_since, staged
 
-pytestmark = pytest.mark.xdist_group("hub_client")
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 TAG = "v1"
 RETRY_WORDS = (

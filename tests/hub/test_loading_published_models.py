@@ -16,7 +16,7 @@ from preloaded import ONLY_TORCH, PreloadedPrograms, preloaded
 from test_publishing import files_of
 from transformers import AutoModelForImageClassification, AutoModelForVideoClassification
 
-pytestmark = pytest.mark.xdist_group("hub_client")
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 REPOS = {"trained": "org/trained", "converted": "org/converted"}
 INPUTS = {"trained": (2, 3, 28, 28), "converted": (2, 4, 3, 16, 16)}

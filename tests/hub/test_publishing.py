@@ -14,7 +14,7 @@ from tiny_run import TWO_STEPS, as_flags
 from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint
 
-pytestmark = pytest.mark.xdist_group("hub_client")
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 
 def staged(directory, repo_id, tmp_path):

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, metadata_load, snapshot_download
 import liere_hf.app
 from liere_hf.app.models import load_models
 
-pytestmark = pytest.mark.xdist_group("hub_client")
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 ROOT = Path(__file__).parents[2]
 

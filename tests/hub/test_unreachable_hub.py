@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("hub_client")
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from liere_hf import (
 )
 from liere_hf.modeling.modeling_liere_vit import AUTO_MAP
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 MODELING = Path(liere_hf.__file__).parent / "modeling"
 
 WITH_PACKAGE = "import liere_hf\n"

@@ -121,6 +121,12 @@ class LiereViTTesterMixin(ModelTesterMixin):
         ConfigTester(self, config_class=LiereViTConfig, has_text_modality=False, **options).run_common_tests()
 
 
+# The unmarked test_attention_implementations_agree has the same for all encodings in float32.
+for name in vars(ModelTesterMixin):
+    if name.startswith("test_eager_matches_sdpa_inference"):
+        pytest.mark.extensive(getattr(ModelTesterMixin, name))
+
+
 def without_repetitions(suite: type) -> type:
     """Leave out what the first suite shows for all: half precision with sdpa, and the former name of `dtype`.
 

@@ -16,6 +16,7 @@ from free_port import free_port
 from idx_files import write_fashion_mnist
 from PIL import Image
 from preloaded import preloaded
+from selection import mostly_extensive
 from tiny_run import ONE_WIDE_HEAD, as_flags
 
 import liere_hf
@@ -27,6 +28,8 @@ from liere_hf.reproduction.runner import ExperimentRunner
 from liere_hf.reproduction.summary import summarize
 from liere_hf.reproduction.tables import write_tables
 from liere_hf_cli.main import main
+
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
 # The experiment `spatial` at the GPU scale, cut down to seconds.
@@ -79,7 +82,7 @@ def test_every_run_has_valid_options_and_a_unique_key(name, scale_name, tmp_path
 
 
 @pytest.mark.parametrize("scale_name", SCALES)
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", mostly_extensive(EXPERIMENTS, ["accuracy", "spatial", "shuffling", "efficiency"]))
 def test_the_table_has_every_result_and_the_figure_is_drawn(name, scale_name, tmp_path):
     experiment, scale = EXPERIMENTS[name], read_scale(scale_name)
     rng, results, accuracies = np.random.default_rng(0), {}, set()

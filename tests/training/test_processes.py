@@ -19,6 +19,8 @@ from liere_hf.configuration import parse_recipe
 from liere_hf.evaluation import evaluate
 from liere_hf_cli.main import launch_configs, main
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 RECIPE = TINY_RUN | {
     "train_examples": None,
     "num_hidden_layers": 2,

@@ -43,6 +43,8 @@ from liere_hf.training.run import train
 from liere_hf.training.trainer import LiereTrainer
 from liere_hf_cli.main import main
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 COMPLETE = {
     "model.safetensors",
     "config.json",

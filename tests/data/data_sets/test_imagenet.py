@@ -29,7 +29,10 @@ NUM_TRAIN, NUM_TEST = NUM_SHARDS * ROWS_PER_SHARD, 24
 NAMES = [f"n{10_000_000 + label}" for label in range(NUM_TRAIN)]
 
 datasets.disable_progress_bars()
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.xdist_group("preloaded"),
+]
 
 
 def grey(label: int) -> int:
