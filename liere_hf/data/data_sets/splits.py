@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from ...configuration import DataArguments
 from ...configuration.metric_names import REGRESSION, SINGLE_LABEL
@@ -201,7 +203,8 @@ def _choose_groups(splits: Splits, fraction: float, seed: int) -> tuple[datasets
 
 def _choose_examples(splits: Splits, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
     train, names, is_single = splits.train, splits.label_names, splits.problem_type == SINGLE_LABEL
-    counts = Counter(train["label"][:]) if is_single else {}
+    labels = train["label"][:] if is_single else []
+    counts = Counter(labels)
     small = [names[label] for label, count in sorted(counts.items()) if count < 2]
     if small:
         raise InputError(
@@ -209,7 +212,15 @@ def _choose_examples(splits: Splits, fraction: float, seed: int) -> tuple[datase
             "class: add examples, or give a validation split"
         )
     try:
-        parts = train.train_test_split(fraction, stratify_by_column="label" if is_single else None, seed=seed)
+        if not is_single:
+            parts = train.train_test_split(fraction, seed=seed)
+            return parts["train"], parts["test"]
+        # As train_test_split chooses with stratify_by_column, which reads the labels one by one.
+        num_held = math.ceil(fraction * len(train))
+        rng = np.random.default_rng(seed)
+        chosen, held = next(
+            stratified_shuffle_split_generate_indices(np.array(labels), len(train) - num_held, num_held, rng)
+        )
     except ValueError as error:
         raise InputError(
             f"eval_fraction {fraction} of {len(train)} examples leaves fewer than one for each of the {len(counts)} "
@@ -217,7 +228,7 @@ def _choose_examples(splits: Splits, fraction: float, seed: int) -> tuple[datase
             if is_single
             else f"eval_fraction {fraction} of {len(train)} examples leaves none for training or for validation"
         ) from error
-    return parts["train"], parts["test"]
+    return train.select(chosen), train.select(held)
 
 
 def digest(table: datasets.Dataset) -> str:

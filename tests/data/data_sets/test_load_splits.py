@@ -7,6 +7,7 @@ from PIL import Image
 from liere_hf.configuration import DataArguments
 from liere_hf.data import load_splits
 from liere_hf.data.data_sets.fashion_mnist import LABELS
+from liere_hf.data.data_sets.splits import Splits, hold_out
 from liere_hf.data.decoding.images import decode_image
 from liere_hf.errors import InputError
 
@@ -51,6 +52,20 @@ def test_digits_split_is_stratified():
     assert len(data.train) + len(data.validation) == 1797
     shares = np.bincount(data.validation["label"]) / np.bincount(data.train["label"][:] + data.validation["label"][:])
     assert np.allclose(shares, 0.2, atol=0.01)
+
+
+def test_held_out_examples_are_those_that_datasets_would_choose():
+    """Runs of before remain comparable: `train_test_split` chose them, which reads the labels one by one."""
+    labels = np.random.default_rng(0).integers(3, size=101).tolist()
+    classes = datasets.ClassLabel(names=["a", "b", "c"])
+    table = datasets.Dataset.from_dict(
+        {"image": [{"bytes": bytes([number]), "path": None} for number in range(101)], "label": labels},
+        features=datasets.Features({"image": datasets.Image(decode=False), "label": classes}),
+    )
+    split = hold_out(Splits(table, None, classes.names, len(table)), 0.23, seed=5)
+    expected = table.train_test_split(0.23, stratify_by_column="label", seed=5)
+    assert split.train["image"][:] == expected["train"]["image"][:]
+    assert split.validation["image"][:] == expected["test"]["image"][:]
 
 
 def test_arrows_train_and_test_differ():
