@@ -1,7 +1,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -48,10 +47,6 @@ def run(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run(command(*words), capture_output=True, text=True)
 
 
-def run_without_preloading(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "liere_hf_cli", *map(str, words)], capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml", RECIPE)
@@ -95,7 +90,7 @@ def test_run_directory(finished_run):
 
 @pytest.mark.end_to_end
 def test_same_seed_same_result(recipe, finished_run, tmp_path):
-    assert run_without_preloading("train", recipe, "--output_dir", tmp_path / "again").returncode == 0
+    assert run("train", recipe, "--output_dir", tmp_path / "again").returncode == 0
     assert run("train", recipe, "--output_dir", tmp_path / "other", "--seed", 1).returncode == 0
     weights = (finished_run / "model.safetensors").read_bytes()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights

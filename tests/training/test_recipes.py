@@ -54,28 +54,13 @@ def patterns(count: int, size: int) -> np.ndarray:
     return coarse.repeat(size // 4, 1).repeat(size // 4, 2).astype(np.uint8)
 
 
-@pytest.mark.parametrize(
-    "dataset, kind",
-    [
-        pytest.param("cifar100", "parquet", marks=pytest.mark.end_to_end),
-        pytest.param("cifar100", "python", marks=pytest.mark.extensive),
-        pytest.param("cifar100", "binary", marks=pytest.mark.extensive),
-        pytest.param("cifar10", "parquet", marks=pytest.mark.extensive),
-    ],
-)
-def test_cifar(tmp_path, monkeypatch, dataset, kind):
+@pytest.mark.end_to_end
+def test_cifar(tmp_path, monkeypatch):
+    """tests/data/data_sets/test_cifar.py has the other data set and formats."""
     monkeypatch.setattr(cifar_files, "SPLITS", {"train": 256, "test": 64})
     monkeypatch.setitem(cifar_files.NUM_CLASSES, "cifar100", 10)
-    write = getattr(cifar_files, f"write_{kind}")
-    folder = write(dataset, tmp_path / "data")
-    if kind != "parquet":
-        cifar_files.write_archive(folder)
-        shutil.rmtree(folder)
-    words = ["--dataset", dataset, "--data_dir", tmp_path / "data"]
-    # What is learned does not depend on the format.
-    few = [] if (dataset, kind) == ("cifar100", "parquet") else FEW_STEPS
-    results = train("cifar100_smoke", tmp_path / "run", *words, *few)
-    assert_runs(results) if few else assert_learned(results, 0.1)
+    cifar_files.write_parquet("cifar100", tmp_path / "data")
+    assert_learned(train("cifar100_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 0.1)
 
 
 def photograph(label: int, seed: int) -> Image.Image:
@@ -146,14 +131,12 @@ def imagenet_run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("write", [write_parquet, write_tars])
-def test_imagenet_streams(tmp_path, monkeypatch, write):
+def test_imagenet_streams(tmp_path, monkeypatch):
+    """A resumed run below streams tar files."""
     # `datasets` waits for its threads after each pass over parquet files, and small files need many passes.
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
-    write(tmp_path / "data")
-    few = FEW_STEPS if write is write_tars else []
-    results = train("imagenet_smoke", tmp_path / "run", "--data_dir", tmp_path / "data", *few)
-    assert_runs(results) if few else assert_learned(results, 0.25)
+    write_parquet(tmp_path / "data")
+    assert_learned(train("imagenet_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 0.25)
 
 
 @pytest.mark.end_to_end
@@ -248,8 +231,7 @@ def test_ucf101(tmp_path, layout):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("suffix", [".nii.gz", pytest.param(".npy", marks=pytest.mark.extensive)])
-def test_volumes(tmp_path, suffix):
+def test_volumes(tmp_path):
     for split, count in (("train", 24), ("test", 10)):
         for label, name in enumerate(("low", "middle", "high")):
             for number in range(count):
@@ -258,22 +240,16 @@ def test_volumes(tmp_path, suffix):
                 volume = random.normal(0, 60, size=shape)
                 third = shape[0] * label // 3
                 volume[third : third + shape[0] // 3] += 400
-                path = tmp_path / "data" / split / name / f"{number}{suffix}"
+                path = tmp_path / "data" / split / name / f"{number}.nii.gz"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if suffix == ".npy":
-                    np.save(path, volume.astype(np.float32))
-                else:
-                    image = nibabel.Nifti1Image(volume.T.astype(np.int16), np.eye(4))
-                    nibabel.save(image, path)
-    few = FEW_STEPS if suffix == ".npy" else []
-    results = train("volumes_smoke", tmp_path / "run", "--data_dir", tmp_path / "data", *few)
-    assert_runs(results) if few else assert_learned(results, 1 / 3)
+                nibabel.save(nibabel.Nifti1Image(volume.T.astype(np.int16), np.eye(4)), path)
+    assert_learned(train("volumes_smoke", tmp_path / "run", "--data_dir", tmp_path / "data"), 1 / 3)
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("size", [108, 168, 276])
+@pytest.mark.parametrize("size", [108, 276])
 def test_arrows(tmp_path, size):
-    # The larger sizes only show that their recipes run.
+    # The larger size only shows that the recipe runs.
     few = [] if size == 108 else [*FEW_STEPS, "--eval_examples", 64, "--train_examples", 256]
     results = train(f"arrows_{size}_smoke", tmp_path / "run", "--data_num_proc", 1, *few)
     assert_runs(results) if few else assert_learned(results, 0.25)

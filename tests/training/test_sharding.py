@@ -1,6 +1,7 @@
 """Parameters sharded over two processes, in float32 and bfloat16, against one process and the reference in float64."""
 
 import sys
+import multiprocessing
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,9 @@ def run_process(rank, directory):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sharded")
-    mp.spawn(run_process, (str(directory),), nprocs=2)
+    # Forks of one process that has imported what both need.
+    multiprocessing.set_forkserver_preload([__name__])
+    mp.start_processes(run_process, (str(directory),), nprocs=2, start_method="forkserver")
     return torch.load(directory / "results")
 
 
