@@ -1,7 +1,7 @@
 """Parameters sharded over two processes, in float32 and bfloat16, against one process and the reference in float64."""
 
-import sys
 import multiprocessing
+import sys
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
