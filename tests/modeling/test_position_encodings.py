@@ -103,7 +103,7 @@ def test_rotations_are_matrix_exponentials(share_layers, share_heads):
 
 
 def test_gradients_are_finite_differences():
-    config = tiny_config(position_encoding="common_basis", hidden_size=8, num_attention_heads=1)
+    config = tiny_config(position_encoding="common_basis", hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
     module = LiereViTRotations(config).double()
     positions = torch.randn(1, 2, 2, dtype=torch.float64)
 

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "fine_tune_on_few_pictures.py
 
 @pytest.mark.end_to_end
 def test_twenty_pictures_are_enough(tmp_path):
-    """With 120 pictures of three classes: results/fine_tuning_few_pictures, by the same example."""
+    """With 120 pictures of three classes: results/fine_tuning_few_pictures.json, by the same example."""
     fine_tune = runpy.run_path(str(EXAMPLE))["fine_tune"]
     assert fine_tune(tmp_path, classes=2, pictures=10, others=30)["accuracy"] > 0.9
 

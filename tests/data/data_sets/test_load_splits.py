@@ -62,7 +62,7 @@ def test_held_out_examples_are_those_that_datasets_would_choose():
         {"image": [{"bytes": bytes([number]), "path": None} for number in range(101)], "label": labels},
         features=datasets.Features({"image": datasets.Image(decode=False), "label": classes}),
     )
-    split = hold_out(Splits(table, None, classes.names, len(table)), 0.23, seed=5)
+    split = hold_out(Splits(table, validation=None, test=None, num_train=len(table)), 0.23, seed=5)
     expected = table.train_test_split(0.23, stratify_by_column="label", seed=5)
     assert split.train["image"][:] == expected["train"]["image"][:]
     assert split.validation["image"][:] == expected["test"]["image"][:]
