@@ -139,15 +139,6 @@ def test_training_page_quotes_the_fine_tuning_on_digits():
         assert f"| {start} | {interval_text(row['mean'], row['low'], row['high'])} |" in page
 
 
-def test_training_page_quotes_the_fine_tuning_on_few_pictures():
-    page = (ROOT / "docs" / "training.md").read_text()
-    rows = json.loads((ROOT / "results" / "fine_tuning_few_pictures.json").read_text())["fine_tuning"]
-    assert [(row["pictures"], row["classes"]) for row in rows] == [(120, 3), (20, 2)]
-    for row, wanted in zip(rows, (0.95, 0.9), strict=True):
-        assert row["accuracy"] >= wanted
-        assert f"| {row['pictures']} | {row['classes']} | {with_interval(row, 'accuracy')} |" in page
-
-
 def test_conversion_page_quotes_the_inflation():
     page = (ROOT / "docs" / "conversion.md").read_text()
     results = json.loads((ROOT / "results" / "inflation.json").read_text())["pooling"]
