@@ -1,6 +1,7 @@
 """Folders of one's own, from files to training and evaluation: what is trained on, what chooses, what is reported."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -163,15 +164,16 @@ def test_evaluation_of_another_folder(recipe, tmp_path, capsys):
         return read(tmp_path / "evaluation.json")
 
     other = write_pictures(tmp_path / "other", 7, first=50)
-    assert (evaluate(other)["split"], evaluate(other)["examples"]) == ("all", 14)
-    # One class only, whose index in the folder is not that in the model.
-    only_dogs = tmp_path / "dogs"
-    write_pictures(only_dogs, 7, first=50)
-    for path in (only_dogs / "cat").iterdir():
-        path.unlink()
-    (only_dogs / "cat").rmdir()
-    both, dogs = evaluate(other), evaluate(only_dogs)
-    assert (dogs["split"], dogs["examples"]) == ("all", 7)
+    both = evaluate(other)
+    assert (both["split"], both["examples"]) == ("all", 14)
+    # One class only: the index of dogs in their folder is not that in the model.
+    alone = {}
+    for kept, removed in (("cat", "dog"), ("dog", "cat")):
+        folder = write_pictures(tmp_path / kept, 7, first=50)
+        shutil.rmtree(folder / removed)
+        alone[kept] = evaluate(folder)
+        assert (alone[kept]["split"], alone[kept]["examples"]) == ("all", 7)
+    assert (alone["cat"]["loss"] + alone["dog"]["loss"]) / 2 == pytest.approx(both["loss"], abs=1e-6)
     swapped = write_pictures(tmp_path / "swapped", 7, first=50, swapped=True)
     (swapped / "cat").rename(swapped / "dog2")
     (swapped / "dog").rename(swapped / "cat")
@@ -180,9 +182,10 @@ def test_evaluation_of_another_folder(recipe, tmp_path, capsys):
     only_test = tmp_path / "only"
     only_test.mkdir()
     other.rename(only_test / "test")
-    assert (evaluate(only_test)["split"], evaluate(only_test)["examples"]) == ("test", 14)
-    write_files(only_dogs, "imagefolder", ["emu/0"])
-    error = fails(capsys, "evaluate", tmp_path / "run", recipe, "--data_dir", only_dogs)
+    tested = evaluate(only_test)
+    assert (tested["split"], tested["examples"]) == ("test", 14)
+    write_files(tmp_path / "dog", "imagefolder", ["emu/0"])
+    error = fails(capsys, "evaluate", tmp_path / "run", recipe, "--data_dir", tmp_path / "dog")
     assert "the data set has the classes emu, which the model does not have: its 2 classes are cat, dog" in error
 
 
