@@ -79,14 +79,3 @@ finally:
     assert answer in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout.splitlines()[-1] == "[]"
-
-
-def test_the_module_is_as_light():
-    """Launchers of several processes start `python -m liere_hf_cli`."""
-    command = [sys.executable, "-X", "importtime", "-m", "liere_hf_cli", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert "LieRE vision transformers" in result.stdout
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
-    assert "liere_hf_cli" in imported
-    assert not HEAVY & imported

@@ -196,7 +196,7 @@ def test_two_processes_of_one_command(tmp_path):
     """They work on each run together, and only one reports. Every evaluation example is counted once."""
     config = Path(liere_hf.__file__).parent / "configuration" / "launch" / "two_cpu_processes.yaml"
     launch = [preloaded("accelerate"), "launch", "--config_file", config, "--main_process_port", free_port()]
-    words = [*launch, "-m", "liere_hf_cli", *command(tmp_path, per_device_train_batch_size=8)]
+    words = [*launch, "-m", "liere_hf", *command(tmp_path, per_device_train_batch_size=8)]
     for expected in ("Written to", "runs are finished"):
         result = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr

@@ -36,7 +36,7 @@ RECIPE = TINY_RUN | {
     "logging_steps": 1,
     "learning_rate": 3e-3,
 }
-TRAIN = ["-m", "liere_hf_cli", "train"]
+TRAIN = ["-m", "liere_hf", "train"]
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_disk_full(directory, tmp_path):
     mount.mkdir()
     script = (
         f"mount -t tmpfs -o size=700k tmpfs {mount} && "
-        f"{sys.executable} -m liere_hf_cli train {directory / 'tiny.yaml'} --output_dir {mount}/run; "
+        f"{sys.executable} -m liere_hf train {directory / 'tiny.yaml'} --output_dir {mount}/run; "
         f"code=$?; ls {mount}/run >&2; cp -r {mount}/run {tmp_path / 'kept'}; exit $code"
     )
     result = run(["unshare", "--mount", "sh", "-c", script])

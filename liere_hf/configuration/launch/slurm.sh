@@ -24,5 +24,5 @@ export OMP_NUM_THREADS=1
 srun --kill-on-bad-exit=1 bash -c '
   exec accelerate launch --config_file "$0" --num_machines "$SLURM_NNODES" \
     --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" --machine_rank "$SLURM_NODEID" \
-    --main_process_ip "$1" --main_process_port "$2" -m liere_hf_cli train "${@:3}"
+    --main_process_ip "$1" --main_process_port "$2" -m liere_hf train "${@:3}"
 ' "$config" "$main_address" "$main_port" "$@" --output_dir "$output_dir" --resume_from_checkpoint "$resume"
