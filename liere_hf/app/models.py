@@ -25,8 +25,9 @@ TOP_K = 5
 MAX_SIZE_FACTOR, MAX_ATTENTION_BYTES = 2, 2**30
 # Compressed files can be far smaller than what they hold.
 MAX_PIXELS, MAX_VOLUME_BYTES = 50_000_000, 2**30
-# Of committed checkpoints, in a clone.
+# Committed checkpoints of a clone, as the page shows them by default: the first two side by side.
 CHECKPOINTS = Path("checkpoints")
+DEFAULT_MODELS = ("spatial_9x9_liere8", "spatial_9x9_absolute", "fashion_mnist_liere8")
 
 
 class ShownModel:
@@ -154,12 +155,12 @@ def load_models(names: Sequence[str], use_cpu: bool = False) -> dict[str, ShownM
     """Models by title; two of one title are numbered.
 
     Args:
-        names: directories or Hub ids; by default the checkpoints of the clone that this is run in.
+        names: directories or Hub ids; by default `DEFAULT_MODELS` of the clone that this is run in.
 
     Raises:
         InputError: a model cannot be read, or none is given outside of a clone.
     """
-    names = list(names) or sorted(str(path.parent) for path in CHECKPOINTS.glob("*/config.json"))
+    names = list(names) or [str(CHECKPOINTS / name) for name in DEFAULT_MODELS if (CHECKPOINTS / name).is_dir()]
     if not names:
         raise InputError(
             f"no model is given, and {CHECKPOINTS.absolute()} has none: name a directory or a Hub id, or run this in "

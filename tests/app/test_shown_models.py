@@ -11,7 +11,7 @@ from shown_models import CHECKPOINT, write_arrows_model, write_clip_model, write
 
 from liere_hf import LiereViTForImageClassification
 from liere_hf.app import models as models_module
-from liere_hf.app.models import MAX_ATTENTION_BYTES, ShownModel, load_models
+from liere_hf.app.models import DEFAULT_MODELS, MAX_ATTENTION_BYTES, ShownModel, load_models
 from liere_hf.configuration.prediction_options import PredictionOptions
 from liere_hf.errors import InputError
 from liere_hf.plots import attention_maps, offset_scores
@@ -139,8 +139,17 @@ def test_titles_show_no_path_and_differ(tmp_path):
 
 
 def test_default_models_are_those_of_a_clone(tmp_path, monkeypatch):
+    """LieRE on the spatial task comes first, with absolute positions beside it, whatever their names."""
+    committed = [path.parent.name for path in CHECKPOINT.parent.glob("*/config.json")]
+    assert {*committed} <= {*DEFAULT_MODELS}
     monkeypatch.chdir(CHECKPOINT.parents[1])
-    assert "fashion_mnist_liere8" in load_models([], use_cpu=True)
+    shown = load_models([], use_cpu=True)
+    assert list(shown) == [name for name in DEFAULT_MODELS if name in committed]
+    first, *others = shown.values()
+    assert (first.task.grid_size, first.model.config.position_encoding) == (9, "liere")
+    beside = [model for model in others if model.task is not None]
+    assert [model.model.config.position_encoding for model in beside] == ["absolute"] * len(beside)
+    assert others[: len(beside)] == beside
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no model is given, and .*checkpoints has none"):
         load_models([])
