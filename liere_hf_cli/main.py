@@ -504,14 +504,12 @@ def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 @_without_library_bars
 def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from liere_hf.configuration import ModelArguments
-    from liere_hf.model_loading import load_checkpoint
+    from liere_hf.model_loading import load_saved_model
     from liere_hf.output_files import require_writable_directory
     from liere_hf.plots import rotation_plots
 
     require_writable_directory("output_dir", arguments.output_dir)
-    # Models without a classifier have rotations, too.
-    model = load_checkpoint(ModelArguments(model_name_or_path=arguments.model, ignore_mismatched_sizes=True))
+    model = load_saved_model(arguments.model)
     found = rotation_plots(model, arguments.layers, arguments.heads, arguments.input_size)
     print(*found.write(arguments.output_dir, arguments.model), sep="\n")
     for name, reason in found.missing.items():
