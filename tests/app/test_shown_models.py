@@ -1,12 +1,9 @@
 """The models behind the page: sizes, and answers and maps as those of the commands."""
 
-import gzip
-
 import numpy as np
 import pytest
 import torch
 from media_files import write_video
-from PIL import Image
 from shown_models import CHECKPOINT, write_arrows_model, write_clip_model, write_volume_model
 
 from liere_hf import LiereViTForImageClassification
@@ -115,22 +112,6 @@ def test_errors_name_the_file_as_its_visitor_does(committed, tmp_path):
     with pytest.raises(InputError, match=r"image mine\.png cannot be read") as caught:
         committed.explain(file_of(path), "mine.png", 28, 1)
     assert "secret" not in str(caught.value)
-
-
-def test_small_files_of_large_content_are_refused(committed, tmp_path, monkeypatch):
-    Image.new("1", (12_000, 6_000)).save(tmp_path / "large.png")
-    assert (tmp_path / "large.png").stat().st_size < 100_000
-    with pytest.raises(InputError, match="the picture has 12,000 x 6,000 pixels, the page takes 50,000,000"):
-        committed.explain(file_of(tmp_path / "large.png"), "large.png", 28, 1)
-    volumes = ShownModel(str(write_volume_model(tmp_path / "volumes")), use_cpu=True)
-    monkeypatch.setattr(models_module, "MAX_VOLUME_BYTES", 2**20)
-    for members in (1, 3):
-        content = gzip.compress(bytes(2**20 // members + 1)) * members
-        assert len(content) < 10_000
-        with pytest.raises(InputError, match="the volume is larger than"):
-            volumes.explain({"bytes": content, "path": None}, "large.nii.gz", 24, 1)
-    with pytest.raises(InputError, match="cannot be read"):
-        volumes.explain({"bytes": gzip.compress(bytes(100)), "path": None}, "small.nii.gz", 24, 1)
 
 
 def test_titles_show_no_path_and_differ(tmp_path):
