@@ -3,6 +3,8 @@
 import argparse
 import difflib
 import importlib.metadata
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -45,8 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"liere-hf {arguments.command}: error: {message}\n")
     try:
         code = arguments.run(arguments, flags)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted"
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        code, message = 1, None
     except Exception as error:
         code, message = _explained(error, arguments.command)
     else:
@@ -54,6 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if message:
         print(f"liere-hf {arguments.command}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads the output any more, as behind `| head`; what is left of it is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_closed
 
 
 def _unknown_option(flags: list[str], option_names: Callable[[], set[str]] | None) -> str | None:
