@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..data.decoding.images import announced_size
-from ..data.decoding.videos import announced_extent
 from ..data.decoding.volumes import announced_shape
 from ..errors import InputError
 
@@ -44,6 +43,9 @@ def _require_moderate_image(file: dict[str, Any]) -> None:
 
 
 def _require_moderate_video(file: dict[str, Any], num_frames: int) -> None:
+    # PyAV is not needed for models of pictures.
+    from ..data.decoding.videos import announced_extent
+
     frames, height, width = announced_extent(file)
     if (
         frames > MAX_FRAMES
