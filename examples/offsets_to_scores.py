@@ -23,6 +23,7 @@ from liere_hf.configuration import compared_encodings, parse_recipe
 from liere_hf.hardware import hardware
 from liere_hf.modeling.rotations import liere_rotations
 from liere_hf.output_files import write_json
+from liere_hf.plots import rotation_scores, table_similarities
 from liere_hf.training.run import train
 
 ENCODINGS = ("absolute", "RoPE-Mixed", "LieRE8")
@@ -62,17 +63,15 @@ def train_positions(directory: Path) -> None:
 def place_scores(directory: Path, title: str) -> torch.Tensor:
     """Scores between equal contents at every two patches, (rows, columns, rows, columns); 1 at one place.
 
-    With rotations, the mean of u^T R(p)^T R(q) u over contents u of length 1, which is the trace of R(p)^T R(q) over
-    the width of the head, in the first head of the first layer. For a table, the cosine similarity of its entries.
+    With rotations, those of the first head of the first layer. For a table, the cosine similarity of its entries.
     """
     (parameters,) = load_file(directory / f"{compared_encodings()[title].name}.safetensors").values()
     if title == "absolute":
-        vectors = torch.nn.functional.normalize(parameters[0].double(), dim=-1)
+        scores = table_similarities(parameters[0].double())
     else:
         positions = grid_positions((SIDE, SIDE), (SIDE, SIDE), dtype=torch.float64)
-        rotations = liere_rotations(positions[None], parameters[:1, :, :1].double())[0, 0, :, 0]
-        vectors = rotations.flatten(1) / (rotations.shape[1] * rotations.shape[2]) ** 0.5
-    return (vectors @ vectors.mT).unflatten(0, (SIDE, SIDE)).unflatten(-1, (SIDE, SIDE))
+        (scores,) = rotation_scores(liere_rotations(positions[None], parameters[:1, :, :1].double())[0, 0])
+    return scores.unflatten(0, (SIDE, SIDE)).unflatten(-1, (SIDE, SIDE))
 
 
 def spread(scores: torch.Tensor) -> float:

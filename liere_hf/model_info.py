@@ -20,8 +20,7 @@ from .data.resizing.processors import input_size as checked_input_size
 from .flops import count_flops
 from .hub_access import hub_or_cache
 from .metric_display import measure_rows
-from .model_loading import classifier_class, load_config
-from .modeling import modeling_liere_vit
+from .model_loading import load_config, saved_class
 from .modeling.configuration_liere_vit import LiereViTConfig
 from .run_directory import (
     CONVERSION_FILE,
@@ -109,10 +108,8 @@ def _joined(sizes: Sequence[int]) -> str:
 
 
 def _without_weights(config: LiereViTConfig) -> PreTrainedModel:
-    """The model of the class that was saved, on the meta device; a classifier where that is not said."""
-    saved = getattr(modeling_liere_vit, (config.architectures or [""])[0], classifier_class(config))
     with torch.device("meta"):
-        return saved._from_config(config, attn_implementation="eager").eval()
+        return saved_class(config)._from_config(config, attn_implementation="eager").eval()
 
 
 def _no_pixels(config: LiereViTConfig, size: tuple[int, ...]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Classifiers: new ones, and checkpoints from a directory or the Hub."""
+"""Models: new classifiers, and checkpoints from a directory or the Hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,28 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, logging
 
-from .configuration.arguments import build_model_config, model_overrides
+from .configuration.arguments import ModelArguments, build_model_config, model_overrides
 from .configuration.metric_names import SINGLE_LABEL
 from .errors import InputError
 from .hub_access import hub_or_cache
 from .modeling.configuration_liere_vit import LiereViTConfig
-from .modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTForVideoClassification
+from .modeling.modeling_liere_vit import (
+    LiereViTBackbone,
+    LiereViTForImageClassification,
+    LiereViTForMaskedImageModeling,
+    LiereViTForVideoClassification,
+    LiereViTModel,
+)
+
+_SAVED_CLASSES = (
+    LiereViTBackbone,
+    LiereViTForImageClassification,
+    LiereViTForMaskedImageModeling,
+    LiereViTForVideoClassification,
+    LiereViTModel,
+)
 
 
 def build_model(arguments: Any, label_names: list[str], problem_type: str = SINGLE_LABEL) -> PreTrainedModel:
@@ -90,11 +104,32 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
         InputError: it does not exist, has another architecture or is truncated, or weights are missing or have other
             shapes; with `ignore_mismatched_sizes`, except those of the classifier.
     """
+    config = load_config(arguments.model_name_or_path, **model_overrides(arguments), **labels)
+    return _load(classifier_class(config), config, arguments, arguments.ignore_mismatched_sizes)
+
+
+def load_saved_model(name: str) -> PreTrainedModel:
+    """A checkpoint with any head or none, a directory or Hub id.
+
+    Raises:
+        InputError: as in `load_checkpoint`; a classifier may be missing.
+    """
+    config, verbosity = load_config(name), logging.get_verbosity()
+    # What has no place in the class, such as a pooler, is not worth a report.
+    logging.set_verbosity_error()
+    try:
+        return _load(saved_class(config), config, ModelArguments(model_name_or_path=name), may_lack_classifier=True)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _load(
+    kind: type[PreTrainedModel], config: LiereViTConfig, arguments: Any, may_lack_classifier: bool
+) -> PreTrainedModel:
     name = arguments.model_name_or_path
-    config = load_config(name, **model_overrides(arguments), **labels)
     try:
         with _explaining_attention(arguments), hub_or_cache("model", name):
-            model, report = classifier_class(config).from_pretrained(
+            model, report = kind.from_pretrained(
                 name,
                 config=config,
                 attn_implementation=arguments.attn_implementation,
@@ -105,7 +140,7 @@ def load_checkpoint(arguments: Any, **labels: Any) -> PreTrainedModel:
         raise
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"the weights of {name} cannot be read: {' '.join(str(error).split())}") from error
-    _require_backbone(name, report, arguments.ignore_mismatched_sizes)
+    _require_backbone(name, report, may_lack_classifier)
     return model
 
 
@@ -142,6 +177,12 @@ def _is_classifier(key: str) -> bool:
 def classifier_class(config: LiereViTConfig) -> type[LiereViTForImageClassification]:
     """The class for the configuration's number of axes: three for video and volumes, otherwise two."""
     return LiereViTForVideoClassification if config.num_axes == 3 else LiereViTForImageClassification
+
+
+def saved_class(config: LiereViTConfig) -> type[PreTrainedModel]:
+    """The class of a saved model; a classifier's where the configuration does not name one of this package."""
+    names = config.architectures or [""]
+    return next((kind for kind in _SAVED_CLASSES if kind.__name__ == names[0]), classifier_class(config))
 
 
 def load_config(name: str, **overrides: Any) -> LiereViTConfig:

@@ -3,6 +3,8 @@
 import argparse
 import difflib
 import importlib.metadata
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -45,8 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(2, f"liere-hf {arguments.command}: error: {message}\n")
     try:
         code = arguments.run(arguments, flags)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "interrupted"
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        code, message = 1, None
     except Exception as error:
         code, message = _explained(error, arguments.command)
     else:
@@ -54,6 +61,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if message:
         print(f"liere-hf {arguments.command}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads the output any more, as behind `| head`; what is left of it is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_closed
 
 
 def _unknown_option(flags: list[str], option_names: Callable[[], set[str]] | None) -> str | None:
@@ -504,14 +521,12 @@ def _explain(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 @_without_library_bars
 def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from liere_hf.configuration import ModelArguments
-    from liere_hf.model_loading import load_checkpoint
+    from liere_hf.model_loading import load_saved_model
     from liere_hf.output_files import require_writable_directory
     from liere_hf.plots import rotation_plots
 
     require_writable_directory("output_dir", arguments.output_dir)
-    # Models without a classifier have rotations, too.
-    model = load_checkpoint(ModelArguments(model_name_or_path=arguments.model, ignore_mismatched_sizes=True))
+    model = load_saved_model(arguments.model)
     found = rotation_plots(model, arguments.layers, arguments.heads, arguments.input_size)
     print(*found.write(arguments.output_dir, arguments.model), sep="\n")
     for name, reason in found.missing.items():

@@ -25,6 +25,7 @@ from liere_hf_cli.main import main
 
 pytestmark = pytest.mark.xdist_group("preloaded")
 
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "fashion_mnist_liere8"
 RECIPE = TINY_RUN | {
     "train_examples": None,
     "eval_examples": None,
@@ -345,3 +346,17 @@ def test_confusion_matrix_of_a_run(finished_run):
     assert counts.sum(axis=1).tolist() == [row["examples"] for row in results["eval_per_class"].values()]
     with Image.open(finished_run / "confusion_matrix.png") as figure:
         assert min(figure.size) > 300
+
+
+@pytest.mark.parametrize(
+    "words", [["recipes"], ["launch-config", "eight_gpus"], ["publish", CHECKPOINT, "a/b", "--dry-run"]]
+)
+def test_nobody_reads_the_output(words):
+    """As behind `| head`: a table, a single line, and more than a pipe takes at once."""
+    process = subprocess.Popen(
+        [preloaded("liere-hf"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=120) == 1

@@ -1,13 +1,10 @@
 """Models behind the page: answers with maps, and scores by offset, at every size, layer and head."""
 
-import io
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ..configuration import DataArguments, ModelArguments
 from ..configuration.prediction_options import PredictionOptions
@@ -18,15 +15,15 @@ from ..model_loading import load_checkpoint
 from ..plots import Plot, plot_offset_scores, plot_table_scores
 from ..plots.rotations import has_rotations, has_table
 from ..prediction import Predictor, build_predictor, trained_recipe
+from .limits import require_moderate
 
 # Answers of the page.
 TOP_K = 5
 # Sizes go up to this multiple of the training size, while the attention of a single input takes less than this.
 MAX_SIZE_FACTOR, MAX_ATTENTION_BYTES = 2, 2**30
-# Compressed files can be far smaller than what they hold.
-MAX_PIXELS, MAX_VOLUME_BYTES = 50_000_000, 2**30
-# Of committed checkpoints, in a clone.
+# Committed checkpoints of a clone, as the page shows them by default: the first two side by side.
 CHECKPOINTS = Path("checkpoints")
+DEFAULT_MODELS = ("spatial_9x9_liere8", "spatial_9x9_absolute", "fashion_mnist_liere8")
 
 
 class ShownModel:
@@ -110,8 +107,8 @@ class ShownModel:
         """
         self._require_layer(layer)
         predictor = self._predictor(width)
-        _require_moderate(file, self.column)
         try:
+            require_moderate(file, self.column, self.model.config.spatial_image_size[0])
             return explain_file(predictor, file, title, TOP_K, [layer])
         except InputError as error:
             # A file has the name that its visitor gave it, not its place on this machine.
@@ -154,12 +151,12 @@ def load_models(names: Sequence[str], use_cpu: bool = False) -> dict[str, ShownM
     """Models by title; two of one title are numbered.
 
     Args:
-        names: directories or Hub ids; by default the checkpoints of the clone that this is run in.
+        names: directories or Hub ids; by default `DEFAULT_MODELS` of the clone that this is run in.
 
     Raises:
         InputError: a model cannot be read, or none is given outside of a clone.
     """
-    names = list(names) or sorted(str(path.parent) for path in CHECKPOINTS.glob("*/config.json"))
+    names = list(names) or [str(CHECKPOINTS / name) for name in DEFAULT_MODELS if (CHECKPOINTS / name).is_dir()]
     if not names:
         raise InputError(
             f"no model is given, and {CHECKPOINTS.absolute()} has none: name a directory or a Hub id, or run this in "
@@ -176,39 +173,3 @@ def _task(recipe: dict[str, Any]) -> ArrowsTask | None:
     if recipe.get("dataset") != "arrows":
         return None
     return arrows_task(DataArguments(**{name: recipe[name] for name in recipe if name.startswith("arrows_")}))
-
-
-def _require_moderate(file: dict[str, Any], column: str) -> None:
-    """
-    Raises:
-        InputError: a small file that would take much memory. Files that cannot be read are left to the decoder.
-    """
-    try:
-        content = file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
-    except OSError:
-        return
-    if column == "image":
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return
-        if width * height > MAX_PIXELS:
-            raise InputError(f"the picture has {width:,} x {height:,} pixels, the page takes {MAX_PIXELS:,} in all")
-    if column == "volume" and content[:2] == b"\x1f\x8b" and _decompressed_size(content) > MAX_VOLUME_BYTES:
-        raise InputError(f"the volume is larger than {MAX_VOLUME_BYTES / 2**30:g} GiB, the most that the page takes")
-
-
-def _decompressed_size(content: bytes) -> int:
-    """Bytes in gzip data, counted up to just above `MAX_VOLUME_BYTES`."""
-    size = 0
-    while content and size <= MAX_VOLUME_BYTES:
-        stream = zlib.decompressobj(wbits=31)
-        try:
-            while content and size <= MAX_VOLUME_BYTES:
-                size += len(stream.decompress(content, 2**24))
-                content = stream.unconsumed_tail
-        except zlib.error:
-            return size
-        content = stream.unused_data
-    return size

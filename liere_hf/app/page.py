@@ -27,8 +27,16 @@ DRAWING_SIDE = 280
 WAYS = BOARD, FILE, DRAWING = ("Spatial task", "File", "Drawing")
 # No web fonts: the page also works offline.
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
-# Models compute in turn, so that the maps of one visitor do not take the memory of the next one's.
-IN_TURN = {"concurrency_id": "models", "concurrency_limit": 1}
+# Models compute in turn, so that the maps of one visitor do not take the memory of the next one's. What a visitor
+# changes meanwhile is computed next, the last change only.
+IN_TURN = {"concurrency_id": "models", "concurrency_limit": 1, "trigger_mode": "always_last"}
+# gradio's sliders are released by pointers only. Keys release them here, too.
+RELEASE_BY_KEYS = """
+() => document.addEventListener("keyup", ({key, target}) => {
+    if (target.type === "range" && /^(Arrow|Page|Home$|End$)/.test(key))
+        target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
+})
+"""
 
 
 class Shown(NamedTuple):
@@ -139,7 +147,7 @@ def build_page(names: Sequence[str] = (), use_cpu: bool = False) -> gr.Blocks:
     """The page for some models, the first two of them side by side.
 
     Args:
-        names: directories or Hub ids; by default the checkpoints of the clone that this is run in.
+        names: directories or Hub ids; by default the committed checkpoints of the clone that this is run in.
         use_cpu: also where there is a GPU.
 
     Raises:
@@ -199,6 +207,7 @@ def launch(blocks: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) 
         enable_monitoring=False,
         footer_links=[],
         theme=gr.themes.Default(**FONTS),
+        js=RELEASE_BY_KEYS,
     )
     return address
 

@@ -15,7 +15,17 @@ from .rotation_figures import (
     plot_table_scores,
     rotation_plots,
 )
-from .rotations import Commutators, OffsetScores, Spectrum, commutators, offset_scores, spectrum, table_scores
+from .rotations import (
+    Commutators,
+    OffsetScores,
+    Spectrum,
+    commutators,
+    offset_scores,
+    rotation_scores,
+    spectrum,
+    table_scores,
+    table_similarities,
+)
 
 __all__ = [
     "AttentionMaps",
@@ -34,6 +44,8 @@ __all__ = [
     "plot_spectrum",
     "plot_table_scores",
     "rotation_plots",
+    "rotation_scores",
     "spectrum",
     "table_scores",
+    "table_similarities",
 ]

@@ -70,16 +70,43 @@ class Commutators:
     norms: torch.Tensor
 
 
+def rotation_scores(rotations: torch.Tensor) -> torch.Tensor:
+    """The score between equal contents at every two patches, averaged over contents.
+
+    The score of a content u with itself, at patches p and q, is u^T R(p)^T R(q) u. Its mean over all u of length 1 is
+    the trace of R(p)^T R(q) over the head dimension.
+
+    Args:
+        rotations: block-diagonal ones of one layer, (patches, heads, blocks, b, b).
+
+    Returns:
+        Tensor of shape (heads, patches, patches), 1 for a patch with itself.
+    """
+    head_dim = rotations.shape[2] * rotations.shape[3]
+    flat = rotations.flatten(2).transpose(0, 1)
+    return flat @ flat.mT / head_dim
+
+
+def table_similarities(table: torch.Tensor) -> torch.Tensor:
+    """The cosine similarity of every two entries of a table of absolute positions.
+
+    Args:
+        table: (patches, hidden_size).
+
+    Returns:
+        Tensor of shape (patches, patches).
+    """
+    unit = functional.normalize(table, dim=-1)
+    return unit @ unit.mT
+
+
 def offset_scores(
     model: PreTrainedModel,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     input_size: Sequence[int] | None = None,
 ) -> OffsetScores:
-    """The score between equal contents at two patches, averaged over contents, by offset.
-
-    The score of a content u with itself, at patches p and q, is u^T R(p)^T R(q) u. Its mean over all u of length 1 is
-    the trace of R(p)^T R(q) over the head dimension.
+    """The score between equal contents at two patches, averaged over contents, by offset: see `rotation_scores`.
 
     Args:
         layers: counted from 1; all by default.
@@ -96,8 +123,7 @@ def offset_scores(
     means, spreads = [], []
     for of_layer in _raw_generators(model, layers, heads).split(1):
         rotations = liere_rotations(positions[None], of_layer)[0, 0]
-        flat = rotations.flatten(2).transpose(0, 1)
-        mean, spread = _by_offset(flat @ flat.mT / config.head_dim, grid_size)
+        mean, spread = _by_offset(rotation_scores(rotations), grid_size)
         means.append(mean)
         spreads.append(spread)
     return OffsetScores(layers, heads, grid_size, torch.stack(means).cpu(), torch.stack(spreads).cpu())
@@ -117,8 +143,8 @@ def table_scores(model: PreTrainedModel, input_size: Sequence[int] | None = None
         raise InputError(f"position_encoding is {model.config.position_encoding!r}, which has no table of positions")
     grid_size = grid_of(model.config, input_size)
     with torch.no_grad():
-        table = functional.normalize(embeddings.absolute_positions(grid_size)[0].double(), dim=-1)
-    mean, spread = _by_offset((table @ table.mT)[None], grid_size)
+        scores = table_similarities(embeddings.absolute_positions(grid_size)[0].double())
+    mean, spread = _by_offset(scores[None], grid_size)
     return OffsetScores((0,), (0,), grid_size, mean[None].cpu(), spread[None].cpu())
 
 

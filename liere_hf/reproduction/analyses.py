@@ -1,5 +1,6 @@
 """Experiments without settings of their own: FLOPs, equivalence with RoPE, and attention maps of trained models."""
 
+import json
 import math
 import textwrap
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ..modeling.exponential import skew_matrix_exp
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..modeling.position_encodings import POSITION_ENCODINGS
 from ..output_files import write_bytes, write_json
+from ..plots.plot import as_lists
 from . import equivariance
 from .experiments import Scale
 from .runner import ExperimentRunner, Setting
@@ -33,13 +35,15 @@ from .tables import table_lines
 
 @dataclass(frozen=True)
 class Analysis:
-    """`run` writes `table.md`, `results.json` and possibly `figure.png` to its directory."""
+    """`run` writes `table.md` and `results.json` to its directory; `draw` adds `figure.png`, from `figure.json`."""
 
     title: str
     source: str
     run: Callable[[Path, Scale, ExperimentRunner, Console], None]
+    draw: Callable[[Path], None] | None = None
 
 
+FIGURE_FILE = "figure.json"
 NUM_PICTURES = 16
 FLOPS_BATCH = 128
 FLOPS_TEXT = """\
@@ -176,7 +180,9 @@ def _attention(directory: Path, scale: Scale, runner: ExperimentRunner, console:
     bits = {name: [f"{row['entropy_bits']:.2f}" for row in entropies if row["encoding"] == name] for name in maps}
     header = ["encoding", *(f"layer {layer}" for layer in layers)]
     lines += table_lines(header, [[encoding, *of_layers] for encoding, of_layers in bits.items()])
-    _draw_attention(directory / "figure.png", maps, pictures[0].permute(1, 2, 0).numpy())
+    shown = {encoding: as_lists(of_picture) for encoding, of_picture in maps.items()}
+    write_json(directory / FIGURE_FILE, {"picture": pictures[0].permute(1, 2, 0).tolist(), "attention": shown})
+    draw_attention(directory)
     _write(directory, entropies, lines, console)
 
 
@@ -194,7 +200,10 @@ def entropy(attention: torch.Tensor) -> torch.Tensor:
     return -torch.special.xlogy(shares, shares).sum(-1) / math.log(2)
 
 
-def _draw_attention(path: Path, maps: dict[str, torch.Tensor], picture: np.ndarray) -> None:
+def draw_attention(directory: Path) -> None:
+    """Draw `figure.png` from the picture and the maps in `figure.json`."""
+    content = json.loads((directory / FIGURE_FILE).read_text())
+    maps, picture = content["attention"], np.array(content["picture"], np.uint8)
     num_layers = max(len(layers) for layers in maps.values())
     size = (1.8 * (num_layers + 1), 1.45 * len(maps) + 0.5)
     figure, panels = plt.subplots(len(maps), num_layers + 1, figsize=size, layout="constrained", squeeze=False)
@@ -209,8 +218,7 @@ def _draw_attention(path: Path, maps: dict[str, torch.Tensor], picture: np.ndarr
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
     figure.suptitle("Share of CLS's attention by patch, mean of heads")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(directory / "figure.png", dpi=110)
     plt.close(figure)
 
 
@@ -231,5 +239,5 @@ ANALYSES = {
     "flops": Analysis("FLOPs of all sizes and encodings", "table 8", _flops),
     "rope": Analysis("LieRE in one dimension is RoPE", "appendix A", _rope),
     "equivariance": Analysis("How far encodings are from relative ones", "beyond the paper", _equivariance),
-    "attention": Analysis("Attention of CLS by layer", "figure 12", _attention),
+    "attention": Analysis("Attention of CLS by layer", "figure 12", _attention, draw_attention),
 }

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from ..configuration.option_help import COMPACT_TABLE
 from ..errors import InputError
 from ..output_files import write_json
-from .analyses import ANALYSES
+from .analyses import ANALYSES, FIGURE_FILE
 from .experiments import EXPERIMENTS, Experiment, Scale, read_scale
 from .figures import draw
 from .runner import POLLING_SECONDS, ExperimentRunner, Setting
@@ -83,23 +83,41 @@ def reproduce(
 
 
 def redraw(name: str, scale_name: str, results_dir: Path = Path("results")) -> None:
-    """Draw the figure of an experiment again, from the results of its runs, without data or models.
+    """Draw the figure of an experiment again, from its results, without data or models.
 
     Raises:
-        InputError: an unknown experiment or scale, one that is not made of runs, or a run without a result.
+        InputError: an unknown experiment or scale, one without a figure, or a result that is missing.
     """
-    if name not in EXPERIMENTS:
-        raise InputError(f"experiment is {name!r}, allowed with --redraw are {', '.join(EXPERIMENTS)}")
+    drawn = {**EXPERIMENTS, **{each: analysis for each, analysis in ANALYSES.items() if analysis.draw}}
+    if name not in drawn:
+        raise InputError(f"experiment is {name!r}, allowed with --redraw are {', '.join(drawn)}")
     _require_scale(scale_name)
-    experiment, scale, directory = EXPERIMENTS[name], read_scale(scale_name), results_dir / name / scale_name
+    directory = results_dir / name / scale_name
+    if name in ANALYSES:
+        _require_result(directory / FIGURE_FILE, name, scale_name)
+        ANALYSES[name].draw(directory)
+    else:
+        _redraw_experiment(EXPERIMENTS[name], name, scale_name, directory)
+    Console(soft_wrap=True).print(f"Written to {directory / 'figure.png'}")
+
+
+def _redraw_experiment(experiment: Experiment, name: str, scale_name: str, directory: Path) -> None:
+    scale = read_scale(scale_name)
     results: Results = {}
     for setting, seed in _runs(experiment, scale):
         path = _result_path(directory, setting, seed)
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: liere-hf reproduce {name} --scale {scale_name} makes it")
+        _require_result(path, name, scale_name)
         results[setting.name, seed] = json.loads(path.read_text())
     draw(directory / "figure.png", experiment, summarize(experiment, scale, results), results)
-    Console(soft_wrap=True).print(f"Written to {directory / 'figure.png'}")
+
+
+def _require_result(path: Path, name: str, scale_name: str) -> None:
+    """
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: liere-hf reproduce {name} --scale {scale_name} makes it")
 
 
 def _require_scale(name: str) -> None:

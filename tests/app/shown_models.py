@@ -1,4 +1,4 @@
-"""Saved models for tests of the page: the committed checkpoint, and small untrained ones."""
+"""Saved models for tests of the page: committed checkpoints, and small untrained ones."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+SPATIAL = ROOT / "checkpoints" / "spatial_9x9_liere8"
 GRID_SIZE, CELL_SIZE = 5, 8
 
 

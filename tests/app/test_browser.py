@@ -9,7 +9,7 @@ import pytest
 from free_port import free_port
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from preloaded import preloaded
-from shown_models import CHECKPOINT, write_arrows_model
+from shown_models import CHECKPOINT, SPATIAL
 
 from liere_hf.app.page import MAX_FILE_SIZE
 
@@ -20,13 +20,29 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium"),
 ]
 SECONDS = 1000
+# As in training: a Y, an arrow that its base points at, seven more arrows and five letters. By (row, column).
+LAYOUT = {
+    (4, 4): "Y, base down",
+    (7, 4): "arrow left",
+    (2, 2): "arrow left",
+    (4, 6): "arrow up",
+    (6, 0): "arrow up",
+    (0, 1): "arrow right",
+    (8, 8): "arrow right",
+    (1, 7): "arrow down",
+    (5, 1): "arrow down",
+    (0, 5): "A",
+    (3, 3): "B",
+    (6, 6): "C",
+    (8, 2): "D",
+    (2, 8): "E",
+}
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    arrows = write_arrows_model(tmp_path_factory.mktemp("models") / "arrows")
+def address():
     port = free_port()
-    command = [preloaded("liere-hf"), "app", str(CHECKPOINT), str(arrows), "--port", str(port), "--use_cpu"]
+    command = [preloaded("liere-hf"), "app", str(CHECKPOINT), str(SPATIAL), "--port", str(port), "--use_cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == f"The page is at http://127.0.0.1:{port}/ (Ctrl+C ends it).\n"
@@ -84,6 +100,10 @@ def maps(page: Page, column: int):
     return page.locator(".maps").nth(column).locator("img")
 
 
+def offsets(page: Page, column: int):
+    return page.locator(".offsets").nth(column).locator("img")
+
+
 def choose(page: Page, column: int, title: str) -> None:
     page.get_by_label("Model").nth(column).click()
     page.get_by_role("option", name=title).click()
@@ -104,21 +124,61 @@ def test_a_picture_another_layer_and_another_model(page, address, trousers):
     assert {url.split("/")[2] for url in page.asked if url.startswith("http")} == {address.split("/")[2]}
 
 
-def test_a_task_is_laid_out_by_clicks(page):
-    choose(page, 0, "arrows")
+def test_a_task_laid_out_by_clicks_is_answered_right(page):
+    """At first the Y points down, at an arrow to the left. Then it is turned, and then another arrow is put there."""
+    choose(page, 0, SPATIAL.name)
     page.locator("#way").get_by_text("Spatial task").click()
     expect(page.get_by_text("Right answer: ")).to_be_visible()
     page.get_by_role("button", name="Clear").last.click()
     expect(page.get_by_text("No single right answer")).to_be_visible()
-    box = page.locator("#board img").bounding_box()
-    for glyph, column, row in (("Y, base left", 3, 2), ("arrow down", 0, 2)):
+    for cells, truth in ((LAYOUT, "left"), ({(4, 4): "Y, base right"}, "up"), ({(4, 6): "arrow down"}, "down")):
+        fill_cells(page, cells)
+        expect(page.get_by_text(f"Right answer: {truth}.")).to_be_visible()
+        for column in (0, 1):
+            expect(answer(page, column).get_by_test_id("label-output-value")).to_have_text(truth)
+
+
+def fill_cells(page: Page, cells: dict[tuple[int, int], str]) -> None:
+    board = page.locator("#board img")
+    for (row, column), glyph in cells.items():
         page.locator("#glyph").get_by_text(glyph, exact=True).click()
-        side = min(box["width"], box["height"]) / 5
-        left, top = (box[name] + (box[size] - 5 * side) / 2 for name, size in (("x", "width"), ("y", "height")))
+        before, box = board.get_attribute("src"), board.bounding_box()
+        side = min(box["width"], box["height"]) / 9
+        left, top = (box[name] + (box[size] - 9 * side) / 2 for name, size in (("x", "width"), ("y", "height")))
         page.mouse.click(left + (column + 0.5) * side, top + (row + 0.5) * side)
-        page.wait_for_timeout(2 * SECONDS)
-    expect(page.get_by_text("Right answer: down.")).to_be_visible()
-    expect(answer(page, 0)).to_contain_text("%")
+        expect(board).not_to_have_attribute("src", before)
+
+
+def test_sliders_by_keyboard_and_by_pointer(page, trousers):
+    """An arrow key is as good as a pointer, and neither a held key nor a pointer on its way computes anything."""
+    upload(page, trousers)
+    expect(answer(page, 0)).to_contain_text("Trouser")
+    page.wait_for_timeout(5 * SECONDS)
+    layer = page.get_by_label("range slider for After layer").first
+    head = page.get_by_label("range slider for Head of the rotations").first
+    for slider, picture, value in ((layer, maps(page, 0), "3"), (head, offsets(page, 0), "2")):
+        before, asked = picture.get_attribute("src"), num_asked(page)
+        slider.focus()
+        page.keyboard.down("ArrowLeft" if value == "3" else "ArrowRight")
+        expect(slider).to_have_value(value)
+        assert num_asked(page) == asked
+        page.keyboard.up("ArrowLeft" if value == "3" else "ArrowRight")
+        expect(picture).not_to_have_attribute("src", before)
+    page.wait_for_timeout(5 * SECONDS)
+    before, asked, box = maps(page, 0).get_attribute("src"), num_asked(page), layer.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.6 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 2, y, steps=20)
+    assert num_asked(page) == asked
+    page.mouse.up()
+    expect(layer).to_have_value("1")
+    expect(maps(page, 0)).not_to_have_attribute("src", before)
+
+
+def num_asked(page: Page) -> int:
+    """Computations that the page has asked for."""
+    return sum("/queue/join" in url for url in page.asked)
 
 
 def test_a_drawing_is_answered(page):

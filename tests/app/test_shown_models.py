@@ -1,17 +1,14 @@
 """The models behind the page: sizes, and answers and maps as those of the commands."""
 
-import gzip
-
 import numpy as np
 import pytest
 import torch
 from media_files import write_video
-from PIL import Image
 from shown_models import CHECKPOINT, write_arrows_model, write_clip_model, write_volume_model
 
 from liere_hf import LiereViTForImageClassification
 from liere_hf.app import models as models_module
-from liere_hf.app.models import MAX_ATTENTION_BYTES, ShownModel, load_models
+from liere_hf.app.models import DEFAULT_MODELS, MAX_ATTENTION_BYTES, ShownModel, load_models
 from liere_hf.configuration.prediction_options import PredictionOptions
 from liere_hf.errors import InputError
 from liere_hf.plots import attention_maps, offset_scores
@@ -117,30 +114,23 @@ def test_errors_name_the_file_as_its_visitor_does(committed, tmp_path):
     assert "secret" not in str(caught.value)
 
 
-def test_small_files_of_large_content_are_refused(committed, tmp_path, monkeypatch):
-    Image.new("1", (12_000, 6_000)).save(tmp_path / "large.png")
-    assert (tmp_path / "large.png").stat().st_size < 100_000
-    with pytest.raises(InputError, match="the picture has 12,000 x 6,000 pixels, the page takes 50,000,000"):
-        committed.explain(file_of(tmp_path / "large.png"), "large.png", 28, 1)
-    volumes = ShownModel(str(write_volume_model(tmp_path / "volumes")), use_cpu=True)
-    monkeypatch.setattr(models_module, "MAX_VOLUME_BYTES", 2**20)
-    for members in (1, 3):
-        content = gzip.compress(bytes(2**20 // members + 1)) * members
-        assert len(content) < 10_000
-        with pytest.raises(InputError, match="the volume is larger than"):
-            volumes.explain({"bytes": content, "path": None}, "large.nii.gz", 24, 1)
-    with pytest.raises(InputError, match="cannot be read"):
-        volumes.explain({"bytes": gzip.compress(bytes(100)), "path": None}, "small.nii.gz", 24, 1)
-
-
 def test_titles_show_no_path_and_differ(tmp_path):
     names = [write_arrows_model(tmp_path / place / "model") for place in "ab"]
     assert list(load_models([*map(str, names)], use_cpu=True)) == ["model", "model (2)"]
 
 
 def test_default_models_are_those_of_a_clone(tmp_path, monkeypatch):
+    """LieRE on the spatial task comes first, with absolute positions beside it, whatever their names."""
+    committed = [path.parent.name for path in CHECKPOINT.parent.glob("*/config.json")]
+    assert {*committed} <= {*DEFAULT_MODELS}
     monkeypatch.chdir(CHECKPOINT.parents[1])
-    assert "fashion_mnist_liere8" in load_models([], use_cpu=True)
+    shown = load_models([], use_cpu=True)
+    assert list(shown) == [name for name in DEFAULT_MODELS if name in committed]
+    first, *others = shown.values()
+    assert (first.task.grid_size, first.model.config.position_encoding) == (9, "liere")
+    beside = [model for model in others if model.task is not None]
+    assert [model.model.config.position_encoding for model in beside] == ["absolute"] * len(beside)
+    assert others[: len(beside)] == beside
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no model is given, and .*checkpoints has none"):
         load_models([])

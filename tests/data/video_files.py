@@ -38,6 +38,23 @@ VIDEOS = {
     if X264
     else {}
 )
+# Codecs of the containers that do not take MPEG-4.
+CODECS = {
+    ".3g2": "h263",
+    ".3gp": "h263",
+    ".asf": "wmv2",
+    ".flv": "flv1",
+    ".m2ts": "mpeg2video",
+    ".mpeg": "mpeg1video",
+    ".mpg": "mpeg1video",
+    ".mts": "mpeg2video",
+    ".mxf": "mpeg2video",
+    ".ogv": "libvpx",
+    ".ts": "mpeg2video",
+    ".vob": "mpeg2video",
+    ".webm": "libvpx",
+    ".wmv": "wmv2",
+}
 PACKED = ("packed_one.avi", "packed_two.avi")
 NO_HEADER_COUNT = ("b_frames.mkv", "vp8.webm")
 

@@ -1,15 +1,19 @@
 """`liere-hf explain`, `rotations` and `info` on saved models of every medium."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from media_files import write_picture, write_video
 from PIL import Image
 from plotted_models import PATCH, classifier
 from transformers import ViTImageProcessor
 
+from liere_hf import LiereViTBackbone, LiereViTForMaskedImageModeling, LiereViTModel
+from liere_hf.model_loading import load_saved_model
 from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from liere_hf.plots import attention_maps, offset_scores
 from liere_hf_cli.main import main
@@ -105,6 +109,28 @@ def test_rotations(models, tmp_path):
     np.testing.assert_allclose(content["offsets"]["mean"], expected.mean, atol=1e-5)
     np.testing.assert_allclose(content["offsets"]["spread"], expected.spread, atol=1e-5)
     assert content["spectrum"]["layers"] == [2]
+
+
+KINDS = {
+    "classifier": lambda model: model,
+    "base model": lambda model: model.base_model,
+    "base model with pooler": lambda model: LiereViTModel(model.config, add_pooling_layer=True),
+    "backbone": lambda model: LiereViTBackbone(model.config),
+    "masked image modeling": lambda model: LiereViTForMaskedImageModeling(model.config),
+    "base model of masked image modeling": lambda model: LiereViTForMaskedImageModeling(model.config).base_model,
+}
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rotations_of_every_kind_of_checkpoint(kind, num_axes, tmp_path, caplog, monkeypatch):
+    """Those of the model that was saved, and no report about a head that it has or lacks."""
+    saved = KINDS[kind](classifier(num_axes))
+    saved.save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    scores = offset_scores(load_saved_model(str(tmp_path)))
+    assert not caplog.records
+    torch.testing.assert_close(scores.mean, offset_scores(saved).mean)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,10 @@ def test_two_commands_share_the_work_and_an_interrupted_one_resumes(tmp_path):
         (["reproduce", "nothing"], "experiment is 'nothing', allowed are list, accuracy, spatial"),
         (["reproduce", "rope", "--scale", "huge"], "scale is 'huge', allowed are paper, gpu, cpu"),
         (["reproduce", "rope", "--redraw"], "experiment is 'rope', allowed with --redraw are accuracy, spatial"),
+        (
+            ["reproduce", "attention", "--redraw"],
+            "figure.json does not exist: liere-hf reproduce attention",
+        ),
         (["reproduce", "spatial", "--redraw"], "does not exist: liere-hf reproduce spatial --scale cpu makes it"),
         (["reproduce", "rope", "--data_dir", "cifar100"], "data_dir is 'cifar100', allowed is DATASET=DIRECTORY"),
         (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean '--max_steps'?"),
@@ -254,6 +258,20 @@ def test_list_has_all_experiments_on_a_narrow_screen(capsys, monkeypatch):
     assert names == [*EXPERIMENTS, *ANALYSES]
     assert len(table) <= 2 + 2 * len(names)
     assert not [line for line in lines if "\N{HORIZONTAL ELLIPSIS}" in line]
+
+
+def test_attention_is_drawn_again_from_its_numbers(tmp_path):
+    """Another map gives another picture, the same map the same one."""
+    directory = tmp_path / "attention" / "cpu"
+    directory.mkdir(parents=True)
+    pixels, drawn = np.random.default_rng(0), []
+    picture = pixels.integers(256, size=(6, 9, 3)).tolist()
+    maps = [pixels.random((2, 2, 3)).tolist() for _ in range(2)]
+    for shown in (maps[0], maps[1], maps[0]):
+        (directory / "figure.json").write_text(json.dumps({"picture": picture, "attention": {"LieRE8": shown}}))
+        assert run("reproduce", "attention", "--redraw", "--results_dir", tmp_path) == 0
+        drawn.append((directory / "figure.png").read_bytes())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 @pytest.mark.end_to_end

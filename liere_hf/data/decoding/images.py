@@ -1,6 +1,8 @@
 """Encoded images to pixels."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,19 +33,22 @@ def decode_image(image: dict[str, Any], window: tuple[float, float] | None = Non
         InputError: an image that cannot be read, or has too many pixels or, without a window, 32-bit values beyond
             those above.
     """
-    try:
-        content = image["bytes"] if image["bytes"] is not None else _read(image["path"])
+    with _explaining(image):
+        content = _content(image)
         pixels = decode_pnm(content)
         if pixels is not None:
             return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
         return _to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(content))), window)
-    except UnidentifiedImageError:
-        reason = "it is not an image of a known format" if content else "it is empty"
-    except Image.DecompressionBombError:
-        reason = f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, the most that are decoded"
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-    raise InputError(f"image {image['path'] or 'without a name'} cannot be read: {reason}")
+
+
+def announced_size(image: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of an image, by its header.
+
+    Raises:
+        InputError: it has no header that can be read.
+    """
+    with _explaining(image), Image.open(io.BytesIO(_content(image))) as opened:
+        return opened.size
 
 
 def image_suffixes() -> tuple[str, ...]:
@@ -86,6 +91,30 @@ def _to_uint8(values: np.ndarray, mode: str, window: tuple[float, float] | None)
     return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8)
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123  a Path would take longer than reading a small file
-        return file.read()
+def _content(image: dict[str, Any]) -> bytes:
+    """
+    Raises:
+        OSError, ValueError: there is no such file, or nothing in it.
+    """
+    content = image["bytes"]
+    if content is None:
+        with open(image["path"], "rb") as file:  # noqa: PTH123  a Path would take longer than reading a small file
+            content = file.read()
+    if not content:
+        raise ValueError("it is empty")
+    return content
+
+
+@contextmanager
+def _explaining(image: dict[str, Any]) -> Iterator[None]:
+    """Turns what Pillow raises into one sentence."""
+    try:
+        yield
+        return
+    except UnidentifiedImageError:
+        reason = "it is not an image of a known format"
+    except Image.DecompressionBombError:
+        reason = f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, the most that are decoded"
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+    raise InputError(f"image {image['path'] or 'without a name'} cannot be read: {reason}")

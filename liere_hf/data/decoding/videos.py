@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +34,34 @@ class FrameCount(NamedTuple):
 
     available: int
     announced: int
+
+
+class Extent(NamedTuple):
+    """How many frames a video has, and how large they are in pixels, as its header says, which may be wrong."""
+
+    frames: int
+    height: int
+    width: int
+
+
+def announced_extent(video: dict[str, Any]) -> Extent:
+    """What the header of a video says; containers that count no frames announce a duration instead.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _open(video) as stream:
+        context = stream.codec_context
+        return Extent(stream.frames or _frames_by_duration(stream), context.height, context.width)
+
+
+def _frames_by_duration(stream: VideoStream) -> int:
+    """0 if no duration is known."""
+    if stream.duration is not None:
+        seconds = stream.duration * stream.time_base
+    else:
+        seconds = Fraction(stream.container.duration or 0, av.time_base)
+    return round(seconds * (stream.average_rate or stream.guessed_rate or 0))
 
 
 def check_video(video: dict[str, Any], size: Sequence[int], frame_stride: int) -> Check:

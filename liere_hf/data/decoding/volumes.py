@@ -11,8 +11,8 @@ import numpy as np
 
 from ...errors import InputError
 
-_GZIP = b"\x1f\x8b"
-# More than the header of either version of NIfTI has.
+_GZIP, _NPY = b"\x1f\x8b", b"\x93NUMPY"
+# More than the header of either version of NIfTI has, and than NumPy writes for an array of numbers.
 _HEADER_BYTES = 1024
 _MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
@@ -58,13 +58,11 @@ def read_extent(volume: dict[str, Any]) -> tuple[float, float, float]:
     import nibabel
 
     try:
-        header_bytes = _content(volume, _HEADER_BYTES)
-        kind = nibabel.Nifti2Header if header_bytes[4:8] == b"n+2\0" else nibabel.Nifti1Header
-        if header_bytes[4:8] != b"n+2\0" and header_bytes[344:348] != b"n+1\0":
+        header = _nifti_header(_content(volume, _HEADER_BYTES))
+        if header is None:
             raise ValueError(
                 "the size of its voxels is not known, which volume_spacing needs: only NIfTI files have one"
             )
-        header = kind(header_bytes[: kind.template_dtype.itemsize], check=False)
         affine = header.get_best_affine()
         sizes = nibabel.affines.voxel_sizes(affine) * _MILLIMETRES[header.get_xyzt_units()[0]]
         extent = sizes * header.get_data_shape()[:3]
@@ -77,6 +75,26 @@ def read_extent(volume: dict[str, Any]) -> tuple[float, float, float]:
         raise _unreadable(volume, error) from error
     right, anterior, superior = extent[np.argsort(patient_axes)].tolist()
     return superior, anterior, right
+
+
+def announced_shape(volume: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of a volume with its channels, as its header says, which may be wrong.
+
+    Raises:
+        InputError: it has no header that can be read.
+    """
+    try:
+        content = _content(volume, _HEADER_BYTES)
+        if content[:6] == _NPY:
+            return _npy_shape(content)
+        header = _nifti_header(content)
+        if header is None:
+            raise ValueError(_not_a_volume(content))
+        return tuple(map(int, header.get_data_shape()))
+    except ImportError:
+        raise
+    except Exception as error:
+        raise _unreadable(volume, error) from error
 
 
 def to_uint8(volume: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
@@ -121,8 +139,35 @@ def _content(volume: dict[str, Any], num_bytes: int | None = None) -> bytes:
     return zlib.decompressobj(wbits=31).decompress(content, num_bytes)
 
 
+def _npy_shape(content: bytes) -> tuple[int, ...]:
+    file = io.BytesIO(content)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in read:
+        raise ValueError(f"its .npy format is {version[0]}.{version[1]}, allowed are 1.0 and 2.0")
+    return read[version](file)[0]
+
+
+def _nifti_header(content: bytes) -> Any:
+    """nibabel's header, unchecked; None if it is not that of a single NIfTI file."""
+    # Not needed for .npy volumes.
+    import nibabel
+
+    if content[4:8] == b"n+2\0":
+        kind = nibabel.Nifti2Header
+    elif content[344:348] == b"n+1\0":
+        kind = nibabel.Nifti1Header
+    else:
+        return None
+    return kind(content[: kind.template_dtype.itemsize], check=False)
+
+
+def _not_a_volume(content: bytes) -> str:
+    return "it is neither NIfTI nor .npy" if content else "it is empty"
+
+
 def _decode(content: bytes, num_channels: int) -> np.ndarray:
-    if content[:6] == b"\x93NUMPY":
+    if content[:6] == _NPY:
         array = np.load(io.BytesIO(content), allow_pickle=False)
         _require_real_numbers(array.dtype)
         return _channels_first(array, num_channels)
@@ -130,7 +175,7 @@ def _decode(content: bytes, num_channels: int) -> np.ndarray:
         return _decode_nifti(content, 1, num_channels)
     if content[4:8] == b"n+2\0":
         return _decode_nifti(content, 2, num_channels)
-    raise ValueError("it is neither NIfTI nor .npy" if content else "it is empty")
+    raise ValueError(_not_a_volume(content))
 
 
 def _channels_first(array: np.ndarray, num_channels: int) -> np.ndarray:

@@ -8,35 +8,15 @@ import av
 import nibabel
 import numpy as np
 import pytest
+from image_files import writable_images, write_image
 from media_files import load_folder, write_files
-from PIL import Image
-from video_files import write_video
+from video_files import CODECS, write_video
 
 from liere_hf.data.data_sets.class_folders import SPLIT_FOLDERS
 from liere_hf.data.data_sets.folders import VIDEO_SUFFIXES, VOLUME_SUFFIXES
 from liere_hf.data.decoding.images import decode_image, image_suffixes
 from liere_hf.data.decoding.videos import count_frames, decode_frames
 from liere_hf.data.summary import summary
-
-# Codecs of the containers that do not take MPEG-4.
-CODECS = {
-    ".3g2": "h263",
-    ".3gp": "h263",
-    ".asf": "wmv2",
-    ".flv": "flv1",
-    ".m2ts": "mpeg2video",
-    ".mpeg": "mpeg1video",
-    ".mpg": "mpeg1video",
-    ".mts": "mpeg2video",
-    ".mxf": "mpeg2video",
-    ".ogv": "libvpx",
-    ".ts": "mpeg2video",
-    ".vob": "mpeg2video",
-    ".webm": "libvpx",
-    ".wmv": "wmv2",
-}
-# Modes of the formats that Pillow writes in no other.
-MODES = {"BLP": "P", "MSP": "1", "XBM": "1"}
 
 
 @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
@@ -53,21 +33,9 @@ def test_video(tmp_path, suffix):
         assert np.array_equal(frame.permute(1, 2, 0), expected[index])
 
 
-def writable_images() -> list[str]:
-    Image.init()
-    formats = {suffix: Image.registered_extensions()[suffix] for suffix in image_suffixes()}
-    # Pillow itself does not find the decoder of EPS and of PostScript, which is Ghostscript.
-    return [suffix for suffix, name in formats.items() if name in Image.SAVE and name != "EPS"]
-
-
 @pytest.mark.parametrize("suffix", writable_images())
 def test_image(tmp_path, suffix):
-    path = tmp_path / f"image{suffix}"
-    if suffix == ".pfm":
-        image = Image.new("F", (32, 32), 1.0)
-    else:
-        image = Image.new("RGB", (32, 32), "white").convert(MODES.get(Image.registered_extensions()[suffix], "RGB"))
-    image.save(path)
+    path = write_image(tmp_path / f"image{suffix}", (32, 32))
     pixels = decode_image({"bytes": None, "path": str(path)})
     assert pixels.shape[0] == 3 and pixels.shape[1] >= 16 and pixels.min() > 240
 
