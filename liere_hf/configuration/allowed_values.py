@@ -1,6 +1,7 @@
 """What each numeric or enumerated option may be: one table, by the option's name."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,10 @@ class Names:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text but the empty one, which paths would take for the current directory."""
+    """Any text or path but the empty one, which would be taken for the current directory."""
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, str) and value != ""
+        return os.fspath(value) != ""
 
     def describe(self, value: Any) -> str:
         return "is text that is not empty"
