@@ -1,29 +1,31 @@
 """What a trained checkpoint is worth on other data: fine-tuning it, against the same model with new weights.
 
-    python examples/fine_tune_checkpoint.py digits OUTPUT_DIR
-    python examples/fine_tune_checkpoint.py clips OUTPUT_DIR
+    python examples/fine_tune_checkpoint.py clothes|digits|clips OUTPUT_DIR
 
-`digits`: the LieRE8 of checkpoints/, trained on Fashion-MNIST, on scikit-learn's 1,797 handwritten digits as PNG
-files, with the recipe `imagefolder_finetune`. A fifth of the pictures is the test split.
+`clothes`: the LieRE8 of checkpoints/, trained on 60,000 pictures of Fashion-MNIST, on 2,000 others of its test split
+in five new classes, with the recipe `imagefolder_finetune`. `make fashion-mnist` downloads them.
+
+`digits`: the same model and recipe on scikit-learn's 1,797 handwritten digits.
 
 `clips`: a model of the recipe `clips`, which has learned in which of eight directions a square moves, on 100 MP4 files
-of four other motions, with the recipe `clips_finetune`; 200 further files are the test split.
+in which discs move in four directions, with the recipe `clips_finetune`; 200 further files are the test split.
 
-The recipes are used without flags but the paths. The other model has the same architecture, recipe and number of
-steps, and new weights. The seed determines the test split, the held-out examples, the order of the data and the new
-weights. The results are written to OUTPUT_DIR/results.json. Runs that are finished are not repeated.
+A fifth of the pictures is the test split. The recipes are used without flags but the paths. The other model has the
+same architecture, recipe and number of steps, and new weights. The seed determines the pictures or clips, the test
+split, the held-out examples, the order of the data and the new weights. The results are written to
+OUTPUT_DIR/results.json. Runs that are finished are not repeated.
 """
 
 import json
-import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
+from datasets import Image as Encoded
 from PIL import Image, ImageDraw
 from rich.progress import track
 from sklearn.datasets import load_digits
@@ -32,7 +34,9 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from liere_hf import LiereViTConfig, LiereViTForVideoClassification
-from liere_hf.configuration import parse_recipe
+from liere_hf.configuration import DataArguments, parse_recipe
+from liere_hf.data import load_splits
+from liere_hf.data.decoding.images import decode_image
 from liere_hf.hardware import hardware
 from liere_hf.metric_display import interval_text
 from liere_hf.model_loading import classifier_class
@@ -41,26 +45,51 @@ from liere_hf.output_files import new_directory, write_json
 from liere_hf.reproduction.statistics import over_seeds, paired_permutation_test
 from liere_hf.training.run import train
 
-FASHION_MNIST = Path(__file__).parent.parent / "checkpoints" / "fashion_mnist_liere8"
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 SEEDS = range(5)
-# The path of a disc: multiples of the cosine of an angle, to the right, and of its sine, downwards.
-MOTIONS = {"clockwise": (1, 1), "counterclockwise": (1, -1), "left and right": (1, 0), "up and down": (0, 1)}
+NUM_CLOTHES = 2000
+CLOTHES = {
+    "tops": ("T-shirt/top", "Pullover", "Coat", "Shirt"),
+    "trousers": ("Trouser",),
+    "dresses": ("Dress",),
+    "footwear": ("Sandal", "Sneaker", "Ankle boot"),
+    "bags": ("Bag",),
+}
+# The directions in which a disc moves: to the right, and downwards.
+MOTIONS = {"to the right": (1, 0), "to the left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
 CLIPS = {"train": 100, "test": 200}
 WIDTH, HEIGHT, NUM_FRAMES, RADIUS = 64, 48, 24, 5
 NUM_STILL_DISCS = 3
 FLAGS = ["--use_cpu", "true", "--disable_tqdm", "true"]
 
 
+def write_clothes(directory: Path, seed: int) -> None:
+    """2,000 pictures of Fashion-MNIST's test split."""
+    table = load_splits(DataArguments(dataset="fashion_mnist", data_dir=str(FASHION_MNIST)), seed).test
+    table = table.shuffle(seed).select(range(NUM_CLOTHES))
+    new_class = {name: new for new, names in CLOTHES.items() for name in names}
+    pictures = [decode_image(image)[0].numpy() for image in table.cast_column("image", Encoded(decode=False))["image"]]
+    names = table.features["label"].names
+    write_pictures(directory, pictures, [new_class[names[label]] for label in table["label"]], seed)
+
+
 def write_digits(directory: Path, seed: int) -> None:
-    """All digits as PNG files in class folders, below `train` and `test`."""
+    """All digits of scikit-learn."""
     digits = load_digits()
-    rows = np.arange(len(digits.target))
-    splits = train_test_split(rows, test_size=0.2, random_state=seed, stratify=digits.target)
+    pictures = (digits.images / 16 * 255).astype(np.uint8)
+    write_pictures(directory, pictures, [str(digit) for digit in digits.target], seed)
+
+
+def write_pictures(directory: Path, pictures: Sequence[np.ndarray], labels: Sequence[str], seed: int) -> None:
+    """Pictures as PNG files in class folders, below `train` and, a fifth of them, `test`."""
+    splits = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
     for split, chosen in zip(("train", "test"), splits, strict=True):
         for row in chosen:
-            path = directory / split / str(digits.target[row]) / f"{row}.png"
+            path = directory / split / labels[row] / f"{row}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[row] / 16 * 255).astype(np.uint8)).save(path)
+            Image.fromarray(pictures[row]).save(path)
 
 
 def write_clips(directory: Path, seed: int) -> None:
@@ -79,28 +108,26 @@ def write_clips(directory: Path, seed: int) -> None:
 
 
 def draw_clip(motion: str, random: np.random.Generator) -> list[Image.Image]:
-    """Frames of one disc on its way among still ones, all of one color, in noise. The path stays within the middle."""
-    size, start, color = random.uniform(8, 14), random.uniform(0, 2 * math.pi), tuple(random.integers(120, 256, 3))
-    turn = 2 * math.pi / random.uniform(16, 24)
-    margin = size + RADIUS
-    x, y = random.uniform(margin, HEIGHT - margin, 2)
-    x += (WIDTH - HEIGHT) / 2
-    still = random.uniform((0, 0), (WIDTH, HEIGHT), (NUM_STILL_DISCS, 2))
-    across, down = MOTIONS[motion]
+    """Frames of one moving disc among still ones, all of one color, in noise. It stays within the middle."""
+    color, step = tuple(random.integers(120, 256, 3)), random.uniform(0.8, 1.4) * np.array(MOTIONS[motion])
+    way = step * (NUM_FRAMES - 1)
+    # Centers from which the disc stays within the square, as (x, y).
+    offset = np.array([(WIDTH - HEIGHT) / 2, 0])
+    low = offset + RADIUS + np.maximum(0, -way)
+    high = offset + HEIGHT - RADIUS - np.maximum(0, way)
+    start, still = random.uniform(low, high), random.uniform((0, 0), (WIDTH, HEIGHT), (NUM_STILL_DISCS, 2))
     frames = []
     for index in range(NUM_FRAMES):
-        angle = start + turn * index
-        moving = x + size * across * math.cos(angle), y + size * down * math.sin(angle)
         frame = Image.fromarray(random.integers(0, 40, (HEIGHT, WIDTH, 3), np.uint8))
-        for column, row in (*still, moving):
-            ImageDraw.Draw(frame).ellipse((column - RADIUS, row - RADIUS, column + RADIUS, row + RADIUS), color)
+        for x, y in (*still, start + index * step):
+            ImageDraw.Draw(frame).ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), color)
         frames.append(frame)
     return frames
 
 
 def trained_on_clothes(output_dir: Path) -> Path:
     """The released checkpoint."""
-    return FASHION_MNIST
+    return CHECKPOINT
 
 
 def trained_on_moving_squares(output_dir: Path) -> Path:
@@ -137,6 +164,7 @@ class Study(NamedTuple):
 
 
 STUDIES = {
+    "clothes": Study("imagefolder_finetune", trained_on_clothes, write_clothes),
     "digits": Study("imagefolder_finetune", trained_on_clothes, write_digits),
     "clips": Study("clips_finetune", trained_on_moving_squares, write_clips),
 }
