@@ -1,86 +1,211 @@
-"""What a released checkpoint is worth on other data: fine-tuning it on 1,797 pictures, against the same model anew.
+"""What a trained checkpoint is worth on other data: fine-tuning it, against the same model with new weights.
 
-The checkpoint is the LieRE8 of checkpoints/, trained on Fashion-MNIST. The pictures are scikit-learn's handwritten
-digits in class folders: a fifth of them, chosen by the seed, is the test split. The recipe `imagefolder_finetune` is
-used without flags but the paths. The other model has the same architecture, recipe and number of steps, and new
-weights. The seed determines the test pictures, the held-out pictures, the order of the data and the new weights.
+    python examples/fine_tune_checkpoint.py clothes|digits|clips OUTPUT_DIR
 
-    python examples/fine_tune_checkpoint.py OUTPUT_DIR
+`clothes`: the LieRE8 of checkpoints/, trained on 60,000 pictures of Fashion-MNIST, on 2,000 others of its test split
+in five new classes, with the recipe `imagefolder_finetune`. `make fashion-mnist` downloads them.
 
-The results are written to OUTPUT_DIR/results.json. Runs that are finished are not repeated. It takes about an hour on
-one CPU core.
+`digits`: the same model and recipe on scikit-learn's 1,797 handwritten digits.
+
+`clips`: a model of the recipe `clips`, which has learned in which of eight directions a square moves, on 100 MP4 files
+in which discs move in four directions, with the recipe `clips_finetune`; 200 further files are the test split.
+
+A fifth of the pictures is the test split. The recipes are used without flags but the paths. The other model has the
+same architecture, recipe and number of steps, and new weights. The seed determines the pictures or clips, the test
+split, the held-out examples, the order of the data and the new weights. The results are written to
+OUTPUT_DIR/results.json. Runs that are finished are not repeated.
 """
 
 import json
+import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import av
 import numpy as np
-from PIL import Image
+from datasets import Image as Encoded
+from PIL import Image, ImageDraw
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from transformers import AutoImageProcessor, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from liere_hf import LiereViTConfig, LiereViTForImageClassification
-from liere_hf.configuration import parse_recipe
+from liere_hf import LiereViTConfig, LiereViTForVideoClassification
+from liere_hf.configuration import DataArguments, parse_recipe
+from liere_hf.data import load_splits
+from liere_hf.data.decoding.images import decode_image
 from liere_hf.hardware import hardware
 from liere_hf.metric_display import interval_text
+from liere_hf.model_loading import classifier_class
+from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from liere_hf.output_files import new_directory, write_json
 from liere_hf.reproduction.statistics import over_seeds, paired_permutation_test
 from liere_hf.training.run import train
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "fashion_mnist_liere8"
+ROOT = Path(__file__).parent.parent
+CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 SEEDS = range(5)
+NUM_CLOTHES = 2000
+CLOTHES = {
+    "tops": ("T-shirt/top", "Pullover", "Coat", "Shirt"),
+    "trousers": ("Trouser",),
+    "dresses": ("Dress",),
+    "footwear": ("Sandal", "Sneaker", "Ankle boot"),
+    "bags": ("Bag",),
+}
+# The directions in which a disc moves: to the right, and downwards.
+MOTIONS = {"to the right": (1, 0), "to the left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
+CLIPS = {"train": 100, "test": 200}
+WIDTH, HEIGHT, NUM_FRAMES, RADIUS = 64, 48, 24, 5
+NUM_STILL_DISCS = 3
+FLAGS = ["--use_cpu", "true", "--disable_tqdm", "true"]
 
 
-def write_pictures(directory: Path, seed: int) -> Path:
-    """All digits as PNG files in class folders, below `train` and `test`."""
+def write_clothes(directory: Path, seed: int) -> None:
+    """2,000 pictures of Fashion-MNIST's test split."""
+    table = load_splits(DataArguments(dataset="fashion_mnist", data_dir=str(FASHION_MNIST)), seed).test
+    table = table.shuffle(seed).select(range(NUM_CLOTHES))
+    new_class = {name: new for new, names in CLOTHES.items() for name in names}
+    pictures = [decode_image(image)[0].numpy() for image in table.cast_column("image", Encoded(decode=False))["image"]]
+    names = table.features["label"].names
+    write_pictures(directory, pictures, [new_class[names[label]] for label in table["label"]], seed)
+
+
+def write_digits(directory: Path, seed: int) -> None:
+    """All digits of scikit-learn."""
     digits = load_digits()
-    rows = np.arange(len(digits.target))
-    splits = train_test_split(rows, test_size=0.2, random_state=seed, stratify=digits.target)
+    pictures = (digits.images / 16 * 255).astype(np.uint8)
+    write_pictures(directory, pictures, [str(digit) for digit in digits.target], seed)
+
+
+def write_pictures(directory: Path, pictures: Sequence[np.ndarray], labels: Sequence[str], seed: int) -> None:
+    """Pictures as PNG files in class folders, below `train` and, a fifth of them, `test`."""
+    splits = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
     for split, chosen in zip(("train", "test"), splits, strict=True):
         for row in chosen:
-            path = directory / split / str(digits.target[row]) / f"{row}.png"
+            path = directory / split / labels[row] / f"{row}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[row] / 16 * 255).astype(np.uint8)).save(path)
+            Image.fromarray(pictures[row]).save(path)
+
+
+def write_clips(directory: Path, seed: int) -> None:
+    """MP4 files in class folders, below `train` and `test`."""
+    for number, (split, count) in enumerate(CLIPS.items()):
+        for index in range(count):
+            motion = [*MOTIONS][index % len(MOTIONS)]
+            path = directory / split / motion / f"{index}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("mpeg4", rate=12)
+                stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 2_000_000
+                for picture in draw_clip(motion, np.random.default_rng([seed, number, index])):
+                    container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+                container.mux(stream.encode(None))
+
+
+def draw_clip(motion: str, random: np.random.Generator) -> list[Image.Image]:
+    """Frames of one moving disc among still ones, all of one color, in noise. It stays within the middle."""
+    color, step = tuple(random.integers(120, 256, 3)), random.uniform(0.8, 1.4) * np.array(MOTIONS[motion])
+    way = step * (NUM_FRAMES - 1)
+    # Centers from which the disc stays within the square, as (x, y).
+    offset = np.array([(WIDTH - HEIGHT) / 2, 0])
+    low = offset + RADIUS + np.maximum(0, -way)
+    high = offset + HEIGHT - RADIUS - np.maximum(0, way)
+    start, still = random.uniform(low, high), random.uniform((0, 0), (WIDTH, HEIGHT), (NUM_STILL_DISCS, 2))
+    frames = []
+    for index in range(NUM_FRAMES):
+        frame = Image.fromarray(random.integers(0, 40, (HEIGHT, WIDTH, 3), np.uint8))
+        for x, y in (*still, start + index * step):
+            ImageDraw.Draw(frame).ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), color)
+        frames.append(frame)
+    return frames
+
+
+def trained_on_clothes(output_dir: Path) -> Path:
+    """The released checkpoint."""
+    return CHECKPOINT
+
+
+def trained_on_moving_squares(output_dir: Path) -> Path:
+    """The model of the recipe `clips`, for clips in color."""
+    grey, directory = output_dir / "moving_squares", output_dir / "moving_squares_in_color"
+    if not (grey / "eval_results.json").is_file():
+        train(*parse_recipe("clips", ["--output_dir", str(grey), "--resume_from_checkpoint", "false", *FLAGS]))
+    if not directory.is_dir():
+        with new_directory(directory) as unfinished:
+            in_color(LiereViTForVideoClassification.from_pretrained(grey)).save_pretrained(unfinished)
+            LiereViTVideoProcessor(
+                size={"shortest_edge": 32}, crop_size=32, image_mean=[0.5] * 3, image_std=[0.25] * 3
+            ).save_pretrained(unfinished)
     return directory
 
 
-def new_model(directory: Path, seed: int) -> Path:
+def in_color(model: LiereViTForVideoClassification) -> LiereViTForVideoClassification:
+    """A model of one channel for three, which answers the same where they are equal."""
+    config = LiereViTConfig.from_dict(model.config.to_dict() | {"num_channels": 3})
+    name, weights = "liere_vit.embeddings.patch_embeddings.projection.weight", model.state_dict()
+    # Patches are flattened with the channel last.
+    weights[name] = weights[name].repeat_interleave(3, dim=-1) / 3
+    in_three = LiereViTForVideoClassification(config)
+    in_three.load_state_dict(weights)
+    return in_three
+
+
+class Study(NamedTuple):
+    """A recipe, the checkpoint that it starts from, and what writes the files that it trains on."""
+
+    recipe: str
+    checkpoint: Callable[[Path], Path]
+    write: Callable[[Path, int], None]
+
+
+STUDIES = {
+    "clothes": Study("imagefolder_finetune", trained_on_clothes, write_clothes),
+    "digits": Study("imagefolder_finetune", trained_on_clothes, write_digits),
+    "clips": Study("clips_finetune", trained_on_moving_squares, write_clips),
+}
+
+
+def write_new_model(checkpoint: Path, directory: Path, seed: int) -> None:
     """The checkpoint's architecture and processor, with new weights."""
     set_seed(seed)
-    LiereViTForImageClassification(LiereViTConfig.from_pretrained(CHECKPOINT)).save_pretrained(directory)
-    AutoImageProcessor.from_pretrained(CHECKPOINT).save_pretrained(directory)
-    return directory
+    config = LiereViTConfig.from_pretrained(checkpoint)
+    classifier_class(config)(config).save_pretrained(directory)
+    for path in checkpoint.glob("*preprocessor_config.json"):
+        shutil.copy(path, directory)
 
 
-def fine_tune(model: Path, pictures: Path, output_dir: Path, seed: int) -> float:
+def fine_tune(recipe: str, model: Path, files: Path, output_dir: Path, seed: int) -> float:
     """The accuracy on the test split."""
     results = output_dir / "test_results.json"
     if results.is_file():
         return json.loads(results.read_text())["test_accuracy"]
     resume = output_dir.is_dir() and get_last_checkpoint(str(output_dir)) is not None
-    flags = ["--resume_from_checkpoint", str(resume).lower(), "--use_cpu", "true", "--disable_tqdm", "true"]
-    flags += ["--model_name_or_path", model, "--data_dir", pictures, "--output_dir", output_dir, "--seed", seed]
-    return train(*parse_recipe("imagefolder_finetune", [*map(str, flags)]))["test_accuracy"]
+    flags = ["--resume_from_checkpoint", str(resume).lower(), "--model_name_or_path", model, "--data_dir", files]
+    flags += ["--output_dir", output_dir, "--seed", seed, *FLAGS]
+    return train(*parse_recipe(recipe, [*map(str, flags)]))["test_accuracy"]
 
 
-def main(output_dir: Path) -> None:
+def main(subject: str, output_dir: Path) -> None:
     """Run all of it and write the results."""
+    study = STUDIES[subject]
+    checkpoint = study.checkpoint(output_dir)
     accuracies: dict[str, list[float]] = {"checkpoint": [], "new weights": []}
     for seed in track(SEEDS, description="Fine-tuning"):
         runs = output_dir / f"seed{seed}"
-        if not (runs / "pictures").is_dir():
-            with new_directory(runs / "pictures") as unfinished:
-                write_pictures(unfinished, seed)
-        models = {"checkpoint": CHECKPOINT, "new weights": runs / "new"}
+        models = {"checkpoint": checkpoint, "new weights": runs / "new"}
+        if not (runs / "files").is_dir():
+            with new_directory(runs / "files") as unfinished:
+                study.write(unfinished, seed)
         if not models["new weights"].is_dir():
-            new_model(models["new weights"], seed)
+            write_new_model(checkpoint, models["new weights"], seed)
         for name, model in models.items():
             directory = runs / name.replace(" ", "_")
-            accuracies[name].append(100 * fine_tune(model, runs / "pictures", directory, seed))
+            accuracies[name].append(100 * fine_tune(study.recipe, model, runs / "files", directory, seed))
 
     first, second = accuracies.values()
     accuracies["gain"] = [one - other for one, other in zip(first, second, strict=True)]
@@ -92,4 +217,4 @@ def main(output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel, logging
 
 from .configuration.arguments import ModelArguments, build_model_config, model_overrides
@@ -35,7 +36,8 @@ def build_model(arguments: Any, label_names: list[str], problem_type: str = SING
     """A new classifier, or the checkpoint that the arguments name, for these classes.
 
     Args:
-        arguments: ModelArguments.
+        arguments: ModelArguments. With `ignore_mismatched_sizes`, the last layer is new unless the checkpoint has
+            these very classes, in this order: as many classes of other names are other classes.
         problem_type: transformers' name for what the labels are.
 
     Raises:
@@ -48,11 +50,22 @@ def build_model(arguments: Any, label_names: list[str], problem_type: str = SING
         "problem_type": None if problem_type == SINGLE_LABEL else problem_type,
     }
     if arguments.model_name_or_path:
-        return load_checkpoint(arguments, **labels)
+        model = load_checkpoint(arguments, **labels)
+        if arguments.ignore_mismatched_sizes and not _may_be_named(arguments.model_name_or_path, label_names):
+            # Its weights would be confident about classes that have nothing to do with these.
+            model.classifier = nn.Linear(model.classifier.in_features, model.classifier.out_features)
+            model._init_weights(model.classifier)
+        return model
     config = build_model_config(arguments, **labels)
     _require_memory(config)
     with _explaining_attention(arguments):
         return classifier_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
+
+
+def _may_be_named(checkpoint: str, label_names: list[str]) -> bool:
+    """Whether the classes of a checkpoint have these names, or only transformers' LABEL_0, LABEL_1, ..."""
+    names = [*load_config(checkpoint).id2label.values()]
+    return names == label_names or names == [f"LABEL_{index}" for index in range(len(names))]
 
 
 def require_configuration(arguments: Any) -> LiereViTConfig:

@@ -59,7 +59,7 @@ def test_options_are_in_groups(output):
     places = [text.index(f"\n{title}  ") for title in titles]
     assert places == sorted(places)
     assert text.index("--layer_learning_rate_decay") > places[4] > text.index("--random_crop_padding")
-    assert rows(text)["layer_learning_rate_decay"][0] == "0.8"
+    assert rows(text)["min_steps"][0] == "500"
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from liere_hf import LiereViTConfig, LiereViTForVideoClassification
 from liere_hf.benchmark.timing import ratio_with_interval
 from liere_hf.configuration import compared_encodings, parse_recipe
 from liere_hf.demo import ENCODINGS
@@ -132,11 +134,59 @@ def test_conversion_page_quotes_the_fine_tuning():
     assert results["gain of converted"]["accuracy_low"] > 0
 
 
+def test_training_page_quotes_the_speed_of_predictions():
+    page = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    results = json.loads((ROOT / "results" / "benchmark_prediction.json").read_text())
+    number = {5: "five", 9: "nine"}[results["rounds"]]
+    text = f"{ratio_with_interval(results, 'speedup', digits=1)} times as fast as a loop with transformers' pipeline"
+    assert text in page and f"the median of {number} rounds with its 95% interval" in page
+    assert results["speedup_low"] > 1
+
+
 def test_training_page_quotes_the_fine_tuning_on_digits():
     page = (ROOT / "docs" / "training.md").read_text()
     results = json.loads((ROOT / "results" / "fine_tuning_digits" / "results.json").read_text())["accuracy, %"]
     for start, row in results.items():
         assert f"| {start} | {interval_text(row['mean'], row['low'], row['high'])} |" in page
+
+
+def test_the_fine_tuned_clips_show_their_motion():
+    """The example's disc goes where its class says, seen with columns that go right and rows that go down."""
+    example = run_example("fine_tune_checkpoint")
+    shown = {"to the right": (1, 0), "to the left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
+    assert example["MOTIONS"].keys() == shown.keys()
+    for number, (motion, (across, down)) in enumerate(shown.items()):
+        for seed in range(5):
+            pictures = example["draw_clip"](motion, np.random.default_rng([number, seed]))
+            frames = np.stack([np.asarray(picture, float).sum(-1) for picture in pictures])
+            # Still discs and noise are what a pixel mostly shows.
+            disc = np.abs(frames - np.median(frames, 0)) > 150
+            rows, columns = np.indices(disc.shape[1:])
+            y, x = (np.array([axis[each].mean() for each in disc[[0, -1]]]) for axis in (rows, columns))
+            moved = x[1] - x[0], y[1] - y[0]
+            for way, expected in zip(moved, (across, down), strict=True):
+                assert way * expected > 10 if expected else abs(way) < 5
+            # Within the square that remains of a clip.
+            columns_of_disc = columns[disc.any(0)]
+            assert columns_of_disc.min() >= 7 and columns_of_disc.max() <= 57
+
+
+def test_a_model_of_grey_clips_answers_the_same_in_color():
+    config = LiereViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=16,
+        num_channels=1,
+        image_size=[4, 16, 16],
+        patch_size=[2, 8, 8],
+        initializer_range=0.2,
+    )
+    grey = LiereViTForVideoClassification(config).eval()
+    color = run_example("fine_tune_checkpoint")["in_color"](grey).eval()
+    clips = torch.rand(3, 4, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(color(clips.expand(-1, -1, 3, -1, -1)).logits, grey(clips).logits)
 
 
 def test_conversion_page_quotes_the_inflation():

@@ -12,6 +12,7 @@ import numpy as np
 from gradio.components import Component
 from PIL import Image
 
+from ..configuration.allowed_values import require_allowed
 from ..data.data_sets.arrows import GLYPHS
 from ..errors import InputError, sentence
 from . import board
@@ -180,6 +181,7 @@ def serve(names: Sequence[str] = (), host: str = "127.0.0.1", port: int | None =
     Raises:
         InputError: as `build_page`, or host and port cannot be used.
     """
+    require_allowed({"port": port})
     _require_address(host, port)
     blocks = build_page(names, use_cpu)
     address = launch(blocks, host, port)

@@ -1,6 +1,7 @@
 """What each numeric or enumerated option may be: one table, by the option's name."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,17 @@ class Names:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Any text or path but the empty one, which would be taken for the current directory."""
+
+    def allows(self, value: Any) -> bool:
+        return os.fspath(value) != ""
+
+    def describe(self, value: Any) -> str:
+        return "is text that is not empty"
+
+
+@dataclass(frozen=True)
 class Only:
     """One value, as another one makes no sense here; `reason` says why."""
 
@@ -118,7 +130,7 @@ SEED = NumberRange(0, 2**32 - 1, whole=True)
 # More would exhaust the machine before they help.
 PROCESSES = 1024
 
-ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
+ALLOWED: Mapping[str, NumberRange | Steps | Names | Text | Only] = {
     **ALLOWED_NUMBERS,
     # The model.
     "anneal_position_embeddings_steps": COUNT,
@@ -181,7 +193,19 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "ddp_bucket_cap_mb": COUNT,
     "ddp_timeout": COUNT,
     "local_rank": NumberRange(-1, whole=True),
+    "output_dir": Text(),
+    "predict_paths": Text(),
     # The data.
+    "data_dir": Text(),
+    "hub_id": Text(),
+    "train_file": Text(),
+    "validation_file": Text(),
+    "test_file": Text(),
+    "image_column_name": Text(),
+    "label_column_name": Text(),
+    "label_separator": Text(),
+    "group_column": Text(),
+    "group_pattern": Text(),
     "train_examples": COUNT,
     "eval_examples": COUNT,
     "train_fraction": SHARE,
@@ -217,6 +241,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Only] = {
     "batch_size": COUNT,
     "top_k": COUNT,
     "num_workers": NumberRange(0, PROCESSES, whole=True),
+    "port": NumberRange(1, 65535, whole=True),
 }
 
 

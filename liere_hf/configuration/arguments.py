@@ -36,7 +36,9 @@ class _ModelSource:
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Start with a new classifier where that of the checkpoint has other classes."},
+        metadata={
+            "help": "Start with a new classifier where that of the checkpoint has other classes, by number or by name."
+        },
     )
     anneal_position_embeddings_steps: int | None = field(
         default=None,

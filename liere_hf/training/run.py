@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from huggingface_hub.constants import REPOCARD_NAME
 from torch import distributed
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 from transformers import PreTrainedModel, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -100,6 +102,7 @@ def _train(
     model = build_model(model_arguments, splits.label_names, splits.problem_type)
     data = prepare(splits, model.config, data_arguments, training_arguments, model_arguments.model_name_or_path)
     _require_usable_optimizer(model, training_arguments)
+    _require_usable_checkpointing(training_arguments)
     _set_min_epochs(splits, training_arguments)
     model = choose_trained_parameters(model, training_arguments)
     publishing = PublishingCallback(training_arguments)
@@ -186,20 +189,66 @@ def _require_usable_optimizer(model: PreTrainedModel, arguments: RunArguments) -
     """Build what Trainer builds when training starts: later, its errors would leave a directory behind.
 
     Raises:
-        InputError: a package is missing, or the optimizer or the schedule lacks an option of its own.
+        InputError: a package is missing, the optimizer or the schedule lacks an option of its own or does not allow
+            its value, or the learning rate becomes negative or infinite.
     """
+    parameter = torch.zeros(1, requires_grad=True)
     try:
-        LiereTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+        kind, options = LiereTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+        if "model" not in options:
+            kind(**{"params": [parameter], **options})
     except (ImportError, TypeError, ValueError) as error:
-        raise InputError(f"optim is {arguments.optim.value!r}: {' '.join(str(error).split())}") from error
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
+        given = "" if arguments.optim_args is None else f", with optim_args {arguments.optim_args!r}"
+        raise InputError(f"optim is {arguments.optim.value!r}{given}: {' '.join(str(error).split())}") from error
+    schedule = (
+        f"lr_scheduler_type is {arguments.lr_scheduler_type.value!r}, with lr_scheduler_kwargs "
+        f"{arguments.lr_scheduler_kwargs}"
+    )
     try:
-        get_scheduler(arguments.lr_scheduler_type, optimizer, 0, 1, arguments.lr_scheduler_kwargs)
+        rates = _learning_rates(torch.optim.SGD([parameter], lr=arguments.learning_rate), arguments)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise InputError(f"{schedule}: {' '.join(str(error).split())}") from error
+    for step, rate in enumerate(rates):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise InputError(
+                f"{schedule}: after {step}% of the steps the learning rate is {rate:g}, allowed are 0 or more"
+            )
+
+
+def _require_usable_checkpointing(arguments: RunArguments) -> None:
+    """
+    Raises:
+        InputError: torch.utils.checkpoint does not take the options in `gradient_checkpointing_kwargs`.
+    """
+    options = arguments.gradient_checkpointing_kwargs
+    if not arguments.gradient_checkpointing or options is None:
+        return
+    try:
+        checkpoint(torch.nn.Identity(), torch.zeros(1, requires_grad=True), **{"use_reentrant": False, **options})
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"lr_scheduler_type is {arguments.lr_scheduler_type.value!r}, with lr_scheduler_kwargs "
-            f"{arguments.lr_scheduler_kwargs}: {' '.join(str(error).split())}"
+            f"gradient_checkpointing_kwargs is {options!r}, allowed are options of torch.utils.checkpoint: "
+            f"{' '.join(str(error).split())}"
         ) from error
+
+
+def _learning_rates(optimizer: torch.optim.Optimizer, arguments: RunArguments) -> list[float]:
+    """Of a training of 100 steps; of a schedule that depends on metrics only the first one."""
+    num_steps = 100
+    scheduler = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        arguments.get_warmup_steps(num_steps),
+        num_steps,
+        arguments.lr_scheduler_kwargs,
+    )
+    rates = [arguments.learning_rate]
+    if isinstance(scheduler, LambdaLR):
+        for _ in range(num_steps):
+            optimizer.step()
+            scheduler.step()
+            rates += scheduler.get_last_lr()
+    return rates
 
 
 def build_trainer(

@@ -106,6 +106,20 @@ def _is_above(link: os.DirEntry | Path) -> bool:
     return path.resolve() in (path.parent.resolve(), *path.parent.resolve().parents)
 
 
+def _is_text(path: os.PathLike | str) -> bool:
+    """Whether a path is valid UTF-8, as tables of paths need; those of old archives may not be."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(path: os.PathLike | str) -> str:
+    """A path that is not UTF-8, as text that can be printed."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 class _Entries(NamedTuple):
     """What a folder holds, in the order of names."""
 
@@ -158,8 +172,10 @@ class _Finder:
     def entries(self, folder: os.PathLike | str) -> _Entries:
         """
         Raises:
-            InputError: the folder cannot be read.
+            InputError: the folder cannot be read, or its name is not text.
         """
+        if not _is_text(folder):
+            raise InputError(f"folder {_escaped(folder)} has a name that is not UTF-8: rename it")
         folders, files, left_out = [], [], []
         try:
             with os.scandir(folder) as scanned:
@@ -168,6 +184,8 @@ class _Finder:
                         left_out.append(NotedFile(entry.path, "hidden"))
                     elif entry.is_dir():
                         folders.append(entry)
+                    elif entry.is_file() and not _is_text(entry):
+                        left_out.append(NotedFile(_escaped(entry), "a name that is not UTF-8"))
                     elif entry.is_file():
                         files.append(entry)
                     else:

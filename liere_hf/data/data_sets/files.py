@@ -70,11 +70,7 @@ def check_files(
             f"{first_names([*map(_with_reason, left_out)])}; correct or remove them, or set skip_corrupt_files to "
             "leave them out"
         )
-    return CheckedFiles(
-        kept,
-        [NotedFile(file, f"cannot be used: {reason}") for file, reason in left_out],
-        [NotedFile(file, f"used as far as it goes: {reason}") for file, reason in remarks],
-    )
+    return CheckedFiles(kept, [NotedFile(file, f"cannot be used: {reason}") for file, reason in left_out], remarks)
 
 
 def _checks(

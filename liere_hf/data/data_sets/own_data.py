@@ -9,7 +9,7 @@ from ...configuration import DataArguments
 from ...errors import InputError
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from ..decoding.checks import Check, check_by
-from ..decoding.images import decode_image
+from ..decoding.images import check_image
 from .files import check_files, existing_directory
 from .folders import tables_of_folders
 from .groups import GROUP, require_separate_groups
@@ -63,7 +63,7 @@ def checker(column: str, arguments: DataArguments, config: LiereViTConfig | None
     """Finds out whether a file is a usable input of a model, for `check_files`."""
     window = tuple(arguments.intensity_window) if arguments.intensity_window else None
     if column == "image":
-        return partial(check_by, partial(decode_image, window=window))
+        return partial(check_image, window=window)
     if column == "video":
         # Only videos need PyAV.
         from ..decoding.videos import check_video

@@ -7,7 +7,10 @@ from ...errors import InputError
 
 
 class Check(NamedTuple):
-    """What makes a file unusable, and what is worth telling of one that is used; None for nothing."""
+    """What makes a file unusable, and what is worth telling of one that is used; None for nothing.
+
+    Remarks of one kind are equal up to their first colon.
+    """
 
     fault: str | None = None
     remark: str | None = None

@@ -86,7 +86,7 @@ def check_video(video: dict[str, Any], size: Sequence[int], frame_stride: int) -
             fault=f"it has {count.available} frames{cut}; a clip of {size[0]} with frame_stride {frame_stride} takes "
             f"{needed}: {advice}"
         )
-    return Check(remark=f"it has {count.available} frames{cut}" if cut else None)
+    return Check(remark=f"used as far as it goes: it has {count.available} frames{cut}" if cut else None)
 
 
 def count_frames(video: dict[str, Any]) -> FrameCount:

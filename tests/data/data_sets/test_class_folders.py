@@ -215,6 +215,21 @@ def test_everything_left_out_is_told(tmp_path, medium):
 
 
 @every_medium
+def test_names_that_are_not_utf8(tmp_path, medium):
+    """As in archives of other systems: Latin-1 for an accent. Files are left out and told, folders refused."""
+    directory = write_files(tmp_path / "data", medium, both(10))
+    suffix = MEDIA[medium][1]
+    content = (directory / f"cat/0{suffix}").read_bytes()
+    (directory / "cat" / os.fsdecode(b"caf\xe9" + suffix.encode())).write_bytes(content)
+    splits = load_folder(directory, medium)
+    assert splits.facts()["splits"] == HELD_OUT
+    assert summary(splits.facts())[-1] == f"left out, a name that is not UTF-8: 1 (cat/caf\\xe9{suffix})"
+    (directory / os.fsdecode(b"\xe9t\xe9")).mkdir()
+    with pytest.raises(InputError, match=r"data/\\xe9t\\xe9 has a name that is not UTF-8: rename it"):
+        load_folder(directory, medium)
+
+
+@every_medium
 def test_links_are_followed(tmp_path, medium):
     pool = write_files(tmp_path / "pool", medium, both(10))
     directory = tmp_path / "data"

@@ -7,7 +7,7 @@ from image_files import encoded, noise, planes
 from PIL import Image
 
 from liere_hf.data.data_sets.png import encode_png
-from liere_hf.data.decoding.images import decode_image, image_suffixes
+from liere_hf.data.decoding.images import check_image, decode_image, image_suffixes
 from liere_hf.data.decoding.pnm import encode_pnm
 from liere_hf.errors import InputError
 
@@ -131,6 +131,52 @@ def test_exif_orientation_is_applied(kind, values, orientation):
     if orientation in (2, 3, 6, 7):
         expected = expected[:, :, ::-1]
     assert np.array_equal(decode_image(row).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ["16-bit TIFF", "float TIFF"])
+def test_negatives_become_positives(name):
+    """TIFF's PhotometricInterpretation 0: the smallest value is white. Pillow turns images of 8 bits only."""
+    kind, values = DEEP[name]
+    for plane in decode_image(deep(kind, values, tiffinfo={262: 0})):
+        assert plane.tolist() == [[255, 204, 153], [102, 51, 0]]
+
+
+def test_signed_8_bit_values_are_refused():
+    row = deep("TIFF", np.array([[0, 251]], np.uint8), tiffinfo={339: 2}) | {"path": "scan.tif"}
+    with pytest.raises(
+        InputError, match=r"image scan\.tif cannot be read: it has signed 8-bit values, allowed are uns"
+    ):
+        decode_image(row)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_further_frames_are_told(kind):
+    """The first one is used, as by torchvision and transformers. A phone's MPO is one picture with its preview."""
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "lime", "blue")]
+    row = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(row["bytes"])).n_frames == 3
+    assert (decode_image(row)[:, 3, 3].int() - torch.tensor([255, 0, 0])).abs().max() <= 2
+    told = "only the first frame or page is used: it has 3"
+    assert check_image(row) == (None, None if kind == "MPO" else told)
+    assert check_image(encoded(frames[0], "GIF")) == (None, None)
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_grey_values_that_would_be_nearly_black_are_told(name):
+    """Such as those of a camera of 12 bits in files of 16."""
+    kind, values = DEEP[name]
+    dark = (values / 16).astype(values.dtype)
+    largest = f"{dark.max():g} of {values.max():g}"
+    told = f"nearly black, see intensity_window: its largest value is {largest}"
+    assert check_image(deep(kind, dark)) == (None, told)
+    assert check_image(deep(kind, dark), (0, float(dark.max()))) == (None, None)
+    assert check_image(deep(kind, values)) == (None, None)
+    assert decode_image(deep(kind, dark), (0, float(dark.max()))).max() == 255
+
+
+def test_the_fault_of_an_image_is_told():
+    assert check_image({"bytes": b"", "path": "a.png"}) == ("it is empty", None)
+    assert check_image({"bytes": None, "path": "gone.png"}).fault.startswith("[Errno 2] No such file")
 
 
 def test_images_with_too_many_pixels_are_not_called_corrupt():
