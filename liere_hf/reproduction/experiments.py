@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..configuration import ComparedEncoding, compared_encodings, encoding_options, paper_accuracy, parse_recipe
-from ..configuration.arguments import PRESETS
+from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD, PRESETS
 from .curves import examples_to_reach
 from .runner import Options, Setting, Task
 
@@ -131,20 +131,26 @@ def _accuracy(scale: Scale) -> list[Setting]:
 
 
 def _spatial(scale: Scale) -> list[Setting]:
-    """Training at each canvas size. Models of the smallest size are also tested on the larger ones."""
+    """Training at each canvas size, and tests at all of them. Generators start as published, and in other ways."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
-    others = [*(task.cells for task in tasks[1:]), *scale["larger_cells"]]
-    larger = {f"{cells} x {cells}": _larger_canvas(tasks[0], cells) for cells in others}
+    sizes = [*(task.cells for task in tasks), *scale["larger_cells"]]
     return [
-        setting
-        for task in tasks
-        for setting in _by_encoding(
-            task, evaluated=f"{task.cells} x {task.cells}", evaluations=larger if task is tasks[0] else {}
+        Setting(
+            task,
+            {"encoding": compared.title, "start": "" if start == "published" else start},
+            compared.options | STARTS[start],
+            evaluated=f"{task.cells} x {task.cells}",
+            evaluations={f"{cells} x {cells}": _other_canvas(task, cells) for cells in sizes if cells != task.cells},
+            paper=paper_accuracy(task.paper_results, compared.paper_name) if start == "published" else None,
         )
+        for task in tasks
+        for start in scale["generator_starts"]
+        for compared in compared_encodings().values()
+        if start == "published" or compared.encoding.has_free_generators
     ]
 
 
-def _larger_canvas(task: Task, cells: int) -> Options:
+def _other_canvas(task: Task, cells: int) -> Options:
     cell = parse_recipe(task.recipe)[1].arrows_cell_size
     return {"arrows_grid_size": cells, "input_size": [cells * cell]}
 
@@ -270,16 +276,20 @@ def _pooling(scale: Scale) -> list[Setting]:
     ]
 
 
+PACES: dict[str, Options] = {
+    "": {"generator_learning_rate_factor": 1.0},
+    ", fast": {"generator_learning_rate_factor": 10.0},
+}
 # The options of generators to compare, by label. Frequencies are the defaults of LiereViTConfig.
 STARTS: dict[str, Options] = {
-    f"{start}{pace}": options | factor
-    for start, options in {
-        "published": {"generator_init": "uniform"},
-        "planar": {"generator_init": "planar"},
-        "random basis": {"generator_init": "random_basis"},
-        "random bases": {"generator_init": "random_bases"},
+    f"{start}{pace}": {"generator_init": init} | options
+    for start, init in {
+        "published": "uniform",
+        "planar": "planar",
+        "random basis": "random_basis",
+        "random bases": "random_bases",
     }.items()
-    for pace, factor in {"": {}, ", fast": {"generator_learning_rate_factor": 10.0}}.items()
+    for pace, options in PACES.items()
 }
 
 
@@ -291,9 +301,7 @@ def _start(scale: Scale) -> list[Setting]:
             task,
             {"start": label, "encoding": compared.title},
             compared.options | options,
-            evaluations={
-                name: _larger_canvas(task, task.cells + more) for name, more in LARGER_CANVASES.items() if task.cells
-            },
+            evaluations=_larger_canvases(task) if task.cells else {},
         )
         for task in tasks
         for compared in compared_encodings().values()
@@ -308,15 +316,54 @@ def _start(scale: Scale) -> list[Setting]:
 LARGER_CANVASES = {"2 cells larger": 2, "4 cells larger": 4}
 
 
-def _examples_to(accuracy: float) -> Callable[[dict[str, Any]], float | None]:
-    """Training examples until a spatial task is solved to this accuracy; all of them if it never is."""
+def _larger_canvases(task: Task) -> dict[str, Options]:
+    return {name: _other_canvas(task, task.cells + more) for name, more in LARGER_CANVASES.items()}
 
-    def of_run(result: dict[str, Any]) -> float | None:
-        if not result["metrics"].keys() & LARGER_CANVASES.keys():
-            return None
-        return examples_to_reach(result["curve"], accuracy) or result["curve"][-1]["examples"]
 
-    return of_run
+def _examples_until_90(result: dict[str, Any]) -> float | None:
+    """Training examples until a spatial task is solved to 90%; all of them if it never is."""
+    if not result["metrics"].keys() & LARGER_CANVASES.keys():
+        return None
+    return examples_to_reach(result["curve"], 0.9) or result["curve"][-1]["examples"]
+
+
+SPATIAL_MEASURES = (
+    ACCURACY,
+    *(Measure(f"{name}, %", accuracy_of(name)) for name in LARGER_CANVASES),
+    Measure("examples until 90%", _examples_until_90, is_proportion=False),
+)
+
+
+# One change at a time to a training that learns the spatial task early.
+ONSET_BASE: Options = STARTS["planar, fast"] | {
+    "max_grad_norm": 0.0,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+ONSET_CHANGES: dict[str, Options] = {
+    "none": {},
+    "gradients clipped to norm 1": {"max_grad_norm": 1.0},
+    "inputs normalized as published": {"image_mean": [*AUTHORS_IMAGE_MEAN], "image_std": [*AUTHORS_IMAGE_STD]},
+    "initial weights halved": {"initializer_range": 0.045},
+    "initial weights doubled": {"initializer_range": 0.18},
+    "lower frequencies": {"generator_min_frequency": 0.05, "generator_max_frequency": 0.75},
+    "higher frequencies": {"generator_min_frequency": 0.2, "generator_max_frequency": 3.0},
+    "generators not faster": PACES[""],
+    "generators start as published": {"generator_init": "uniform"},
+}
+
+
+def _onset(scale: Scale) -> list[Setting]:
+    task = scale.tasks[scale["onset"]]
+    return [
+        Setting(
+            task,
+            {"change": change},
+            encoding_options("liere", 8) | ONSET_BASE | options,
+            evaluations=_larger_canvases(task),
+        )
+        for change, options in ONSET_CHANGES.items()
+    ]
 
 
 EXPERIMENTS = {
@@ -375,12 +422,15 @@ EXPERIMENTS = {
         "Start and pace of the generators",
         "beyond the paper",
         _start,
-        (
-            ACCURACY,
-            *(Measure(f"{name}, %", accuracy_of(name)) for name in LARGER_CANVASES),
-            Measure("examples until 90%", _examples_to(0.9), is_proportion=False),
-        ),
+        SPATIAL_MEASURES,
         "published",
+    ),
+    "onset": Experiment(
+        "What decides when a task is learned",
+        "beyond the paper",
+        _onset,
+        SPATIAL_MEASURES,
+        "none",
     ),
     "pooling": Experiment("CLS or mean pooling", "section 5", _pooling, (ACCURACY,)),
 }

@@ -80,7 +80,7 @@ class Setting:
     def name(self) -> str:
         """Name for files."""
         parts = [self.task.name, *self.labels.values()]
-        return "-".join(part.lower().replace(" ", "_").replace("/", "_") for part in parts)
+        return "-".join(part.lower().replace(" ", "_").replace("/", "_") for part in parts if part)
 
 
 class ExperimentRunner:
