@@ -1,6 +1,7 @@
 """Help: every option in a group, with its value in the recipe; every recipe with what it is."""
 
 import dataclasses
+import os
 import re
 
 import pytest
@@ -18,6 +19,8 @@ def names(*kinds: type) -> list[str]:
 @pytest.fixture
 def output(capsys, monkeypatch):
     """What a command prints, on a wide terminal."""
+    # rich reads the variables of when it was imported, which may be those of another test.
+    monkeypatch.setattr("rich.console.Console._environ", os.environ)
     monkeypatch.setenv("COLUMNS", "400")
 
     def run(*words: str, code: int = 0) -> str:

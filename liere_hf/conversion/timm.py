@@ -61,6 +61,7 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
         intermediate_size=weights.shape("blocks.0.mlp.fc1.weight")[0],
         num_labels=weights.shape("head.weight")[0],
         position_encoding="rope_mixed",
+        position_mode="sequential",
         use_absolute_position_embeddings="pos_embed" in weights,
         position_embedding_interpolation="antialiased_cubic",
         pooling=options.pooling or "cls",

@@ -131,22 +131,16 @@ def _accuracy(scale: Scale) -> list[Setting]:
 
 
 def _spatial(scale: Scale) -> list[Setting]:
-    """Training at each canvas size, and tests at all of them. Generators start as published, and in other ways."""
+    """Training at each canvas size. Models of the smallest size are also tested on the larger ones."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
-    sizes = [*(task.cells for task in tasks), *scale["larger_cells"]]
+    others = [*(task.cells for task in tasks[1:]), *scale["larger_cells"]]
+    larger = {f"{cells} x {cells}": _other_canvas(tasks[0], cells) for cells in others}
     return [
-        Setting(
-            task,
-            {"encoding": compared.title, "start": "" if start == "published" else start},
-            compared.options | STARTS[start],
-            evaluated=f"{task.cells} x {task.cells}",
-            evaluations={f"{cells} x {cells}": _other_canvas(task, cells) for cells in sizes if cells != task.cells},
-            paper=paper_accuracy(task.paper_results, compared.paper_name) if start == "published" else None,
-        )
+        setting
         for task in tasks
-        for start in scale["generator_starts"]
-        for compared in compared_encodings().values()
-        if start == "published" or compared.encoding.has_free_generators
+        for setting in _by_encoding(
+            task, evaluated=f"{task.cells} x {task.cells}", evaluations=larger if task is tasks[0] else {}
+        )
     ]
 
 

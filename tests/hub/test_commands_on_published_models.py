@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from command_line import TOKEN
 from PIL import Image
-from tiny_run import TOKEN
 
 ONE, OTHER, MISSING = "org/shown", "org/shown-again", "org/missing"
 # The words of each command, and the files that it writes.

@@ -81,7 +81,7 @@ def test_card_holds_every_option_of_the_recipe(trained, tmp_path):
     assert recipe.keys() - in_card.keys() == {"output_dir", "disable_tqdm", "local_rank"} & recipe.keys()
     assert in_card.items() <= recipe.items()
     model_arguments, data_arguments, run_arguments = parse_recipe(str(tmp_path / "recipe.yaml"))
-    assert (model_arguments.hidden_size, data_arguments.train_examples, run_arguments.max_steps) == (32, 64, 2)
+    assert (model_arguments.hidden_size, data_arguments.train_examples, run_arguments.max_steps) == (16, 64, 2)
 
 
 def test_other_measured_sizes_are_in_the_card(run_dir):

@@ -38,10 +38,10 @@ def test_only_the_release_files_are_staged(run_dir, target):
 
 
 def test_large_weights_are_sharded(run_dir, target):
-    stage(read_checkpoint(run_dir), target, REPO_ID, max_shard_size=10_000)
+    stage(read_checkpoint(run_dir), target, REPO_ID, max_shard_size=2_000)
     shards = sorted(target.glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert max(path.stat().st_size for path in shards) < 20_000
+    assert max(path.stat().st_size for path in shards) < 10_000
     assert not (target / "model.safetensors").exists()
     weights = AutoModelForImageClassification.from_pretrained(target).state_dict()
     for name, tensor in load_file(run_dir / "model.safetensors").items():
@@ -49,7 +49,7 @@ def test_large_weights_are_sharded(run_dir, target):
 
 
 def test_shards_are_uploaded_unchanged(run_dir, target, tmp_path):
-    stage(read_checkpoint(run_dir), target, REPO_ID, max_shard_size=10_000)
+    stage(read_checkpoint(run_dir), target, REPO_ID, max_shard_size=2_000)
     second = tmp_path / "second"
     second.mkdir()
     stage(read_checkpoint(target), second, REPO_ID)

@@ -79,7 +79,9 @@ class MillimetrePositions:
 
     def __init__(self, config: LiereViTConfig, size: tuple[int, int, int], spacing: tuple[float, float, float]):
         grid_size = [pixels // patch for pixels, patch in zip(size, config.spatial_patch_size, strict=True)]
-        self.positions = grid_positions(grid_size, config.grid_size, config.position_mode)
+        # Rescaled coordinates would depend on the number of patches.
+        mode = "sequential" if config.position_mode == "rescaled" else config.position_mode
+        self.positions = grid_positions(grid_size, config.grid_size, mode)
         self.extent = torch.tensor(spacing) * torch.tensor(size)
 
     def __call__(self, volumes: Sequence[dict[str, Any]]) -> torch.Tensor:
