@@ -251,8 +251,9 @@ NOT_RUN = ("start", "onset", "equivariance")
 
 def test_experiments_that_have_not_been_run_are_named():
     page = " ".join((ROOT / "docs" / "reproduction.md").read_text().split())
-    assert "`start` and `equivariance` go beyond the paper. They have not been run yet" in page
-    assert not any((ROOT / "results" / name).exists() for name in NOT_RUN)
+    assert "`start`, `onset` and `equivariance` go beyond the paper. They have not been run as a whole yet" in page
+    # Some of their runs may be there.
+    assert not any((ROOT / "results" / name / "cpu" / "table.md").exists() for name in NOT_RUN)
 
 
 @pytest.mark.parametrize("name", [name for name in (*EXPERIMENTS, *ANALYSES) if name not in NOT_RUN])

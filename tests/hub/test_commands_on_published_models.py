@@ -8,6 +8,8 @@ import pytest
 from command_line import TOKEN
 from PIL import Image
 
+pytestmark = pytest.mark.xdist_group("preloaded")
+
 ONE, OTHER, MISSING = "org/shown", "org/shown-again", "org/missing"
 # The words of each command, and the files that it writes.
 COMMANDS = {
@@ -24,7 +26,7 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def published(trained, command_line) -> None:
+def published(trained, server, command_line) -> None:
     for repo_id in (ONE, OTHER):
         assert command_line.run("publish", trained, repo_id, token=TOKEN).code == 0
 
