@@ -115,8 +115,9 @@ def test_the_readme_shows_clips_of_the_data_set(tmp_path):
     [
         (CHECKPOINT, ["eval_results.json"]),
         (SPATIAL_CHECKPOINT, ["eval_results.json", *(f"eval_results_{8 * cells}.json" for cells in (11, 14, 23))]),
+        (ROOT / "checkpoints" / "spatial_9x9_absolute", ["eval_results.json"]),
     ],
-    ids=["fashion_mnist", "spatial"],
+    ids=["fashion_mnist", "spatial", "absolute"],
 )
 def test_readme_quotes_the_checkpoints(checkpoint, files):
     text = " ".join(README.split())
@@ -187,6 +188,24 @@ def test_a_model_of_grey_clips_answers_the_same_in_color():
     clips = torch.rand(3, 4, 1, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(color(clips.expand(-1, -1, 3, -1, -1)).logits, grey(clips).logits)
+
+
+def test_backbones_page_quotes_the_tuning():
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    results = json.loads((ROOT / "results" / "tuning_converted_dinov3" / "results.json").read_text())
+    for name, row in results["tuned"].items():
+        accuracy = row["accuracy, %"]
+        cells = [
+            f"{row['trained_parameters']:,}",
+            interval_text(accuracy["mean"], accuracy["low"], accuracy["high"]),
+            f"{row['memory_mib']:,.0f}",
+            f"{row['seconds']:.0f}",
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    small, large = results["untuned"].values()
+    assert f"{small:.2f}% of the answers are right" in page
+    assert f"{large:.2f}% without any training" in page
+    assert results["hardware"]["device"] in page
 
 
 def test_conversion_page_quotes_the_inflation():
