@@ -42,7 +42,8 @@ if not any(map(shutil.which, ("g++", "clang++"))):
 
 def write_one_layer(directory: Path) -> None:
     """A model like the checkpoint of the same name, with new weights."""
-    config = LiereViTConfig.from_pretrained(ROOT / "checkpoints" / directory.name, num_hidden_layers=1)
+    one_layer = {"num_hidden_layers": 1, "out_features": ["stage1"], "out_indices": [1]}
+    config = LiereViTConfig.from_pretrained(ROOT / "checkpoints" / directory.name, **one_layer)
     LiereViTForImageClassification(config).save_pretrained(directory)
 
 
