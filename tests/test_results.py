@@ -144,9 +144,9 @@ def test_training_page_quotes_the_speed_of_predictions():
     assert results["speedup_low"] > 1
 
 
-def test_training_page_quotes_the_fine_tuning_on_digits():
+def test_training_page_quotes_the_fine_tuning_of_the_checkpoint():
     page = (ROOT / "docs" / "training.md").read_text()
-    results = json.loads((ROOT / "results" / "fine_tuning_digits" / "results.json").read_text())["accuracy, %"]
+    results = json.loads((ROOT / "results" / "fine_tuning_clothes" / "results.json").read_text())["accuracy, %"]
     for start, row in results.items():
         assert f"| {start} | {interval_text(row['mean'], row['low'], row['high'])} |" in page
 
