@@ -8,7 +8,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedConfig, PreT
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTModel
-from .options import ConversionOptions
+from .options import ConversionOptions, where_all_tokens_are_normalized
 from .planar import planar_frequencies
 from .state_dicts import Tensors, load_exactly
 from .timm import convolution_as_linear
@@ -65,8 +65,7 @@ def _read_config(source: PreTrainedConfig, options: ConversionOptions) -> LiereV
         num_register_tokens=source.num_register_tokens,
         use_mask_token=True,
         pooling=pooling,
-        # Theirs normalizes all tokens.
-        final_layernorm="after_pooling" if pooling == "cls" else "before_pooling",
+        final_layernorm=where_all_tokens_are_normalized(pooling),
         position_encoding="rope_mixed",
         position_mode="centered",
         pos_embed_shift=source.pos_embed_shift,

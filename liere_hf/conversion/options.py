@@ -55,3 +55,8 @@ class ConversionOptions:
             return LiereViTConfig(**fields)
         except ValueError as error:
             raise InputError(str(error)) from error
+
+
+def where_all_tokens_are_normalized(pooling: str) -> str:
+    """`final_layernorm` of a source that normalizes all tokens at the end. For CLS the order does not matter."""
+    return "after_pooling" if pooling == "cls" else "before_pooling"

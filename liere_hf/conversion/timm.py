@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
-from .options import ConversionOptions
+from .options import ConversionOptions, where_all_tokens_are_normalized
 from .state_dicts import Tensors, load_exactly
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,7 +44,7 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
     hidden_size, num_channels, *patch_size = weights.shape("patch_embed.proj.weight")
     if options.patch_size and options.per_axis("patch_size", 2) != patch_size:
         raise InputError(f"patch_size is {options.patch_size}, {weights.source} has patches of {patch_size}")
-    image_size = options.per_axis("image_size", 2)
+    pooling, image_size = options.pooling or "cls", options.per_axis("image_size", 2)
     if image_size is None:
         image_size = [IMAGE_SIZE, IMAGE_SIZE]
         if "pos_embed" in weights:
@@ -64,7 +64,8 @@ def _read_config(weights: Tensors, options: ConversionOptions) -> LiereViTConfig
         position_mode="sequential",
         use_absolute_position_embeddings="pos_embed" in weights,
         position_embedding_interpolation="antialiased_cubic",
-        pooling=options.pooling or "cls",
+        pooling=pooling,
+        final_layernorm=where_all_tokens_are_normalized(pooling),
         qkv_bias=True,
         layer_norm_eps=1e-6,
         layer_scale_init_value=1e-5 if "blocks.0.gamma_1" in weights else 0.0,

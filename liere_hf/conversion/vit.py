@@ -22,7 +22,7 @@ from ..model_loading import classifier_class
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification, LiereViTModel
 from ..modeling.position_encodings import POSITION_ENCODINGS
-from .options import ConversionOptions
+from .options import ConversionOptions, where_all_tokens_are_normalized
 from .state_dicts import Tensors, load_exactly
 from .timm import convolution_as_linear
 
@@ -153,9 +153,9 @@ def _read_config(source: PreTrainedConfig, weights: Tensors, options: Conversion
 
 
 def _final_layernorm(weights: Tensors, pooling: str) -> str:
-    """`layernorm` is of all tokens, `fc_norm` of the pooled one. For CLS that is the same."""
+    """`layernorm` is of all tokens, `fc_norm` of the pooled one."""
     if "layernorm.weight" in weights:
-        return "after_pooling" if pooling == "cls" else "before_pooling"
+        return where_all_tokens_are_normalized(pooling)
     return "after_pooling" if "fc_norm.weight" in weights else "none"
 
 

@@ -65,3 +65,13 @@ def test_unknown_name(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="timm/vit_nothing is not a directory, is not in the Hub"):
         convert("vit_nothing", tmp_path / "model", "timm", ConversionOptions())
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "patches"])
+def test_other_pooling_is_of_normalized_tokens(pooling):
+    source = timm_model("vit_small_patch16_rope_mixed_224")
+    model = from_timm(source.state_dict(), ConversionOptions(pooling=pooling)).eval()
+    pixel_values = torch.randn(2, 3, 224, 160)
+    with torch.no_grad():
+        tokens = source.forward_features(pixel_values)[:, int(pooling == "patches") :]
+        torch.testing.assert_close(model.base_model(pixel_values).pooler_output, tokens.mean(1), atol=2e-5, rtol=0)

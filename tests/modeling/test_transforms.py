@@ -156,5 +156,5 @@ def test_tangents_are_not_lost_by_kept_rotations():
         lambda each: model(pixel_values, positions=each).logits, positions, positions.sin()
     )
     assert tangent.abs().max() > 1e-3
-    # Generators are float32, and so are exponentials.
-    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-5)
+    # The softmax of eager attention is float32, whatever the dtype.
+    torch.testing.assert_close(tangent, expected, rtol=1e-5, atol=5e-6)
