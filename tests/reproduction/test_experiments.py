@@ -20,7 +20,9 @@ from selection import mostly_extensive
 from tiny_run import ONE_WIDE_HEAD, as_flags
 
 import liere_hf
-from liere_hf.configuration import parse_recipe
+from liere_hf.configuration import parse_recipe, recipe_names
+from liere_hf.configuration.arguments import build_model_config
+from liere_hf.modeling.positions import grid_positions
 from liere_hf.reproduction.analyses import ANALYSES, applying_flops, count_flops, rope_deviation
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
 from liere_hf.reproduction.figures import draw
@@ -127,6 +129,18 @@ def test_experiments_share_their_runs(tmp_path):
     assert keys["accuracy"] <= keys["resolution"]
     assert len(keys["initialization"] & keys["accuracy"]) == 2
     assert len(keys["pooling"] & keys["accuracy"]) == 3
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name.startswith("arrows")])
+def test_larger_canvases_show_more_cells(recipe, tmp_path):
+    """Cells keep their distances, in units of the training grid, where a canvas has more of them."""
+    arguments, *_ = parse_recipe(recipe, ["--bf16", "false", "--output_dir", str(tmp_path)])
+    config = build_model_config(arguments)
+    distances = [
+        grid_positions((cells, cells), config.grid_size, config.position_mode)[1, 1]
+        for cells in (config.grid_size[0], 2 * config.grid_size[0])
+    ]
+    assert distances[0] == distances[1] > 0
 
 
 def test_an_option_at_its_default_does_not_change_a_run(tmp_path):
