@@ -55,19 +55,22 @@ class Page:
         self.models = models
 
     def adapt(
-        self, title: str, layout: board.Layout, shown: Shown | None, way: str
-    ) -> tuple[board.Layout, Image.Image | None, str, Shown | None, dict]:
-        """What a new first model changes: the board, if its spatial task is another one, and ways of input."""
+        self, title: str, layout: board.Layout, way: str
+    ) -> tuple[board.Layout, Image.Image | None, str, Shown | dict, dict]:
+        """What a new first model changes: the board, if its spatial task is another one, and ways of input.
+
+        All else is left out of the results: a file that comes in meanwhile stays.
+        """
         task, ways = self.models[title].task, self.ways(title)
-        way = way if way in ways else ways[0]
+        another_way = {} if way in ways else {"value": ways[0]}
+        way = another_way.get("value", way)
         if task is None:
             laid_out = (), None, ""
         else:
             same = len(layout) == task.grid_size**2
             laid_out = self.lay_out(title, layout if same else board.example(task))
-        if way == BOARD:
-            shown = self.take_layout(title, laid_out[0])
-        return *laid_out, shown, gr.update(choices=ways, value=way)
+        shown = self.take_layout(title, laid_out[0]) if way == BOARD else gr.skip()
+        return *laid_out, shown, gr.update(choices=ways, **another_way)
 
     def ways(self, title: str) -> list[str]:
         """Ways of input that a model has."""
@@ -289,7 +292,7 @@ def _add_ways(page: Page, blocks: gr.Blocks, model: gr.Dropdown, shown: gr.State
         ask.click(page.take_drawing, [_uploads_only(drawing), is_white_on_black], shown, api_name="take_drawing")
     way.change(page.groups, way, [*groups.values()], show_progress="hidden", api_name=False)
     adapted = [*laid_out, shown, way]
-    gr.on([blocks.load, model.change], page.adapt, [model, laid_out[0], shown, way], adapted, api_name="adapt")
+    gr.on([blocks.load, model.change], page.adapt, [model, laid_out[0], way], adapted, api_name="adapt")
 
 
 def _add_board(page: Page, group: gr.Column, model: gr.Dropdown, shown: gr.State) -> list[Component]:

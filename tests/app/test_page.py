@@ -6,6 +6,7 @@ import re
 import socket
 from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -79,15 +80,22 @@ def test_examples_have_a_right_answer_and_are_answered(shown_page):
 
 
 def test_another_first_model_brings_its_own_task(shown_page):
-    layout, _, _, shown, way = shown_page.adapt(ARROWS, (), None, "Spatial task")
+    layout, _, _, shown, way = shown_page.adapt(ARROWS, (), "Spatial task")
     assert (len(layout), shown.title) == (25, "arrows.png")
-    assert (way["choices"], way["value"]) == (["Spatial task", "File", "Drawing"], "Spatial task")
-    assert shown_page.adapt(ARROWS, layout, shown, "Spatial task")[0] == layout
-    assert len(shown_page.adapt(LARGER, layout, shown, "Spatial task")[0]) == 36
-    file = page.Shown(None, "place", "mine.png")
-    assert shown_page.adapt(LARGER, layout, file, "File")[3:] == (file, way | {"value": "File"})
-    layout, shown_board, _, shown, way = shown_page.adapt(FASHION, layout, file, "Spatial task")
-    assert (layout, shown_board, shown, way["choices"], way["value"]) == ((), None, file, ["File", "Drawing"], "File")
+    assert way == gr.update(choices=["Spatial task", "File", "Drawing"])
+    assert shown_page.adapt(ARROWS, layout, "Spatial task")[0] == layout
+    assert len(shown_page.adapt(LARGER, layout, "Spatial task")[0]) == 36
+    layout, shown_board, _, _, way = shown_page.adapt(FASHION, layout, "Spatial task")
+    assert (layout, shown_board) == ((), None)
+    assert way == gr.update(choices=["File", "Drawing"], value="File")
+
+
+@pytest.mark.parametrize(("title", "way"), [(ARROWS, "File"), (ARROWS, "Drawing"), (FASHION, "File")])
+def test_a_file_that_comes_in_while_the_page_adapts_stays(shown_page, title, way):
+    """Whatever is returned in its place is taken as the newer input."""
+    *_, shown, way = shown_page.adapt(title, (), way)
+    assert shown == gr.skip()
+    assert "value" not in way
 
 
 def test_drawings_are_strokes_of_any_colour(shown_page):
