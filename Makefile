@@ -17,9 +17,10 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/liere-hf demo --output_dir runs/demo
 
-# One thread a process. The tests of a file, and of files marked as one xdist_group, run in one process: they share
+# One thread a process. Python writes what it compiles, whatever the environment says: many processes import the same.
+# The tests of a file, and of files marked as one xdist_group, run in one process: they share
 # what they set up. pyproject.toml says what the other markers are for.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test: .venv/installed transformers-tests
 	$(PYTEST) -m "not extensive and not end_to_end and not gpu"

@@ -403,12 +403,12 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "errors", "compilation", "backbones", "data", "prediction"],
+        choices=["models", "exponential", "errors", "compilation", "backbones", "data", "prediction", "startup"],
         default="models",
         help="models (the default), exponentials of skew-symmetric matrices, their errors, compiled models, converted "
-        "DINOv3 models, data loading, or predictions for files",
+        "DINOv3 models, data loading, predictions for files, or how soon commands answer",
     )
-    benchmark.add_argument("--model", help="prediction: directory or Hub id of an image classifier")
+    benchmark.add_argument("--model", help="prediction, startup: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
     benchmark.add_argument("--device", help="cpu or cuda (default: cuda if available)")
     benchmark.add_argument("--batch_size", type=int, help="models: batch size, instead of the preset's")
@@ -565,7 +565,7 @@ def _info(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 @_without_library_bars
 def _app(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from liere_hf.app import serve
+    from liere_hf.app.page import serve
 
     serve(arguments.models, arguments.host, arguments.port, arguments.use_cpu)
     return 0
@@ -682,13 +682,15 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         from liere_hf.benchmark.data import benchmark_data
 
         results = benchmark_data()
-    elif arguments.subject == "prediction":
+    elif arguments.subject in ("prediction", "startup"):
         from liere_hf.benchmark.prediction import benchmark_prediction
+        from liere_hf.benchmark.startup import benchmark_startup
         from liere_hf.errors import InputError
 
         if arguments.model is None:
-            raise InputError("model is not given, benchmark prediction needs an image classifier")
-        results = benchmark_prediction(arguments.model, arguments.rounds)
+            raise InputError(f"model is not given, benchmark {arguments.subject} needs an image classifier")
+        measure = benchmark_prediction if arguments.subject == "prediction" else benchmark_startup
+        results = measure(arguments.model, arguments.rounds)
     elif arguments.subject == "errors":
         from liere_hf.benchmark.exponential import measure_errors
 

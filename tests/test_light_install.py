@@ -10,6 +10,7 @@ import subprocess
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from preloaded import ONLY_TORCH, preloaded
 from tiny_run import QUIET, TINY_MODEL, as_flags
 
@@ -82,3 +83,13 @@ def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
         expected = rf'liere-hf {words[0]}: error: \w+ is not installed: pip install "liere_hf\[{extra}\]"'
         assert re.fullmatch(expected, message)
     assert [path.name for path in tmp_path.iterdir()] == ["scans"]
+
+
+def test_pictures_of_the_page_need_neither_pyav_nor_nibabel(tmp_path):
+    """As with the extra `app` alone."""
+    Image.new("L", (28, 28)).save(tmp_path / "picture.png")
+    script = (
+        "import sys; sys.modules.update(av=None, nibabel=None); from liere_hf.app import limits; "
+        f"limits.require_moderate({{'bytes': None, 'path': {str(tmp_path / 'picture.png')!r}}}, 'image', 1)"
+    )
+    subprocess.run([preloaded("python", ONLY_TORCH), "-c", script], check=True)

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from pyarrow import parquet
+from selection import mostly_extensive
 from tiny_run import QUIET, TINY_MODEL, as_flags
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor, pipeline
 
@@ -213,7 +214,7 @@ def test_models_that_take_no_files(tmp_path):
         predict(str(tmp_path / "signals"), ["a.png"], PredictionOptions())
 
 
-@pytest.mark.parametrize("with_paths", [False, True])
+@pytest.mark.parametrize("with_paths", mostly_extensive([False, True], [True]))
 def test_do_predict_after_training(pictures, tmp_path, with_paths):
     """The evaluation examples' predictions are as accurate as the evaluation says."""
     flags = ["--train_examples", 64, "--eval_examples", 64]

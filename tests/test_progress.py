@@ -118,6 +118,7 @@ def test_a_pipe_gets_plain_lines(name, work, tmp_path):
     assert len(lines) == 6 * {"train": 1, "reproduce": 5, "demo": 3}.get(name, 0)
 
 
+@pytest.mark.end_to_end
 def test_messages_have_lines_of_their_own():
     """Texts, warnings and logs, of handlers that were there before, while bars replace one another."""
     code = """
@@ -167,6 +168,7 @@ except ValueError:
     assert lines[-3:] == ["log after", "text after", "end"]
 
 
+@pytest.mark.end_to_end
 def test_disable_tqdm_hides_the_bar(work, tmp_path):
     shown = run_in_terminal([*words("train", tmp_path), "--disable_tqdm", "true"], cwd=work)
     assert (shown.code, shown.most_bars) == (0, 0)

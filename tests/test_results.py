@@ -141,7 +141,36 @@ def test_training_page_quotes_the_speed_of_predictions():
     number = {5: "five", 9: "nine"}[results["rounds"]]
     text = f"{ratio_with_interval(results, 'speedup', digits=1)} times as fast as a loop with transformers' pipeline"
     assert text in page and f"the median of {number} rounds with its 95% interval" in page
+    # At least as fast as a plain loop with the pipeline, beyond doubt.
     assert results["speedup_low"] > 1
+    assert results["largest_difference"] < 1e-3
+
+
+def test_pages_quote_when_commands_answer():
+    results = json.loads((ROOT / "results" / "benchmark_startup.json").read_text())
+    seconds = {row["command"]: row["seconds"] for row in results["rows"]}
+    for name, page in (("explain", "pictures"), ("app", "app")):
+        text = " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
+        assert f" is there after {seconds[f'liere-hf {name}']:.0f} seconds" in text
+    # Help and wrong flags import nothing heavy.
+    for name in ("liere-hf --help", "liere-hf train, wrong flag"):
+        assert seconds[name] < 1.5 * seconds["import argparse, yaml"] + 0.3
+
+
+def test_backbones_page_quotes_its_benchmark():
+    results = json.loads((ROOT / "results" / "benchmark_backbones.json").read_text())
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    for row in results["conversions"]:
+        assert f"| {row['model']} | {row['seconds']:.1f} | {row['peak_memory_mib'] / 1024:.1f} |" in page
+    pictures = {(row["model"], row["size"], row["form"]): row for row in results["pictures"]}
+    for model, size in dict.fromkeys(case[:2] for case in pictures):
+        rows = [pictures[model, size, form] for form in ("transformers", "converted", "LieRE8")]
+        cells = [f"{row['seconds']:.2f}" for row in rows] + [f"{row['peak_memory_mib'] / 1024:.1f}" for row in rows]
+        assert f"| {model} | {size} | {' | '.join(cells)} |" in page
+    assert results["largest_difference"] < 2e-5
+    (base,) = (row for row in results["conversions"] if row["model"] == "ViT-B")
+    assert base["seconds"] < 20
+    assert base["peak_memory_mib"] < 3 * 1024
 
 
 def test_training_page_quotes_the_fine_tuning_of_the_checkpoint():
@@ -246,15 +275,6 @@ def test_liere64_trains_in_little_more_memory(name, num_tokens, gibibytes):
     extra = peak["liere64"] - peak["absolute"]
     assert extra < 1024 * gibibytes
     assert f"LieRE64 uses {extra:,.0f} MiB more than the absolute model" in (ROOT / "docs" / "speed.md").read_text()
-
-
-def test_training_page_quotes_the_benchmark_of_predictions():
-    """At least as fast as a plain loop with the pipeline, beyond doubt."""
-    page = " ".join((ROOT / "docs" / "training.md").read_text().split())
-    results = json.loads((ROOT / "results" / "benchmark_prediction.json").read_text())
-    assert f"{ratio_with_interval(results, 'speedup', digits=1)} times as fast as a loop" in page
-    assert results["speedup_low"] > 1
-    assert results["largest_difference"] < 1e-3
 
 
 def test_speed_page_quotes_the_benchmark_of_the_exponential():

@@ -9,6 +9,8 @@ from ..data.decoding.images import announced_size
 from ..data.decoding.volumes import announced_shape
 from ..errors import InputError
 
+# Of an upload, in bytes.
+MAX_FILE_SIZE = 100 * 2**20
 MAX_PIXELS = 50_000_000
 # Twenty minutes at 30 frames a second, or eight of 1920 x 1080 pixels; and what is decoded for one clip.
 MAX_FRAMES, MAX_VIDEO_PIXELS, MAX_CLIP_PIXELS = 36_000, 30_000_000_000, 2**28

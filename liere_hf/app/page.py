@@ -16,9 +16,9 @@ from ..configuration.allowed_values import require_allowed
 from ..data.data_sets.arrows import GLYPHS
 from ..errors import InputError, sentence
 from . import board
+from .limits import MAX_FILE_SIZE
 from .models import TOP_K, ShownModel, load_models
 
-MAX_FILE_SIZE = 100 * 2**20
 # Visitors that wait; more are told to come back.
 MAX_WAITING = 64
 # Seconds: how often the files of visitors are looked at, and how long they stay.

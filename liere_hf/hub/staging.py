@@ -37,7 +37,7 @@ PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "pro
 MODELING = Path(modeling_liere_vit.__file__).parent
 CODE = tuple(sorted(path.name for path in MODELING.glob("*.py") if path.name != "__init__.py"))
 # Of a Space. Its files are reached through a proxy, at this port.
-APP = """from liere_hf.app import serve
+APP = """from liere_hf.app.page import serve
 
 serve(["{folder}"], host="0.0.0.0", port=7860)
 """

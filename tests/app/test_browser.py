@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from preloaded import preloaded
 from shown_models import CHECKPOINT, SPATIAL
 
-from liere_hf.app.page import MAX_FILE_SIZE
+from liere_hf.app.limits import MAX_FILE_SIZE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

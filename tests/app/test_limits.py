@@ -3,7 +3,6 @@
 import gzip
 import io
 import re
-import subprocess
 from pathlib import Path
 
 import nibabel
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from image_files import writable_images, write_image
 from PIL import Image, ImageFile
-from preloaded import ONLY_TORCH, preloaded
 from shown_models import CHECKPOINT, write_clip_model, write_volume_model
 from video_files import CODECS, write_video
 
@@ -127,12 +125,3 @@ def test_volumes_that_unfold(shown_models, tmp_path, monkeypatch, members):
 def test_files_without_a_header(shown_models, tmp_path, column, content):
     (tmp_path / "broken").write_bytes(content)
     assert refusal(shown_models[column], tmp_path / "broken").startswith(f"{column} mine cannot be read: ")
-
-
-def test_pictures_need_neither_pyav_nor_nibabel(trousers):
-    """As with the extra `app` alone."""
-    script = (
-        "import sys; sys.modules.update(av=None, nibabel=None); from liere_hf.app import limits; "
-        f"limits.require_moderate({{'bytes': None, 'path': {str(trousers)!r}}}, 'image', 1)"
-    )
-    subprocess.run([preloaded("python", ONLY_TORCH), "-c", script], check=True)

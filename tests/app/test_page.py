@@ -1,12 +1,12 @@
 """What happens on the page, without a browser; and `liere-hf app` on a socket with visitors."""
 
+import importlib
 import io
 import json
 import re
 import socket
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
-import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -16,14 +16,22 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 from shown_models import CELL_SIZE, CHECKPOINT, GRID_SIZE, write_arrows_model
 
-from liere_hf.app import board, page
+from liere_hf.app import board
+from liere_hf.app.limits import MAX_FILE_SIZE
 from liere_hf.app.models import load_models
 from liere_hf.data.data_sets.arrows import DIRECTIONS, GLYPHS, ArrowsTask
 from liere_hf.errors import InputError
 from liere_hf_cli.main import main
 
+pytestmark = pytest.mark.xdist_group("preloaded")
 TASK = ArrowsTask(GRID_SIZE, CELL_SIZE, 3, 2)
 FASHION, ARROWS, LARGER = "fashion_mnist_liere8", "arrows", "larger"
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    """Imported by tests, not with this file: gradio takes seconds, also of processes that run other tests."""
+    return importlib.import_module("liere_hf.app.page")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +43,7 @@ def names(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def shown_page(names) -> page.Page:
+def shown_page(page, names):
     return page.Page(load_models(names, use_cpu=True))
 
 
@@ -79,22 +87,22 @@ def test_examples_have_a_right_answer_and_are_answered(shown_page):
     assert min(maps.size) > 300
 
 
-def test_another_first_model_brings_its_own_task(shown_page):
+def test_another_first_model_brings_its_own_task(page, shown_page):
     layout, _, _, shown, way = shown_page.adapt(ARROWS, (), "Spatial task")
     assert (len(layout), shown.title) == (25, "arrows.png")
-    assert way == gr.update(choices=["Spatial task", "File", "Drawing"])
+    assert way == page.gr.update(choices=["Spatial task", "File", "Drawing"])
     assert shown_page.adapt(ARROWS, layout, "Spatial task")[0] == layout
     assert len(shown_page.adapt(LARGER, layout, "Spatial task")[0]) == 36
     layout, shown_board, _, _, way = shown_page.adapt(FASHION, layout, "Spatial task")
     assert (layout, shown_board) == ((), None)
-    assert way == gr.update(choices=["File", "Drawing"], value="File")
+    assert way == page.gr.update(choices=["File", "Drawing"], value="File")
 
 
 @pytest.mark.parametrize(("title", "way"), [(ARROWS, "File"), (ARROWS, "Drawing"), (FASHION, "File")])
-def test_a_file_that_comes_in_while_the_page_adapts_stays(shown_page, title, way):
+def test_a_file_that_comes_in_while_the_page_adapts_stays(page, shown_page, title, way):
     """Whatever is returned in its place is taken as the newer input."""
     *_, shown, way = shown_page.adapt(title, (), way)
-    assert shown == gr.skip()
+    assert shown == page.gr.skip()
     assert "value" not in way
 
 
@@ -127,7 +135,7 @@ def test_sliders_have_the_ranges_of_a_model(shown_page):
 
 
 @pytest.fixture(scope="module")
-def address(names):
+def address(page, names):
     """Of the page with the first two models, on a socket."""
     blocks = page.build_page(names[:2], use_cpu=True)
     yield page.launch(blocks, port=free_port())
@@ -142,6 +150,7 @@ def top(result) -> str:
     return result[1]["label"]
 
 
+@pytest.mark.end_to_end
 def test_two_visitors_at_once_have_answers_of_their_own(address, trousers, noise):
     """Each one's file and layout stay, whatever the other one does in between and at the same time."""
     ann, ben = visitor(address), visitor(address)
@@ -184,7 +193,7 @@ def test_files_of_the_server_are_not_served(address):
 
 
 def test_too_large_an_upload_is_refused(address):
-    content = io.BytesIO(bytes(page.MAX_FILE_SIZE + 1))
+    content = io.BytesIO(bytes(MAX_FILE_SIZE + 1))
     response = httpx.post(f"{address}gradio_api/upload", files={"files": ("huge.png", content)}, timeout=60)
     assert response.status_code == 413
 
@@ -205,7 +214,7 @@ def test_the_page_contacts_nobody(address):
     assert config["analytics_enabled"] is False
 
 
-def test_a_port_in_use_is_one_sentence():
+def test_a_port_in_use_is_one_sentence(page):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

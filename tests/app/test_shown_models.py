@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from media_files import write_video
+from selection import mostly_extensive
 from shown_models import CHECKPOINT, write_arrows_model, write_clip_model, write_volume_model
 
 from liere_hf import LiereViTForImageClassification
@@ -56,7 +57,7 @@ def test_models_without_rotations(tmp_path):
         none.offsets(40, 1, 1)
 
 
-@pytest.mark.parametrize("column", ["video", "volume"])
+@pytest.mark.parametrize("column", mostly_extensive(["video", "volume"], ["video"]))
 def test_clips_and_volumes_of_every_size(column, tmp_path):
     """Sizes keep proportions as far as patches allow; clips keep their number of frames."""
     write = {"video": write_clip_model, "volume": write_volume_model}[column]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from selection import mostly_extensive
 
 from liere_hf.benchmark import compilation, models
 from liere_hf.benchmark.models import PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant, contestant_names
+from liere_hf.benchmark.startup import benchmark_startup
 from liere_hf.benchmark.timing import median_ratio
 from liere_hf_cli.main import main
 
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "image": Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=2),
     "video": Preset("tiny", (4, 16, 16), (2, 8, 8), num_labels=3, batch_size=2),
@@ -179,6 +182,24 @@ def test_median_ratio_pairs_rounds():
     assert ratio["speed_low"] <= 2 <= ratio["speed_high"]
 
 
+@pytest.mark.end_to_end
+def test_startup_is_measured(tmp_path):
+    model, results = str(ROOT / "checkpoints" / "fashion_mnist_liere8"), tmp_path / "results.json"
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "startup", "--model", model, "--rounds", "1", "--results_file", str(results)])
+    assert exit_info.value.code == 0
+    seconds = {row["command"]: row["seconds"] for row in json.loads(results.read_text())["rows"]}
+    # What needs no model does not import torch, which alone takes seconds.
+    quick = [name for name in seconds if name not in ("liere-hf explain", "liere-hf app")]
+    assert max(seconds[name] for name in quick) < min(seconds["liere-hf explain"], seconds["liere-hf app"]) / 2
+
+
+@pytest.mark.extensive
+def test_a_command_that_fails_is_not_measured():
+    with pytest.raises(RuntimeError, match=r"explain .* ended with 2: .* no_such_model"):
+        benchmark_startup("no_such_model", rounds=1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -190,6 +211,7 @@ def test_median_ratio_pairs_rounds():
         ),
         (["--batch_size", "-1"], "batch_size is -1, allowed is 1 or more"),
         (["exponential", "--rounds", "0"], "rounds is 0, allowed is 1 or more"),
+        (["startup"], "model is not given, benchmark startup needs an image classifier"),
         (["--device", "tpu"], "device is 'tpu', allowed are cpu and cuda"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import TOKEN
 from PIL import Image
+from selection import mostly_extensive
 
 pytestmark = pytest.mark.xdist_group("preloaded")
 
@@ -42,7 +43,7 @@ def words_of(command: str, model: str, other: str, picture: Path) -> list[str]:
     return [command, *words, "--output_dir", str(picture.parent / "output")]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", mostly_extensive(COMMANDS, ["explain"]))
 def test_a_model_of_the_hub_is_one_in_a_directory(command, published, trained, command_line, picture):
     """The numbers of a published model are those of the run that it is a copy of."""
     found, copy = [], shutil.copytree(trained, picture.parent / "copy")

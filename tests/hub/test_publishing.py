@@ -97,6 +97,7 @@ def test_a_new_run_replaces_the_old_one_completely(run_dir, server, command_line
     assert len(commits) == 3
 
 
+@pytest.mark.extensive
 def test_private_repository_branch_and_tags(trained, run_dir, server, command_line):
     result = command_line.run("publish", trained, "org/private", "--private", "--revision", "next", token=TOKEN)
     assert result.code == 0, result
@@ -239,6 +240,7 @@ def test_the_hub_accepts_the_cards(trained, converted, server, monkeypatch):
             card.validate()
 
 
+@pytest.mark.extensive
 def test_an_interrupted_upload_is_resumed(trained, server, command_line):
     """Large files that have been uploaded are not sent again."""
     token = "hf_" + "slowTokenOfTests" * 2
@@ -297,6 +299,7 @@ def test_push_to_hub_while_training(server, command_line, tmp_path):
     assert not [name for name in recipe if "hub" in name]
 
 
+@pytest.mark.extensive
 def test_a_checkpoint_that_cannot_be_published_does_not_end_the_training(server, command_line, tmp_path):
     token = "hf_" + "unluckyTokenTest" * 2
     server.add_user("unlucky", token)
@@ -339,6 +342,7 @@ def test_push_to_hub_checks_access_before_training(converted, server, command_li
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.extensive
 def test_push_to_hub_to_the_users_namespace(server, command_line, tmp_path):
     flags = [*as_flags(TWO_STEPS), "--push_to_hub", "true", "--hub_strategy", "end"]
     result = command_line.run("train", "digits", "--output_dir", tmp_path / "my-run", *flags, token=TOKEN)
@@ -346,6 +350,7 @@ def test_push_to_hub_to_the_users_namespace(server, command_line, tmp_path):
     assert "model.safetensors" in files_of(server, "ann/my-run")
 
 
+@pytest.mark.extensive
 def test_a_token_given_as_an_option_is_not_saved(server, command_line, tmp_path):
     flags = [
         *as_flags(TWO_STEPS),

@@ -1,5 +1,6 @@
 """liere-hf publish --space: the page of `liere-hf app` with a model, in one commit."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import yaml
 from command_line import TOKEN
 from huggingface_hub import HfApi, metadata_load, snapshot_download
 
-import liere_hf.app
 from liere_hf.app.models import load_models
 
 pytestmark = pytest.mark.xdist_group("preloaded")
@@ -42,8 +42,9 @@ def test_one_commit_whose_app_serves_the_model(kind, extras, request, server, co
 
     space = snapshot_download(repo_id, repo_type="space", endpoint=server.url, token=TOKEN, local_dir=tmp_path / "app")
     assert metadata_load(Path(space, "README.md"))["sdk"] == "gradio"
-    served = []
-    monkeypatch.setattr(liere_hf.app, "serve", lambda names, **options: served.append((names, options)))
+    # gradio takes seconds to import: only where it is needed.
+    page, served = importlib.import_module("liere_hf.app.page"), []
+    monkeypatch.setattr(page, "serve", lambda names, **options: served.append((names, options)))
     monkeypatch.chdir(space)
     exec(compile(Path("app.py").read_text(), "app.py", "exec"), {})
     ((names, options),) = served
@@ -78,7 +79,7 @@ def test_another_space_needs_overwrite(trained, converted, server, command_line)
     assert command_line.run("publish", trained, "org/taken-space", "--space", "--overwrite", token=TOKEN).code == 0
     result = command_line.run("publish", converted, "org/taken-space", "--space", token=TOKEN)
     assert "org/taken-space holds another model" in result.stderr
-    assert files_of(server, "org/taken-space")["app.py"].startswith(b"from liere_hf.app import serve")
+    assert files_of(server, "org/taken-space")["app.py"].startswith(b"from liere_hf.app.page import serve")
 
 
 def test_a_preview_uploads_nothing(trained, server, command_line):

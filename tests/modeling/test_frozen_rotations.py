@@ -84,6 +84,7 @@ def test_jit_trace_holds_constants():
     torch.testing.assert_close(traced(pixel_values), logits(model, pixel_values), rtol=0, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_the_compiler_takes_constants():
     torch.compiler.reset()
     model, graphs = frozen_classifier(), []

@@ -755,6 +755,7 @@ def test_a_padded_batch_has_the_positions_of_its_samples(mode, num_axes):
     check_padded_batch(num_axes, position_mode=mode)
 
 
+@pytest.mark.end_to_end
 def test_an_exported_model_takes_padded_batches_of_any_length():
     model = classifier()
     pixel_values = random_input(model.config, batch_size=3, grid_size=LARGER_GRIDS[2])

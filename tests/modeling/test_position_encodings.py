@@ -187,6 +187,7 @@ def test_export_gives_the_same_logits():
     torch.testing.assert_close(program.module()(pixel_values).logits, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.end_to_end
 def test_compiled_training_has_the_same_gradients():
     trained = model(num_hidden_layers=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
     pixel_values, gradients = random_input(trained.config), []

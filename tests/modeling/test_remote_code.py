@@ -167,6 +167,7 @@ def test_bare_and_masked_models_are_bit_equal(results, models, directory):
     assert torch.equal(results["masked"], models["masked"](pixel_values).reconstruction)
 
 
+@pytest.mark.extensive
 def test_saved_again_and_loaded_again(results, directory):
     """A loaded model is saved completely (code, weights, configuration), with and without this package."""
     assert torch.equal(results["image_again"], results["image"])
@@ -205,6 +206,7 @@ def test_video_classification_pipeline(results, models, directory):
 @pytest.mark.parametrize(
     "order", [("first", "second"), pytest.param(("second", "first"), marks=pytest.mark.extensive)], ids="-".join
 )
+@pytest.mark.extensive
 def test_two_revisions_in_one_process(order, models, directory, tmp_path):
     results = run_python(WITHOUT_PACKAGE + HEAD + TWO_REVISIONS + TAIL, directory, tmp_path, *order)
     expected = models["image"](torch.load(directory / "image.pt")).logits

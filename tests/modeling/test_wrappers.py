@@ -139,6 +139,7 @@ def test_compiled_models(encoding, num_axes):
 
 
 @pytest.mark.parametrize("trains", mostly_extensive([False, True], [True]))
+@pytest.mark.end_to_end
 def test_the_compiler_takes_operators_and_exporters_take_none(trains):
     """Whether one or the other traces is not the same question in all versions of torch."""
     torch.compiler.reset()

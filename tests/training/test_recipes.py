@@ -303,6 +303,7 @@ def test_more_workers_than_shards(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("write", "step"), mostly_extensive([(write_tars, 3), (write_tars, 4), (write_tree, 4)], fast=[(write_tars, 4)])
 )
+@pytest.mark.end_to_end
 def test_resumed_run_with_workers_ends_as_an_uninterrupted_one(monkeypatch, tmp_path, write, step):
     """Resumed at the end of the first epoch and in the middle of the second, with dropout, for streams and files."""
     write(tmp_path / "data")

@@ -57,6 +57,7 @@ def test_more_steps(recipe, half, tmp_path):
     assert yaml.safe_load((half / "recipe.yaml").read_text())["max_steps"] == 9
 
 
+@pytest.mark.extensive
 def test_another_cadence_takes_effect(recipe, half):
     flags = ["--logging_steps", 1, "--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2]
     history = resume(recipe, half, *flags, "--per_device_eval_batch_size", 3, "--dataloader_num_workers", 1)
@@ -142,6 +143,7 @@ def test_a_model_alone_is_not_resumed(recipe, tmp_path, monkeypatch):
         resume(recipe, run, "--save_only_model", "true")
 
 
+@pytest.mark.extensive
 def test_early_stopping_and_its_resumption(recipe, tmp_path):
     """A learning rate of almost nothing improves nothing: two evaluations after the first one end the run."""
     run = tmp_path / "run"

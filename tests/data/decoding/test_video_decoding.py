@@ -28,12 +28,12 @@ from liere_hf.data.resizing.clips import EvaluationClips, TrainingClips
 from liere_hf.errors import InputError
 from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 
-every_video = pytest.mark.parametrize("name", [*VIDEOS, *PACKED])
-
-
-@pytest.mark.parametrize(
+every_video = pytest.mark.parametrize(
     "name", mostly_extensive([*VIDEOS, *PACKED], ["b_frames.mp4", "open_gop.mp4", "h264.ts", "packed_one.avi"])
 )
+
+
+@every_video
 def test_every_start_is_exact(video, name):
     path, expected = video(name)
     assert numbers_of(expected) == list(range(NUM_FRAMES))
