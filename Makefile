@@ -17,16 +17,16 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/liere-hf demo --output_dir runs/demo
 
-# One thread a process. Python writes what it compiles, whatever the environment says: many processes import the same.
-# The tests of a file, and of files marked as one xdist_group, run in one process: they share
-# what they set up. pyproject.toml says what the other markers are for.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+# One thread a process. Python keeps what it compiles, whatever the environment says: many processes import the same.
+# pyproject.toml says what the markers are for.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2
 
+# Files marked as one xdist_group share what they set up, and run in one process.
 test: .venv/installed transformers-tests
-	$(PYTEST) -m "not extensive and not end_to_end and not gpu"
+	$(PYTEST) --dist loadgroup -m "not extensive and not end_to_end and not gpu"
 
 test-slow: .venv/installed transformers-tests
-	$(PYTEST) -m "(extensive or end_to_end) and not gpu"
+	$(PYTEST) --dist loadfile -m "(extensive or end_to_end) and not gpu"
 
 # What needs a CUDA device, each with its time, and the benchmark's table. Fails where there is none.
 gpu: .venv/installed

@@ -15,8 +15,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of a file run in one process (`--dist loadgroup`). Tests of a CUDA device are skipped where there is none,
-    unless they are all that was asked for."""
+    """Tests of a file run in one process by `--dist loadgroup`, too.
+
+    Tests of a CUDA device are skipped where there is none, unless they are all that was asked for.
+    """
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

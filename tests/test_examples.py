@@ -35,10 +35,18 @@ def test_clips_are_animated(example, tmp_path):
         assert (made.size, made.n_frames) == (committed.size, committed.n_frames)
 
 
+@of("fine_tune_on_few_pictures")
+def test_few_pictures_are_fine_tuned_on(example, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "FLAGS", [*example.FLAGS, "--max_steps", "2"])
+    example.main(tmp_path)
+    rows = json.loads((tmp_path / "results.json").read_text())["fine_tuning"]
+    assert [(row["pictures"], row["tested_on"]) for row in rows] == [(120, 45), (20, 60)]
+
+
 @of("fine_tune_checkpoint")
 @pytest.mark.parametrize("subject", ["digits", "clips"])
 def test_a_checkpoint_is_fine_tuned(example, subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(example, "SEEDS", range(2))
+    monkeypatch.setattr(example, "SEEDS", range(1))
     monkeypatch.setattr(example, "FLAGS", [*example.FLAGS, "--max_steps", "2"])
     monkeypatch.setattr(example, "CLIPS", {"train": 20, "test": 4})
     example.main(subject, tmp_path)
@@ -53,7 +61,7 @@ def test_a_checkpoint_is_fine_tuned(example, subject, tmp_path, monkeypatch):
 
 @of("tune_converted_dinov3")
 def test_a_converted_dinov3_is_tuned(example, tmp_path, monkeypatch):
-    monkeypatch.setattr(example, "SEEDS", range(2))
+    monkeypatch.setattr(example, "SEEDS", range(1))
     monkeypatch.setattr(example, "SOURCE_EXAMPLES", 64)
     monkeypatch.setattr(example, "TUNING_EXAMPLES", 64)
     flags_for = example.flags_for
@@ -87,7 +95,7 @@ def test_offsets_are_turned_into_scores(example, tmp_path, monkeypatch):
 def test_a_converted_vit_is_fine_tuned(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "VIT_STEPS", 2)
     monkeypatch.setattr(example, "SEEDS", 2)
-    monkeypatch.setattr(example, "IMAGES_PER_CLASS", 2)
+    monkeypatch.setattr(example, "IMAGES_PER_CLASS", 5)
     monkeypatch.setattr(example, "ANNEALING_STEPS", 1)
     example.main(str(FASHION_MNIST), tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["fine_tuning"]

@@ -52,8 +52,8 @@ def of_model(model: PreTrainedModel) -> list[float]:
 
 
 def measure_equivariance(scale: Scale, runner: ExperimentRunner, console: Console) -> list[dict[str, Any]]:
-    """Every encoding with learned generators before and after training on the first task of the experiment `start`."""
-    task = scale.tasks[scale["start"][0]]
+    """Every encoding with learned generators before and after training on the task of the experiment `start`."""
+    task = scale.tasks[scale["start"]]
     seed = scale.seeds_of(task)[0]
     rows = []
     for title, start, options in _settings():
