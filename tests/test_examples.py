@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
+from liere_hf.configuration import DataArguments
+
 pytestmark = pytest.mark.end_to_end
 ROOT = Path(__file__).parents[1]
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
@@ -46,7 +48,7 @@ def test_few_pictures_are_fine_tuned_on(example, tmp_path, monkeypatch):
 @of("fine_tune_checkpoint")
 @pytest.mark.parametrize("subject", ["digits", "clips"])
 def test_a_checkpoint_is_fine_tuned(example, subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(example, "SEEDS", range(1))
+    monkeypatch.setattr(example, "SEEDS", range(2))
     monkeypatch.setattr(example, "FLAGS", [*example.FLAGS, "--max_steps", "2"])
     monkeypatch.setattr(example, "CLIPS", {"train": 20, "test": 4})
     example.main(subject, tmp_path)
@@ -61,7 +63,7 @@ def test_a_checkpoint_is_fine_tuned(example, subject, tmp_path, monkeypatch):
 
 @of("tune_converted_dinov3")
 def test_a_converted_dinov3_is_tuned(example, tmp_path, monkeypatch):
-    monkeypatch.setattr(example, "SEEDS", range(1))
+    monkeypatch.setattr(example, "SEEDS", range(2))
     monkeypatch.setattr(example, "SOURCE_EXAMPLES", 64)
     monkeypatch.setattr(example, "TUNING_EXAMPLES", 64)
     flags_for = example.flags_for
@@ -96,6 +98,9 @@ def test_a_converted_vit_is_fine_tuned(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "VIT_STEPS", 2)
     monkeypatch.setattr(example, "SEEDS", 2)
     monkeypatch.setattr(example, "IMAGES_PER_CLASS", 5)
+    data = example.load_splits(DataArguments(dataset="fashion_mnist", data_dir=str(FASHION_MNIST)), seed=0)
+    few = data._replace(train=data.train.select(range(500)), test=data.test.select(range(100)), num_train=500)
+    monkeypatch.setattr(example, "load_splits", lambda *arguments, **options: few)
     monkeypatch.setattr(example, "ANNEALING_STEPS", 1)
     example.main(str(FASHION_MNIST), tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["fine_tuning"]

@@ -180,6 +180,17 @@ def test_training_page_quotes_the_fine_tuning_of_the_checkpoint():
         assert f"| {start} | {interval_text(row['mean'], row['low'], row['high'])} |" in page
 
 
+def test_training_page_quotes_the_fine_tuning_on_few_pictures():
+    page = " ".join((ROOT / "docs" / "training.md").read_text().split())
+    results = json.loads((ROOT / "results" / "fine_tuning_few_pictures" / "results.json").read_text())["fine_tuning"]
+    for row, least in zip(results, (0.95, 0.9), strict=True):
+        assert row["accuracy"] >= least
+        assert (
+            f"for {with_interval(row, 'accuracy')}% of {row['tested_on']} others after {row['pictures']} pictures"
+            in page
+        )
+
+
 def test_the_fine_tuned_clips_show_their_motion():
     """The example's disc goes where its class says, seen with columns that go right and rows that go down."""
     example = run_example("fine_tune_checkpoint")
