@@ -101,6 +101,8 @@ def test_a_converted_vit_is_fine_tuned(example, tmp_path, monkeypatch):
     data = example.load_splits(DataArguments(dataset="fashion_mnist", data_dir=str(FASHION_MNIST)), seed=0)
     few = data._replace(train=data.train.select(range(500)), test=data.test.select(range(100)), num_train=500)
     monkeypatch.setattr(example, "load_splits", lambda *arguments, **options: few)
+    fine_tune = example.fine_tune
+    monkeypatch.setattr(example, "fine_tune", lambda *arguments: fine_tune(*arguments, "--max_steps", "2"))
     monkeypatch.setattr(example, "ANNEALING_STEPS", 1)
     example.main(str(FASHION_MNIST), tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["fine_tuning"]
