@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..configuration.allowed_values import require_allowed
+from ..errors import InputError
 from ..hardware import hardware
 from ..progress import tracked
 
@@ -37,8 +38,7 @@ def benchmark_startup(model: str, rounds: int = 9) -> dict[str, Any]:
         For each command the median, least and greatest seconds; the rounds, the hardware and the load of the machine.
 
     Raises:
-        InputError: rounds is below 1.
-        RuntimeError: a command does not answer as it should.
+        InputError: rounds is below 1, or a command fails, for example as the model cannot be read.
     """
     require_allowed({"rounds": rounds})
     load = os.getloadavg()[0]
@@ -75,20 +75,25 @@ def _environment() -> dict[str, str]:
 def _run(command: list[str], expected: int = 0) -> None:
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode != expected:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
+        raise InputError(f"{' '.join(command[1:3])} ended with exit code {done.returncode}: {_last_line(done.stderr)}")
 
 
 def _serve(command: list[str]) -> None:
     """Until the page is read. The end of the process is timed, too; it is short."""
-    with subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=_environment(), stdout=pipe, stderr=pipe, text=True) as process:
         line = process.stdout.readline()
         try:
             if not line.startswith(ADDRESS):
-                raise RuntimeError(f"{' '.join(command)} serves no page")
+                raise InputError(f"{' '.join(command[1:3])} serves no page: {_last_line(process.stderr.read())}")
             with urllib.request.urlopen(line.removeprefix(ADDRESS).split()[0]) as page:
                 page.read()
         finally:
             process.kill()
+
+
+def _last_line(text: str) -> str:
+    return (text.splitlines() or [""])[-1]
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -12,7 +12,6 @@ from selection import mostly_extensive
 
 from liere_hf.benchmark import compilation, models
 from liere_hf.benchmark.models import PRESETS, PUBLISHED_WAYS, REFERENCE, Preset, build_contestant, contestant_names
-from liere_hf.benchmark.startup import benchmark_startup
 from liere_hf.benchmark.timing import median_ratio
 from liere_hf_cli.main import main
 
@@ -201,10 +200,16 @@ def test_startup_is_measured(tmp_path, monkeypatch):
 
 
 @pytest.mark.extensive
-def test_a_command_that_fails_is_not_measured(monkeypatch):
+def test_a_command_that_fails_is_not_measured(monkeypatch, capsys):
     monkeypatch.setattr("liere_hf.benchmark.startup.LIERE_HF", preloaded("liere-hf"))
-    with pytest.raises(RuntimeError, match=r"explain .* ended with 2: .*model no_such_model is not"):
-        benchmark_startup("no_such_model", rounds=1)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "startup", "--model", "no_such_model", "--rounds", "1"])
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "liere-hf benchmark: error: explain no_such_model ended with exit code 2: liere-hf explain: "
+    )
+    assert "model no_such_model is not a directory" in error
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def test_experiments_have_its_runs(scale_name):
         for name, experiment in EXPERIMENTS.items()
         if any(setting.labels.get("encoding") == "CommonBasis8" for setting in experiment.settings(scale))
     }
-    assert with_it == EXPERIMENTS.keys() - {"block_size", "sharing", "start", "onset"}
+    assert with_it == EXPERIMENTS.keys() - {"block_size", "sharing", "start", "chosen_start", "onset"}
     (setting, *_) = (
         setting for setting in EXPERIMENTS["accuracy"].settings(scale) if setting.labels["encoding"] == "CommonBasis8"
     )
