@@ -173,9 +173,10 @@ def test_backbones_page_quotes_its_benchmark():
     assert base["peak_memory_mib"] < 3 * 1024
 
 
-def test_training_page_quotes_the_fine_tuning_of_the_checkpoint():
+@pytest.mark.parametrize("study", ["clothes", "clips"])
+def test_training_page_quotes_the_fine_tuning_of_checkpoints(study):
     page = (ROOT / "docs" / "training.md").read_text()
-    results = json.loads((ROOT / "results" / "fine_tuning_clothes" / "results.json").read_text())["accuracy, %"]
+    results = json.loads((ROOT / "results" / f"fine_tuning_{study}" / "results.json").read_text())["accuracy, %"]
     for start, row in results.items():
         assert f"| {start} | {interval_text(row['mean'], row['low'], row['high'])} |" in page
 
