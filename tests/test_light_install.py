@@ -85,6 +85,7 @@ def test_a_missing_extra_is_one_sentence(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["scans"]
 
 
+@pytest.mark.extensive
 def test_pictures_of_the_page_need_neither_pyav_nor_nibabel(tmp_path):
     """As with the extra `app` alone."""
     Image.new("L", (28, 28)).save(tmp_path / "picture.png")

@@ -23,6 +23,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("kind", mostly_extensive(SMALL, ["image"]))
+@pytest.mark.extensive
 def test_contestants_have_the_sizes_of_the_reference(kind):
     """Linear layers and normalizations have the same number of parameters, regardless of their names."""
 

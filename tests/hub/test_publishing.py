@@ -119,6 +119,7 @@ def test_private_repository_branch_and_tags(trained, run_dir, server, command_li
     assert_one_sentence(result, "org/public exists and is public")
 
 
+@pytest.mark.extensive
 def test_another_models_repository_needs_overwrite(trained, converted, server, command_line):
     assert command_line.run("publish", trained, "org/taken", token=TOKEN).code == 0
     before = files_of(server, "org/taken")

@@ -154,6 +154,7 @@ def compiled():
     torch.compiler.reset()
 
 
+@pytest.mark.end_to_end
 def test_a_compiled_model_computes_rotations_once_and_notices_changes(computed, compiled):
     """As `compiled` is one graph, each change takes effect without compiling again."""
     model = classifier()

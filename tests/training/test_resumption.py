@@ -85,6 +85,7 @@ def test_fewer_steps_than_made(recipe, half):
 
 
 @pytest.mark.parametrize("strategy", mostly_extensive(["steps", "epoch"], ["steps"]))
+@pytest.mark.extensive
 def test_no_step_is_made_when_all_are_done(recipe, finished, tmp_path, strategy):
     """The checkpoint of the last step, in the middle of an epoch, is there, the final model is not."""
     run = tmp_path / "run"
