@@ -59,7 +59,7 @@ class Page:
     ) -> tuple[board.Layout, Image.Image | None, str, Shown | dict, dict]:
         """What a new first model changes: the board, if its spatial task is another one, and ways of input.
 
-        All else is left out of the results: a file that comes in meanwhile stays.
+        The input is left out of the results unless it is the board: a file that comes in meanwhile stays.
         """
         task, ways = self.models[title].task, self.ways(title)
         another_way = {} if way in ways else {"value": ways[0]}

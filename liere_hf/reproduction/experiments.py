@@ -287,7 +287,7 @@ STARTS: dict[str, Options] = {
 }
 
 
-# Of the starts, the one that the experiment `start` speaks for. It is compared by other seeds and on other tasks.
+# Of the starts, the one to compare by other seeds and on other tasks. Provisional until `start` has all of its runs.
 CHOSEN_START = "random bases, fast"
 
 
