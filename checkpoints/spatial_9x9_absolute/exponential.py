@@ -11,7 +11,7 @@ By scaling and squaring: exp(A) = exp(B)^(2^s), where B = 2^-s A is small enough
 - A point m p that is a multiple of another point p costs one product, since exp(m A) = exp(A)^m. On the grid of an
   image two fifths of the points are such multiples.
 
-Sizes 2 and 4 have closed forms. On CUDA devices Triton kernels do the same.
+Size 2 has a closed form. On CUDA devices Triton kernels do the same.
 """
 
 import functools
@@ -22,16 +22,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .differentiation import FastFunction, Tensors, compiled_as_operator, pull_back
-from .kernel_gate import exponential, exponential_backward, has_exponential
-from .polynomial import (
-    FLOAT32,
-    FLOAT32_FOR_GRADIENT,
-    FLOAT32_VIA_FLOAT64,
-    FLOAT64,
-    Scaling,
-    kernel_scaling,
-    quadratic_coefficients,
-)
+from .kernel_gate import exponential, exponential_backward, has_exponential, kernel_scaling
+from .polynomial import FLOAT32, FLOAT32_FOR_GRADIENT, FLOAT32_VIA_FLOAT64, FLOAT64, Scaling, quadratic_coefficients
 
 # Above this largest entry |a_ij|, float32 matrices are computed in float64. The float32 error was measured at 1e-7 to
 # 3e-7 times the largest entry, so this keeps it near 1e-5. Small matrices get a lower limit: their error can be
@@ -83,11 +75,10 @@ def exponentials(points: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
 
     Nothing but the arguments is kept for the backward pass, which computes the exponentials again.
     """
-    size = bases.shape[-1]
-    if size == 2:
-        return _exponential_of_size_2(_exponents(points, bases))
-    if size == 4:
-        return _exponential_of_size_4(_exponents(points, bases))
+    if bases.shape[-1] == 2:
+        angle = _exponents(points, bases)[..., 0, 1]
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack((cos, sin, -sin, cos), dim=-1).unflatten(-1, (2, 2))
     (rotations,) = _Exponentials.call(points, bases)
     return rotations
 
@@ -95,41 +86,6 @@ def exponentials(points: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
 def _exponents(points: torch.Tensor, bases: torch.Tensor) -> torch.Tensor:
     # A sum of products, not a matmul, which may run at reduced precision (TF32): angles of many radians need float32.
     return sum(points[:, axis, None, None, None] * basis for axis, basis in enumerate(bases))
-
-
-def _exponential_of_size_2(skew: torch.Tensor) -> torch.Tensor:
-    angle = skew[..., 0, 1]
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack((cos, sin, -sin, cos), dim=-1).unflatten(-1, (2, 2))
-
-
-def _exponential_of_size_4(skew: torch.Tensor) -> torch.Tensor:
-    """By so(4) = so(3) + so(3): the product of a left- and a right-isoclinic rotation, which commute.
-
-    Each is the multiplication by a unit quaternion, from the left or from the right.
-    """
-    work = skew if skew.device.type == "mps" else skew.double()
-    a, b, c = work[..., 0, 1], work[..., 0, 2], work[..., 0, 3]
-    d, e, f = work[..., 1, 2], work[..., 1, 3], work[..., 2, 3]
-    left, right = (
-        _quaternion_exponential(torch.stack((a + sign * f, b - sign * e, c + sign * d), dim=-1) / 2)
-        for sign in (1, -1)
-    )
-    w, x, y, z = left.unbind(-1)
-    left = torch.stack((w, x, y, z, -x, w, z, -y, -y, -z, w, x, -z, y, -x, w), dim=-1).unflatten(-1, (4, 4))
-    w, x, y, z = right.unbind(-1)
-    right = torch.stack((w, x, y, z, -x, w, -z, y, -y, z, w, -x, -z, -y, x, w), dim=-1).unflatten(-1, (4, 4))
-    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2).to(skew.dtype)
-
-
-def _quaternion_exponential(vector: torch.Tensor) -> torch.Tensor:
-    """exp of the imaginary quaternion v: (cos |v|, sin |v| v / |v|), differentiable at 0 by its Taylor series."""
-    square = vector.square().sum(-1, keepdim=True)
-    tiny = square < 1e-4
-    norm = torch.where(tiny, 1.0, square).sqrt()
-    cos = torch.where(tiny, 1 - square / 2 + square**2 / 24 - square**3 / 720, norm.cos())
-    sinc = torch.where(tiny, 1 - square / 6 + square**2 / 120 - square**3 / 5040, norm.sin() / norm)
-    return torch.cat((cos, sinc * vector), dim=-1)
 
 
 @compiled_as_operator
@@ -392,22 +348,18 @@ def _multiples(points: tuple[tuple[float, ...], ...], tolerance: float) -> list[
     Args:
         tolerance: relative error of each coordinate up to which a point counts as a multiple.
     """
-    lookup = {_rounded(point): index for index, point in reversed(list(enumerate(points)))}
+    lookup = {_rounded(point): index for index, point in reversed([*enumerate(points)])}
     grouped, groups = set(), []
-    for index in sorted(range(len(points)), key=lambda index: sum(x * x for x in points[index])):
-        if index in grouped:
-            continue
-        group, following = [], index
-        while following is not None:
-            group.append(following)
-            grouped.add(following)
-            multiple = [(len(group) + 1) * coordinate for coordinate in points[index]]
-            following = lookup.get(_rounded(multiple))
-            if following in grouped or (
-                following is not None and not _is_near(points[following], multiple, tolerance)
-            ):
-                following = None
-        groups.append(tuple(group))
+    for first in sorted(range(len(points)), key=lambda index: sum(x * x for x in points[index])):
+        group, index = [], first
+        while index is not None and index not in grouped:
+            group.append(index)
+            grouped.add(index)
+            multiple = [(len(group) + 1) * coordinate for coordinate in points[first]]
+            index = lookup.get(_rounded(multiple))
+            if index is not None and not _is_near(points[index], multiple, tolerance):
+                index = None
+        groups += [tuple(group)] if group else []
     return groups
 
 
@@ -427,15 +379,11 @@ def choose_scaling(matrices: torch.Tensor, largest_entry: float, for_gradient: b
         return FLOAT32
     is_small = matrices.shape[-1] < SMALL_MATRIX_SIZE
     limit = MAX_FLOAT32_ENTRY_OF_SMALL_MATRICES if is_small else MAX_FLOAT32_ENTRY
-    if largest_entry > limit or (matrices.device.type == "cpu" and _float32_products_are_reduced()):
+    # A CPU may round float32 products to fewer bits (torch.set_float32_matmul_precision).
+    precisions = {torch.backends.mkldnn.matmul.fp32_precision, torch.backends.fp32_precision}
+    if largest_entry > limit or (matrices.device.type == "cpu" and not precisions <= {"none", "ieee"}):
         return FLOAT32_VIA_FLOAT64
     return FLOAT32_FOR_GRADIENT if for_gradient else FLOAT32
-
-
-def _float32_products_are_reduced() -> bool:
-    """Whether a CPU may round float32 products to fewer bits (torch.set_float32_matmul_precision)."""
-    settings = (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.fp32_precision)
-    return any(setting not in ("none", "ieee") for setting in settings)
 
 
 def into_expm1(p1: torch.Tensor, p2: torch.Tensor, p3: torch.Tensor, p4: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers.utils import logging
 
-from .polynomial import FLOAT32_VIA_FLOAT64, kernel_scaling
+from .polynomial import FLOAT32, FLOAT32_VIA_FLOAT64, Scaling
 
 try:
     from .rotation_kernels import exponential, exponential_backward, rotate, rotations_backward
@@ -34,6 +34,11 @@ def has_exponential(matrices: torch.Tensor) -> bool:
         and _can_launch(matrices)
         and works(check_exponential, matrices.device, matrices.shape[-1], matrices.dtype)
     )
+
+
+def kernel_scaling(size: int) -> Scaling:
+    """The scaling of (size, size) matrices in the kernels, which compute small ones in float64."""
+    return FLOAT32 if size >= 32 else FLOAT32_VIA_FLOAT64
 
 
 def has_rotation(states: torch.Tensor, width: int) -> bool:

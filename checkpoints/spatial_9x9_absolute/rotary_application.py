@@ -2,7 +2,7 @@
 
 import torch
 
-from .differentiation import FastFunction, Tensors, compiles, halves, runs_eagerly
+from .differentiation import FastFunction, Tensors, compiles, halves, pull_back, runs_eagerly
 from .kernel_gate import has_rotation, rotate, rotations_backward
 
 # On a CPU neighbouring blocks are merged into one block-diagonal matrix of up to this size: many small products cost
@@ -36,15 +36,7 @@ def rotate_queries_and_keys(
 
 
 def apply_plane_rotations(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
-    """Rotate pairs of neighbouring dimensions, by complex multiplication.
-
-    Args:
-        states: queries or keys, shape (batch, tokens, heads, head_dim).
-        rotations: 2 x 2 rotations, shape (batch or 1, tokens, heads or 1, head_dim // 2, 2, 2).
-
-    Returns:
-        Tensor of the shape and dtype of `states`.
-    """
+    """`apply_rotations` for blocks of size 2, by complex multiplication, which is three times as fast on a CPU."""
     cos, sin = rotations[..., 0, 0], rotations[..., 1, 0]
     pairs = states.unflatten(-1, (-1, 2))
     if not runs_eagerly(states, rotations) or states.dtype not in (torch.float32, torch.float64):
@@ -130,11 +122,5 @@ class _RotationGradient(FastFunction):
 
     @staticmethod
     def plain(rotations: torch.Tensor, *rotated_and_grads: torch.Tensor) -> Tensors:
-        inverse, outer = rotations.mT[None], 0
         rotated, grads = halves(rotated_and_grads)
-        for each, grad in zip(rotated, grads, strict=True):
-            states = apply_rotations(each, inverse)
-            blocks = (vectors.unflatten(-1, rotations.shape[2:4]) for vectors in (grad, states))
-            outer = outer + torch.einsum("bthni,bthnj->thnij", *blocks)
-        rotations_grad = outer.sum(1, keepdim=True) if rotations.shape[1] == 1 else outer
-        return rotations_grad, *(apply_rotations(grad, inverse) for grad in grads)
+        return pull_back(_Rotation.plain, (rotations, *_Rotation.plain(rotations.mT, *rotated)), grads)

@@ -112,7 +112,7 @@ def _small_exponential(
     y2: tl.constexpr,
     size: tl.constexpr,
 ):
-    """exp(B) - 1, as in `polynomial_coefficients` of polynomial.py."""
+    """exp(B) - 1, as in polynomial.py."""
     b2 = _product(b, b, size)
     q = x3 * b2 + x1 * _product(b2, b + r * b2, size)
     return b + y2 * b2 + x4 * q + _product(q, x5 * b + k * b2 + q, size)

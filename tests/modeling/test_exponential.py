@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.linalg
@@ -16,7 +17,7 @@ from liere_hf import skew_matrix_exp
 from liere_hf.benchmark.exponential import ERROR_WIDTHS, largest_errors
 from liere_hf.modeling import exponential
 from liere_hf.modeling.exponential import choose_scaling, traceable_exponential
-from liere_hf.modeling.polynomial import FLOAT32, FLOAT32_VIA_FLOAT64, FLOAT64
+from liere_hf.modeling.polynomial import FLOAT32, FLOAT32_FOR_GRADIENT, FLOAT32_VIA_FLOAT64, FLOAT64
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,6 +209,28 @@ def test_no_matrices_give_no_rotations():
     assert rotation.shape == (0, 8, 8)
     rotation.sum().backward()
     assert empty.grad.shape == (0, 8, 8)
+
+
+def fitted_coefficients(theta: float) -> list[float]:
+    """r, x1, x3, x5, k, x4, y2 of the polynomial sum_k c_k B^k that polynomial.py describes, by 50 digits."""
+    with mpmath.workdps(50):
+        nodes = [(1 + mpmath.cos(mpmath.pi * (2 * i + 1) / 8)) / 2 * mpmath.mpf(theta) ** 2 for i in range(4)]
+        powers = mpmath.matrix([[(-node) ** k for k in range(4)] for node in nodes])
+        angles = [mpmath.sqrt(node) for node in nodes]
+        _, c3, c5, c7 = mpmath.lu_solve(powers, mpmath.matrix([mpmath.sin(x) / x for x in angles]))
+        c2, c4, c6, c8 = mpmath.lu_solve(powers, mpmath.matrix([(1 - mpmath.cos(x)) / x**2 for x in angles]))
+        r, x1 = 2 * c8 / c7, c7 / (2 * mpmath.sqrt(c8))
+        shared = (c6 - x1**2) / (x1 * r)
+        x5 = (c5 - shared * x1) / (x1 * r)
+        half = (shared - r * x5) / 2
+        x3 = half - mpmath.sqrt(half**2 + x1 * x5 + r * c3 - c4)
+        x4 = (c3 - x3 * x5) / x1
+        return [float(value) for value in (r, x1, x3, x5, shared - 2 * x3, x4, c2 - x3 * x4)]
+
+
+@pytest.mark.parametrize("scaling", [FLOAT32, FLOAT32_FOR_GRADIENT, FLOAT32_VIA_FLOAT64, FLOAT64])
+def test_coefficients_are_those_of_the_interpolation(scaling):
+    np.testing.assert_allclose(scaling.coefficients, fitted_coefficients(scaling.theta), rtol=1e-14)
 
 
 @pytest.mark.parametrize("scaling", [FLOAT32, FLOAT32_VIA_FLOAT64, FLOAT64])

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from liere_hf.modeling import kernel_gate, rotary_application, rotation_kernels
-from liere_hf.modeling.polynomial import FLOAT32_VIA_FLOAT64, kernel_scaling
+from liere_hf.modeling.kernel_gate import kernel_scaling
+from liere_hf.modeling.polynomial import FLOAT32_VIA_FLOAT64
 
 
 def start_interpreter() -> None:
