@@ -44,13 +44,18 @@ def run_in_terminal(command: Sequence[str], **options) -> Shown:
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, **options)
     os.close(theirs)
     screen = pyte.Screen(COLUMNS, LINES)
-    stream, bars, most_bars = pyte.ByteStream(screen), set(), 0
+    stream, on_screen, bars, most_bars = pyte.ByteStream(screen), {}, set(), 0
     while content := _read(ours):
         # A slow reader gets several drawings at once; each begins by erasing the line of the former.
         for drawing in ERASED.split(content):
             stream.feed(drawing)
-            found = [line.rstrip() for line in screen.display if BAR.match(line)]
-            bars |= {*found}
+            # `screen.display` renders all lines anew.
+            for number in screen.dirty:
+                line = "".join(screen.buffer[number][column].data for column in range(COLUMNS)).rstrip()
+                on_screen[number] = line if BAR.match(line) else None
+            screen.dirty.clear()
+            found = {number: line for number, line in on_screen.items() if line}
+            bars |= {*found.values()}
             most_bars = max(most_bars, len(found))
     os.close(ours)
     return Shown(process.wait(), [line.rstrip() for line in screen.display if line.strip()], bars, most_bars)

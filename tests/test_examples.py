@@ -51,6 +51,9 @@ def test_a_checkpoint_is_fine_tuned(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "SEEDS", range(2))
     monkeypatch.setattr(example, "FLAGS", [*example.FLAGS, "--max_steps", "2"])
     monkeypatch.setattr(example, "CLIPS", {"train": 20, "test": 4})
+    few = {"clips": ["--train_examples", "64", "--eval_examples", "20"]}
+    parse = example.parse_recipe
+    monkeypatch.setattr(example, "parse_recipe", lambda recipe, flags: parse(recipe, [*flags, *few.get(recipe, [])]))
     example.main("clips", tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["accuracy, %"]
     first, second, gain = (rows[name]["seeds"] for name in ("checkpoint", "new weights", "gain"))
@@ -65,7 +68,7 @@ def test_a_checkpoint_is_fine_tuned(example, tmp_path, monkeypatch):
 def test_a_converted_dinov3_is_tuned(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "SEEDS", range(2))
     monkeypatch.setattr(example, "SOURCE_EXAMPLES", 64)
-    monkeypatch.setattr(example, "TUNING_EXAMPLES", 64)
+    monkeypatch.setattr(example, "TUNING_EXAMPLES", 16)
     flags_for = example.flags_for
     monkeypatch.setattr(example, "flags_for", lambda *arguments: [*flags_for(*arguments), "--eval_examples", "64"])
     monkeypatch.setattr(example, "evaluate_on", lambda *arguments: 0.25)

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
+from preloaded import ONLY_TORCH, preloaded
+
+pytestmark = pytest.mark.xdist_group("preloaded")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # What the parameters are here, by notebook, and how many pictures it shows.
@@ -42,7 +46,9 @@ def test_a_notebook_runs_and_shows_its_pictures(name, tmp_path):
     overrides = "\n".join(f"{parameter} = {value!r}" for parameter, value in parameters.items())
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(overrides))
     folder = {"metadata": {"path": str(tmp_path / "examples")}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=folder).execute()
+    kernel = AsyncKernelManager()
+    kernel.kernel_spec.argv[0] = preloaded("python", ONLY_TORCH)
+    NotebookClient(notebook, kernel, timeout=300, resources=folder).execute()
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
