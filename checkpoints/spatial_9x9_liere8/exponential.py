@@ -34,7 +34,7 @@ MAX_FLOAT32_ENTRY_OF_SMALL_MATRICES = 16
 SMALL_MATRIX_SIZE = 16
 # Size of the matrices that are processed at a time: with all intermediate results they stay in the cache of a CPU. A
 # GPU has to be kept busy.
-CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 1 << 20
 GPU_CHUNK_BYTES = 1 << 26
 # The norm that determines the number of squarings is at least this fraction of sum_i |p_i| ||A_i||. Where the terms
 # p_i A_i nearly cancel, the rounding error of their sum still has the size of the terms. A larger fraction would cost
@@ -139,8 +139,7 @@ class _Gradients(FastFunction):
             return torch.einsum("pmij,amij->pa", exponents_grad, bases), bases_grad
         points_grad, bases_grad = torch.zeros_like(points), torch.empty_like(bases)
         for matrices, exponents in _Exponents.parts(points, bases, for_gradient=True, with_multiples=False):
-            part_grad, bases_grad[:, matrices] = exponents.backward(grad[:, matrices])
-            points_grad += part_grad
+            bases_grad[:, matrices] = exponents.backward(grad[:, matrices], points_grad)
         return points_grad, bases_grad
 
     @staticmethod
@@ -163,7 +162,7 @@ class _BasesGradient(FastFunction):
             return (torch.einsum("pa,pmij->amij", points, exponents_grad),)
         bases_grad = torch.empty_like(bases)
         for matrices, exponents in _Exponents.parts(points, bases, for_gradient=True):
-            _, bases_grad[:, matrices] = exponents.backward(grad[:, matrices])
+            bases_grad[:, matrices] = exponents.backward(grad[:, matrices])
         return (bases_grad,)
 
     @staticmethod
@@ -235,8 +234,8 @@ class _Exponents:
             chunk.append(group)
         yield _Chunk(self, chunk, for_gradient)
 
-    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradients with respect to points and A. That of points needs `groups` without multiples.
+    def backward(self, grad: torch.Tensor, points_grad: torch.Tensor | None = None) -> torch.Tensor:
+        """The gradient with respect to A, and that with respect to points, which needs `groups` without multiples.
 
         Computed are transposed gradients, for which no factor has to be transposed: if G is the one of a product S S,
         that of S is S G + G S. For the skew-symmetric part, the only one that counts, to transpose is to change the
@@ -245,22 +244,26 @@ class _Exponents:
         Args:
             grad: with respect to all rotations, shape (P, M, n, n). It is read fastest if its matrices are transposed
                 in memory.
+            points_grad: what that with respect to points is added to, shape (P, axes).
         """
         terms_grad, monomials_grad = torch.zeros_like(self.terms), torch.zeros_like(self.monomials)
         for chunk in self.chunks(for_gradient=True):
             quadratics_grad = chunk.backward(grad)
             terms_grad.flatten(1).addmm_(chunk.coefficients.T, quadratics_grad)
-            products = (quadratics_grad @ self.terms.flatten(1).T).unflatten(0, (4, -1))
-            monomials_grad[chunk.indices[0]] = (chunk.factors * products).sum(0)
+            if points_grad is not None:
+                products = (quadratics_grad @ self.terms.flatten(1).T).unflatten(0, (4, -1))
+                monomials_grad[chunk.indices[0]] = (chunk.factors * products).sum(0)
         _, bases_grad, squares_grad = terms_grad.split((1, len(self.bases), len(self.pairs)))
-        _, points_grad, pairs_grad = monomials_grad.split((1, len(self.bases), len(self.pairs)), dim=1)
-        points_grad = -points_grad
-        for (i, j), square_grad, pair_grad in zip(self.pairs, squares_grad, pairs_grad.T, strict=True):
+        for (i, j), square_grad in zip(self.pairs, squares_grad, strict=True):
             for this, other in {(i, j), (j, i)}:
                 bases_grad[this].baddbmm_(self.bases[other], square_grad).baddbmm_(square_grad, self.bases[other])
-            points_grad[:, i] += pair_grad * self.points[:, j]
-            points_grad[:, j] += pair_grad * self.points[:, i]
-        return points_grad, -bases_grad
+        if points_grad is not None:
+            _, linear_grad, pairs_grad = monomials_grad.split((1, len(self.bases), len(self.pairs)), dim=1)
+            points_grad -= linear_grad
+            for (i, j), pair_grad in zip(self.pairs, pairs_grad.T, strict=True):
+                points_grad[:, i] += pair_grad * self.points[:, j]
+                points_grad[:, j] += pair_grad * self.points[:, i]
+        return -bases_grad
 
     def _bound_norms(self, squares: torch.Tensor, point_pairs: torch.Tensor) -> torch.Tensor:
         """Eigenvalues of A are pairs +-i x, so that ||A^2||_F^2 is twice the sum of x^4: a bound of the norm."""
