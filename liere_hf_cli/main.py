@@ -403,10 +403,21 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument(
         "subject",
         nargs="?",
-        choices=["models", "exponential", "errors", "compilation", "backbones", "data", "prediction", "startup"],
+        choices=[
+            "models",
+            "exponential",
+            "errors",
+            "rotations",
+            "compilation",
+            "backbones",
+            "data",
+            "prediction",
+            "startup",
+        ],
         default="models",
-        help="models (the default), exponentials of skew-symmetric matrices, their errors, compiled models, converted "
-        "DINOv3 models, data loading, predictions for files, or how soon commands answer",
+        help="models (the default), exponentials of skew-symmetric matrices, their errors, parts of the code of "
+        "rotations, compiled models, converted DINOv3 models, data loading, predictions for files, or how soon "
+        "commands answer",
     )
     benchmark.add_argument("--model", help="prediction, startup: directory or Hub id of an image classifier")
     benchmark.add_argument("--preset", default="tiny-cifar", help="models: tiny-cifar, base-imagenet or base-video")
@@ -695,6 +706,10 @@ def _benchmark(arguments: argparse.Namespace, flags: list[str]) -> int:
         from liere_hf.benchmark.exponential import measure_errors
 
         results = measure_errors(arguments.device)
+    elif arguments.subject == "rotations":
+        from liere_hf.benchmark.rotations import benchmark_rotations
+
+        results = benchmark_rotations(arguments.rounds)
     elif arguments.subject == "compilation":
         from liere_hf.benchmark.compilation import benchmark_compilation
 

@@ -289,6 +289,25 @@ def test_liere64_trains_in_little_more_memory(name, num_tokens, gibibytes):
     assert f"LieRE64 uses {extra:,.0f} MiB more than the absolute model" in (ROOT / "docs" / "speed.md").read_text()
 
 
+def test_speed_page_quotes_the_benchmark_of_compiled_models():
+    page = (ROOT / "docs" / "speed.md").read_text()
+    rows = json.loads((ROOT / "results" / "benchmark_compilation.json").read_text())["rows"]
+    cells = {
+        (row["model"], row["batch_size"], row["step"], row["way"]): ratio_with_interval(row, "ratio") for row in rows
+    }
+    columns = [("inference", way) for way in ("compiled", "frozen", "compiled, frozen")]
+    columns += [("training", "compiled"), ("two sizes", "in turn")]
+    for model, batch_size in {(row["model"], row["batch_size"]) for row in rows}:
+        shown = [model, str(batch_size), *(cells[(model, batch_size, *column)] for column in columns)]
+        assert f"| {' | '.join(shown)} |" in page
+
+
+def test_speed_page_quotes_the_benchmark_of_rotations():
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for row in json.loads((ROOT / "results" / "benchmark_rotations.json").read_text())["parts"]:
+        assert f"| {row['part']} | {row['width']} | {ratio_with_interval(row, 'speedup')} |" in page
+
+
 def test_speed_page_quotes_the_benchmark_of_the_exponential():
     page = (ROOT / "docs" / "speed.md").read_text()
     results = json.loads((ROOT / "results" / "benchmark_exponential.json").read_text())

@@ -31,6 +31,9 @@ def rotate_queries_and_keys(
     if rotations.shape[-1] == 2:
         return apply_plane_rotations(query, rotations), apply_plane_rotations(key, rotations)
     if query.device.type == "cpu" and rotations.shape[0] == 1 and (compiles() or runs_eagerly(query, rotations)):
+        if rotations.shape[-1] > max(MAX_MERGED_SIZE, len(query)):
+            # Large matrices for few vectors are read once, and have one gradient.
+            return apply_rotations(torch.cat((query, key)), rotations).chunk(2)
         rotations = _merged_blocks(rotations, len(query))
     return apply_rotations(query, rotations), apply_rotations(key, rotations)
 

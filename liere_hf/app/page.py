@@ -54,23 +54,20 @@ class Page:
     def __init__(self, models: Mapping[str, ShownModel]):
         self.models = models
 
-    def adapt(
-        self, title: str, layout: board.Layout, way: str
-    ) -> tuple[board.Layout, Image.Image | None, str, Shown | dict, dict]:
-        """What a new first model changes: the board, if its spatial task is another one, and ways of input.
-
-        The input is left out of the results unless it is the board: a file that comes in meanwhile stays.
-        """
+    def adapt(self, title: str, layout: board.Layout, way: str) -> tuple[board.Layout, Image.Image | None, str, dict]:
+        """What a new first model changes: the board, if its spatial task is another one, and ways of input."""
         task, ways = self.models[title].task, self.ways(title)
         another_way = {} if way in ways else {"value": ways[0]}
-        way = another_way.get("value", way)
         if task is None:
             laid_out = (), None, ""
         else:
             same = len(layout) == task.grid_size**2
             laid_out = self.lay_out(title, layout if same else board.example(task))
-        shown = self.take_layout(title, laid_out[0]) if way == BOARD else gr.skip()
-        return *laid_out, shown, gr.update(choices=ways, **another_way)
+        return *laid_out, gr.update(choices=ways, **another_way)
+
+    def take_adapted(self, title: str, layout: board.Layout, way: str) -> Shown | dict:
+        """The board as input, unless it comes another way: a file that came in while the page adapted stays."""
+        return self.take_layout(title, layout) if way == BOARD else gr.skip()
 
     def ways(self, title: str) -> list[str]:
         """Ways of input that a model has."""
@@ -291,8 +288,10 @@ def _add_ways(page: Page, blocks: gr.Blocks, model: gr.Dropdown, shown: gr.State
         ask = gr.Button("Ask", variant="primary")
         ask.click(page.take_drawing, [_uploads_only(drawing), is_white_on_black], shown, api_name="take_drawing")
     way.change(page.groups, way, [*groups.values()], show_progress="hidden", api_name=False)
-    adapted = [*laid_out, shown, way]
-    gr.on([blocks.load, model.change], page.adapt, [model, laid_out[0], way], adapted, api_name="adapt")
+    now = [model, laid_out[0], way]
+    adapted = gr.on([blocks.load, model.change], page.adapt, now, [*laid_out, way], api_name="adapt")
+    # An event of its own, whose `way` is what the visitor has chosen by then.
+    adapted.then(page.take_adapted, now, shown, show_progress="hidden", api_name=False)
 
 
 def _add_board(page: Page, group: gr.Column, model: gr.Dropdown, shown: gr.State) -> list[Component]:

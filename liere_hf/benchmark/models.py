@@ -3,7 +3,7 @@
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -312,9 +312,11 @@ def _serve_steps(connection: Connection, name: str, sizes: Preset, num_threads: 
     torch.set_num_threads(num_threads)
     before = peak_resident_mib()
     steps = Steps(name, sizes, torch.device("cpu"), compiled=False)
-    while (question := connection.recv()) != "end":
-        connection.send(steps.seconds(question))
-    connection.send(peak_resident_mib() - before)
+    # Without a word if the process that asks has ended.
+    with suppress(EOFError):
+        while (question := connection.recv()) != "end":
+            connection.send(steps.seconds(question))
+        connection.send(peak_resident_mib() - before)
 
 
 def _measure_steps(

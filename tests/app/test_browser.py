@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from free_port import free_port
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
 from preloaded import preloaded
 from shown_models import CHECKPOINT, SPATIAL
 
@@ -62,27 +62,34 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, address):
-    yield from visit(browser, address)
-
-
-@pytest.fixture
-def another_page(browser, address):
-    yield from visit(browser, address)
-
-
-def visit(browser: Browser, address: str):
+@pytest.fixture(scope="module")
+def context(browser):
+    """Shared, so that the browser reads and compiles the page's scripts once. Each page is a visitor of its own."""
     context = browser.new_context(viewport={"width": 1400, "height": 1600})
     context.set_default_timeout(60 * SECONDS)
     expect.set_options(timeout=60 * SECONDS)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context, address):
+    yield from visit(context, address)
+
+
+@pytest.fixture
+def another_page(context, address):
+    yield from visit(context, address)
+
+
+def visit(context: BrowserContext, address: str):
     page = context.new_page()
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(address)
     page.locator("#file").wait_for()
     yield page
-    context.close()
+    page.close()
 
 
 def upload(page: Page, path: Path) -> None:

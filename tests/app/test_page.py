@@ -88,12 +88,12 @@ def test_examples_have_a_right_answer_and_are_answered(shown_page):
 
 
 def test_another_first_model_brings_its_own_task(page, shown_page):
-    layout, _, _, shown, way = shown_page.adapt(ARROWS, (), "Spatial task")
-    assert (len(layout), shown.title) == (25, "arrows.png")
+    layout, _, _, way = shown_page.adapt(ARROWS, (), "Spatial task")
+    assert (len(layout), shown_page.take_adapted(ARROWS, layout, "Spatial task").title) == (25, "arrows.png")
     assert way == page.gr.update(choices=["Spatial task", "File", "Drawing"])
     assert shown_page.adapt(ARROWS, layout, "Spatial task")[0] == layout
     assert len(shown_page.adapt(LARGER, layout, "Spatial task")[0]) == 36
-    layout, shown_board, _, _, way = shown_page.adapt(FASHION, layout, "Spatial task")
+    layout, shown_board, _, way = shown_page.adapt(FASHION, layout, "Spatial task")
     assert (layout, shown_board) == ((), None)
     assert way == page.gr.update(choices=["File", "Drawing"], value="File")
 
@@ -101,9 +101,9 @@ def test_another_first_model_brings_its_own_task(page, shown_page):
 @pytest.mark.parametrize(("title", "way"), [(ARROWS, "File"), (ARROWS, "Drawing"), (FASHION, "File")])
 def test_a_file_that_comes_in_while_the_page_adapts_stays(page, shown_page, title, way):
     """Whatever is returned in its place is taken as the newer input."""
-    *_, shown, way = shown_page.adapt(title, (), way)
-    assert shown == page.gr.skip()
-    assert "value" not in way
+    layout, *_, ways = shown_page.adapt(title, (), way)
+    assert "value" not in ways
+    assert shown_page.take_adapted(title, layout, way) == page.gr.skip()
 
 
 def test_drawings_are_strokes_of_any_colour(shown_page):
