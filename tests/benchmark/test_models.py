@@ -101,7 +101,7 @@ def test_contestants_are_optional(tmp_path, monkeypatch):
 @pytest.mark.end_to_end
 def test_a_terminated_process_is_reported_in_one_sentence():
     """The processes of the other contestants end without a word."""
-    flags = ["--rounds", "1", "--device", "cpu", "--batch_size", str(1 << 40), "--contestants", "liere8"]
+    flags = ["--rounds", "1", "--device", "cpu", "--batch_size", str((1 << 31) - 1), "--contestants", "liere8"]
     result = subprocess.run([preloaded("liere-hf"), "benchmark", *flags], capture_output=True, text=True)
     assert result.returncode == 1
     assert "liere-hf benchmark: error: the process of ViT (transformers) ended with exit code 1; if" in result.stderr
