@@ -2,7 +2,7 @@
 
 import csv
 import json
-import subprocess
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -99,13 +99,19 @@ def test_contestants_are_optional(tmp_path, monkeypatch):
 
 
 @pytest.mark.end_to_end
-def test_a_terminated_process_is_reported_in_one_sentence():
-    """The processes of the other contestants end without a word."""
-    flags = ["--rounds", "1", "--device", "cpu", "--batch_size", str((1 << 31) - 1), "--contestants", "liere8"]
-    result = subprocess.run([preloaded("liere-hf"), "benchmark", *flags], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "liere-hf benchmark: error: the process of ViT (transformers) ended with exit code 1; if" in result.stderr
-    assert "EOFError" not in result.stderr
+def test_a_terminated_process_is_reported_in_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "tiny-cifar", Preset("tiny", (16, 16), (8, 8), num_labels=3, batch_size=1 << 40))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["benchmark", "--rounds", "1", "--device", "cpu"])
+    assert exit_info.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("liere-hf benchmark: error: the process of ViT (transformers) ended with exit code 1; if")
+
+
+def test_the_other_processes_then_end_without_a_word():
+    connection, of_process = multiprocessing.Pipe()
+    connection.close()
+    models._serve_steps(of_process, REFERENCE, SMALL["image"], 1)
 
 
 def test_out_of_memory_is_reported_in_one_sentence(monkeypatch, capsys):
