@@ -19,7 +19,7 @@ from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..modeling.modeling_liere_vit import LiereViTForImageClassification
 from ..progress import tracked
 from .models import checked_device
-from .timing import elapsed, median_ratio, ratio_with_interval
+from .timing import median_ratio, ratio_with_interval, timed_in_turn
 
 BLOCK_SIZES = (8, 64)
 BATCH_SIZES = (1, 16)
@@ -128,12 +128,7 @@ def _two_sizes(block_size: int, batch_size: int, device: torch.device) -> dict[s
 
 def _timed(ways: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """All ways in turn, after one round that compiles and one that warms up."""
-    seconds = {way: [] for way in ways}
-    for round_number in range(rounds + 2):
-        for way, function in ways.items():
-            taken = elapsed(function, device)
-            if round_number > 1:
-                seconds[way].append(taken)
+    seconds = timed_in_turn(ways, rounds, device, warm_up_rounds=2)
     return [
         {"way": way, "seconds": statistics.median(times), **median_ratio("ratio", times, seconds[EAGER])}
         for way, times in seconds.items()

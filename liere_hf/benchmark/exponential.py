@@ -15,7 +15,7 @@ from ..hardware import hardware
 from ..modeling.exponential import skew_matrix_exp
 from ..progress import tracked
 from .models import checked_device
-from .timing import elapsed, median_ratio, ratio_with_interval
+from .timing import median_ratio, ratio_with_interval, timed_in_turn
 
 WIDTHS = (2, 4, 8, 16, 32, 64)
 # 8 MiB of matrices, which is 512 of size 64: about as many as a layer of the tiny model has on a grid of 8 x 8.
@@ -44,13 +44,12 @@ def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[st
         raw = 2 * math.pi * torch.rand(2, NUM_ELEMENTS // width**2, width, width, device=device).triu(1)
         matrices = ((raw - raw.mT) * torch.rand(2, raw.shape[1], 1, 1, device=device)).sum(0)
         grad = torch.randn_like(matrices)
-        seconds = {torch.linalg.matrix_exp: [], skew_matrix_exp: []}
-        for round_number in range(rounds + 1):
-            for function, times in seconds.items():
-                taken = elapsed(functools.partial(_forward_and_backward, function, matrices, grad), device)
-                if round_number:
-                    times.append(taken)
-        torch_times, our_times = seconds.values()
+        functions = {"torch": torch.linalg.matrix_exp, "ours": skew_matrix_exp}
+        steps = {
+            name: functools.partial(_forward_and_backward, function, matrices, grad)
+            for name, function in functions.items()
+        }
+        torch_times, our_times = timed_in_turn(steps, rounds, device).values()
         rows.append(
             {
                 "width": width,

@@ -15,7 +15,7 @@ from ..hardware import hardware
 from ..modeling.exponential import exponentials
 from ..modeling.rotary_application import apply_rotations, rotate_queries_and_keys
 from ..progress import tracked
-from .timing import elapsed, median_ratio, ratio_with_interval
+from .timing import median_ratio, ratio_with_interval, timed_in_turn
 
 # The attention of the tiny model at CIFAR size.
 BATCH_SIZE, SIDE, NUM_HEADS, HEAD_DIM = 64, 8, 6, 64
@@ -43,12 +43,7 @@ def benchmark_rotations(rounds: int = 9) -> dict[str, Any]:
     rows = []
     for part, width in tracked(PARTS, "Rotations"):
         ways = _exponentials(width) if part == MULTIPLES else _applications(width)
-        seconds = {way: [] for way in ways}
-        for round_number in range(rounds + 1):
-            for way, step in ways.items():
-                taken = elapsed(step, torch.device("cpu"))
-                if round_number:
-                    seconds[way].append(taken)
+        seconds = timed_in_turn(ways, rounds, torch.device("cpu"))
         medians = {f"seconds_{way}": statistics.median(times) for way, times in seconds.items()}
         speedup = median_ratio("speedup", seconds["without"], seconds["with"])
         rows.append({"part": part, "width": width, **medians, **speedup})

@@ -24,6 +24,19 @@ def elapsed(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def timed_in_turn(
+    steps: dict[str, Callable[[], None]], rounds: int, device: torch.device, warm_up_rounds: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each step in each round, in which all take turns. Rounds before the first do not count."""
+    seconds = {name: [] for name in steps}
+    for round_number in range(warm_up_rounds + rounds):
+        for name, step in steps.items():
+            taken = elapsed(step, device)
+            if round_number >= warm_up_rounds:
+                seconds[name].append(taken)
+    return seconds
+
+
 def peak_resident_mib() -> float:
     """The peak memory of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
