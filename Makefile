@@ -10,7 +10,7 @@ FASHION_MNIST := .cache/fashion-mnist
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --editable ".[test,docs]"
+	$(BIN)/python -m pip install --no-compile --constraint $(CONSTRAINTS) --editable ".[test,docs]"
 	touch $@
 
 demo: .venv/installed

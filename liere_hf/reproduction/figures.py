@@ -64,7 +64,7 @@ def build_figure(experiment: Experiment, rows: list[Row], results: Results) -> F
     """The figure, with one legend below all panels."""
     panels = _panels(experiment, rows)
     count = len(panels) + bool(experiment.curves_against)
-    columns = min(count, len(WIDTHS))
+    columns = 2 if count == 4 else min(count, len(WIDTHS))
     lines, shares = math.ceil(count / columns), bool(experiment.by_evaluation)
     size = (WIDTHS[columns - 1], PANEL_HEIGHT * lines + 0.6)
     figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=shares)

@@ -11,9 +11,11 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Affine2D, Bbox
 
 from liere_hf.configuration import compared_encodings
-from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
+from liere_hf.reproduction.experiments import EXPERIMENTS, Experiment, read_scale
 from liere_hf.reproduction.figures import build_figure
 from liere_hf.reproduction.summary import Row, summarize
 
@@ -63,10 +65,15 @@ def test_every_interval_is_shown_as_a_whole(name):
         assert (segments[..., 0] > box.x0).all() and (segments[..., 0] < box.x1).all()
         assert (segments[..., 1] >= box.y0).all() and (segments[..., 1] <= box.y1).all()
         num_drawn += len(segments)
-    experiment = EXPERIMENTS[name]
-    shown = [measure for measure in experiment.measures if measure.is_proportion]
-    per_row = 1 if experiment.by_evaluation or experiment.line else len(shown)
-    assert num_drawn == per_row * len(rows)
+    assert num_drawn == sum(num_shown(EXPERIMENTS[name], row) for row in rows)
+
+
+def num_shown(experiment: Experiment, row: Row) -> int:
+    """Measures of a row that the figure shows. Only rows with two labels have a panel for what is no share."""
+    if experiment.by_evaluation or experiment.line:
+        return 1
+    has_panels = len(row.labels) > 1
+    return sum(each.title in row.values and (each.is_proportion or has_panels) for each in experiment.measures)
 
 
 @every_figure
@@ -109,8 +116,17 @@ def test_texts_are_legible_at_the_width_of_a_page_and_do_not_cover_each_other(na
     for axes in figure.axes:
         labels = [label for label in axes.get_xticklabels() if label.get_text()]
         assert all(label.get_fontsize() * 120 / 72 * shrinkage >= 9 for label in labels)
-        boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
-        assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+        boxes = [oriented_box(label) for label in labels]
+        assert not any(box.overlaps(other) for box, other in itertools.combinations(boxes, 2))
+
+
+def oriented_box(label: Text) -> Bbox:
+    """The box of a slanted text, turned about the origin until the text is horizontal."""
+    degrees, anchor = label.get_rotation(), label.get_transform().transform(label.get_position())
+    label.set_rotation(0)
+    box = label.get_window_extent()
+    label.set_rotation(degrees)
+    return Bbox(box.get_points() - anchor + Affine2D().rotate_deg(-degrees).transform(anchor))
 
 
 @pytest.mark.extensive
