@@ -189,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action=_OptionHelp)
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("--config", help=CONFIG_HELP)
+    train.add_argument("--preset", help="published: generators start and learn as in the paper, whatever the recipe")
     train.set_defaults(run=_train, option_names=recipe_option_names)
 
     evaluate = commands.add_parser(
@@ -467,7 +468,7 @@ def _train(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.metric_display import print_metrics
     from liere_hf.training.run import train
 
-    metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config))
+    metrics = train(*parse_recipe(arguments.recipe, flags, arguments.config, arguments.preset))
     print_metrics(metrics, prefix="eval_")
     if "test_loss" in metrics:
         print("test split:")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from preloaded import preloaded
@@ -147,6 +148,46 @@ def test_every_recipe_of_the_package_makes_a_model():
             training_arguments.resolve_batch_size()
             batch = training_arguments.per_device_train_batch_size * training_arguments.gradient_accumulation_steps
             assert batch == training_arguments.effective_batch_size
+
+
+PAPER_RECIPES = ("cifar100", "imagenet", "ucf101", "arrows_108", "arrows_168", "arrows_276")
+
+
+def test_recipes_of_the_paper_start_as_published_and_all_do_by_its_preset():
+    from liere_hf.configuration import build_model_config, parse_recipe, recipe_names
+
+    def start(recipe, *flags, **options):
+        model_arguments, _, run_arguments = parse_recipe(recipe, flags, **options)
+        return build_model_config(model_arguments).generator_init, run_arguments.generator_learning_rate_factor
+
+    new_models = [name for name in recipe_names() if "finetune" not in name]
+    for name in new_models:
+        # A small variant of CIFAR's recipe, with which experiments repeat the paper's.
+        is_published = name.removesuffix("_smoke") in (*PAPER_RECIPES, "fashion_mnist_32")
+        assert start(name) == (("uniform", 1) if is_published else ("planar", 10)), name
+        assert start(name, preset="published") == ("uniform", 1), name
+        flags = ["--generator_init", "random_basis", "--generator_learning_rate_factor", "3"]
+        assert start(name, *flags, preset="published") == ("random_basis", 3), name
+    for name in set(recipe_names()) - {*new_models}:
+        for preset in (None, "published"):
+            model_arguments, _, run_arguments = parse_recipe(
+                name, ["--model_name_or_path", "some/model"], preset=preset
+            )
+            assert run_arguments.generator_learning_rate_factor in (None, 1), name
+            # The checkpoint says how it started.
+            assert model_arguments.generator_init is None, name
+
+
+def test_the_preset_of_a_run_is_in_its_recipe(capsys, recipe, tmp_path):
+    words = ["train", recipe, "--output_dir", tmp_path / "run", "--max_steps", 1, "--eval_strategy", "no"]
+    assert "preset is 'paper', allowed is published" in fails(capsys, *words, "--preset", "paper")
+    assert not (tmp_path / "run").exists()
+    assert run(*words, "--preset", "published").returncode == 0
+    saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert (saved["generator_init"], saved["generator_learning_rate_factor"]) == ("uniform", 1)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["generator_init"] == "uniform"
+    generators = load_file(tmp_path / "run" / "model.safetensors")["liere_vit.rotations.generators"]
+    assert torch.equal(generators.triu(1) != 0, torch.ones_like(generators).triu(1) != 0)
 
 
 def test_fine_tuning_recipes_need_a_checkpoint(capsys):

@@ -44,6 +44,7 @@ def config():
         intermediate_size=48,
         image_size=[4, 8, 8],
         patch_size=[2, 4, 4],
+        generator_init="uniform",
     )
 
 

@@ -1,6 +1,7 @@
 """LiereViT model configuration."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
@@ -66,9 +67,10 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             logarithm of n gives them the weight of n tokens. Needs `eager` or `sdpa` attention when it is not 0.
         generator_block_size: width b of the diagonal blocks of LieRE's generators, even, a divisor of head_dim;
             always 2 for `rope_mixed` and `visionllama`.
-        generator_init: initial generators. `uniform`, as in the paper; or with frequencies between the two below:
-            `planar` (RoPE-Mixed's function: each plane is a pair of neighbouring dimensions), `random_basis` (each
-            block in a random basis, which all axes share) or `random_bases` (each axis in its own).
+        generator_init: initial generators. With frequencies between the two below: `planar` (the default: RoPE-Mixed's
+            function, each plane is a pair of neighbouring dimensions), `random_basis` (each block in a random basis,
+            which all axes share) or `random_bases` (each axis in its own). Or `uniform`, as in the paper, which is
+            the default of encodings that have no other.
         generator_init_scale: `uniform` is in [0, generator_init_scale).
         generator_min_frequency: the lowest initial angular frequency, in radians per patch.
         generator_max_frequency: the highest one.
@@ -133,7 +135,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
     position_mode: str = "rescaled"
     prefix_attention_bias: float = 0.0
     generator_block_size: int = 8
-    generator_init: str = "uniform"
+    generator_init: str | None = None
     generator_init_scale: float = 6.283185307179586
     generator_min_frequency: float = 0.1
     generator_max_frequency: float = 1.5
@@ -167,6 +169,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         # The name of older configurations.
         if kwargs.pop("position_embedding_antialias", False):
             self.position_embedding_interpolation = "antialiased_cubic"
+        if self.generator_init is None:
+            self.generator_init = "planar" if encoding is not None and encoding.initial_values else "uniform"
         if self.key_bias is None:
             self.key_bias = self.qkv_bias
         if self.pooler_output_size is None:
@@ -177,6 +181,13 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
         self.validate()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """As in transformers. Configurations saved without `generator_init` are of models that started `uniform`."""
+        if "transformers_version" in config_dict:
+            config_dict = {"generator_init": "uniform"} | config_dict
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def num_axes(self) -> int:

@@ -29,7 +29,7 @@ NUM_MATRICES_FOR_ERRORS = 8
 def benchmark_exponential(device: str | None = None, rounds: int = 9) -> dict[str, Any]:
     """Time forward and backward of `skew_matrix_exp` and `torch.linalg.matrix_exp`, alternating, in float32.
 
-    The matrices are p_1 A_1 + p_2 A_2 with generators A as in a new model and p uniform in the unit square.
+    The matrices are p_1 A_1 + p_2 A_2 with generators A that start as published and p in the unit square.
 
     Returns:
         For each width the median seconds and the speedup with the 95% interval of its median, and the hardware.

@@ -92,6 +92,6 @@ def _points() -> torch.Tensor:
 
 
 def _bases(width: int) -> torch.Tensor:
-    """Of new generators with two axes."""
+    """Of generators that start as published, with two axes."""
     upper = (2 * math.pi * torch.rand(2, NUM_HEADS * HEAD_DIM // width, width, width)).triu(1)
     return upper - upper.mT

@@ -13,9 +13,12 @@ from transformers import HfArgumentParser
 
 from ..errors import InputError
 from .arguments import ARCHITECTURE_OPTIONS, DataArguments, ModelArguments, RunArguments
+from .paper import PUBLISHED_START
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
+# Options that override those of any recipe, by the name that `--preset` takes.
+RECIPE_PRESETS: dict[str, dict[str, Any]] = {"published": PUBLISHED_START}
 # libyaml, where PyYAML was built with it: experiments read a recipe for each of their hundreds of runs.
 _SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -89,9 +92,9 @@ def read_options(path: Path, known: set[str]) -> dict[str, Any]:
 
 
 def parse_recipe(
-    recipe: str, flags: Sequence[str] = (), config: str | None = None
+    recipe: str, flags: Sequence[str] = (), config: str | None = None, preset: str | None = None
 ) -> tuple[Any, DataArguments, RunArguments]:
-    """Model, data and training arguments of a recipe, overridden by a further YAML file, overridden by flags.
+    """Model, data and training arguments of a recipe, overridden by a preset, by a further YAML file, and by flags.
 
     bf16 is the default where the hardware supports it. If the file or the flags give a checkpoint
     (`model_name_or_path`), its architecture replaces that of the recipe.
@@ -100,16 +103,20 @@ def parse_recipe(
         recipe: name of a built-in recipe, or path of a YAML file.
         flags: `--option value ...`, any field of ModelArguments, DataArguments or RunArguments.
         config: path of a YAML file of options.
+        preset: a name of `RECIPE_PRESETS`.
 
     Raises:
         InputError: an unknown option or a value that is not allowed.
     """
+    if preset is not None and preset not in RECIPE_PRESETS:
+        raise InputError(f"preset is {preset!r}, allowed is {', '.join(RECIPE_PRESETS)}")
     parser = recipe_parser()
     known = _known_options(parser)
     path = recipe_path(recipe)
     argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
     argv += ["--dataloader_pin_memory", str(torch.accelerator.is_available())]
-    layers = [read_recipe(path, known), *([read_options(Path(config), known)] if config else [])]
+    chosen = read_recipe(path, known) | RECIPE_PRESETS.get(preset, {})
+    layers = [chosen, *([read_options(Path(config), known)] if config else [])]
     on_top = {*(layers[1] if config else {}), *(flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags)}
     if "model_name_or_path" in on_top and not layers[0].get("model_name_or_path"):
         layers[0] = {name: value for name, value in layers[0].items() if name not in ARCHITECTURE_OPTIONS}

@@ -47,12 +47,12 @@ class ConversionOptions:
         raise InputError(f"{name} is {values}, expected {num_axes} values, one per axis, or one for all axes")
 
     def build_config(self, **fields: Any) -> LiereViTConfig:
-        """A configuration. Values that it does not allow raise InputError."""
+        """A configuration, which says that the source started as published. Values not allowed raise InputError."""
         for name in ("image_size", "patch_size"):
             values = fields[name]
             fields[name] = values[0] if len(set(values)) == 1 and len(values) == 2 else list(values)
         try:
-            return LiereViTConfig(**fields)
+            return LiereViTConfig(generator_init="uniform", **fields)
         except ValueError as error:
             raise InputError(str(error)) from error
 

@@ -40,6 +40,7 @@ class Task:
 
     Attributes:
         paper_results: name of the paper's results to compare with.
+        preset: of the recipe, see `parse_recipe`.
         cells: cells per side, for a spatial task.
         seeds: instead of those of the scale.
     """
@@ -49,6 +50,7 @@ class Task:
     recipe: str
     paper_results: str
     options: Options = field(default_factory=dict)
+    preset: str | None = None
     cells: int | None = None
     seeds: list[int] | None = None
 
@@ -214,7 +216,8 @@ class ExperimentRunner:
         options = {**setting.options, "seed": seed}
         if start is not None:
             options["model_name_or_path"] = str(start)
-        return parse_recipe(setting.task.recipe, self._flags(setting, options, is_new_model=start is None))
+        flags = self._flags(setting, options, is_new_model=start is None)
+        return parse_recipe(setting.task.recipe, flags, preset=setting.task.preset)
 
     def _flags(self, setting: Setting, options: Options, is_new_model: bool) -> list[str]:
         """Options as flags. For a checkpoint, the task's options of the architecture are left out."""

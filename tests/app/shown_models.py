@@ -52,6 +52,7 @@ def _save(directory: Path, kind: type, seed: int, **options) -> None:
         "head_dim": 24,
         "intermediate_size": 16,
         "generator_block_size": 8,
+        "generator_init": "uniform",
         "initializer_range": 0.4,
         "id2label": dict(enumerate(DIRECTIONS)),
     }

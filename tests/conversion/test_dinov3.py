@@ -41,6 +41,7 @@ TINY = {
     "intermediate_size": 32,
     "image_size": [8, 8],
     "patch_size": 4,
+    "generator_init": "uniform",
 }
 SIZES = [(32, 32), (64, 64), (16, 16), (24, 48), (8, 8)]
 

@@ -36,7 +36,7 @@ def test_to_dinov3_and_back(tmp_path):
 
 
 def test_to_the_authors_code(tmp_path):
-    sizes = {**SIZES, "head_dim": 64, "image_size": 16, "patch_size": 4, "num_labels": 3}
+    sizes = {**SIZES, "head_dim": 64, "image_size": 16, "patch_size": 4, "num_labels": 3, "generator_init": "uniform"}
     config = LiereViTConfig(**sizes, position_mode="linspace", share_generators_across_layers=True)
     model = LiereViTForImageClassification(config).eval()
     model.save_pretrained(tmp_path / "model")

@@ -24,6 +24,7 @@ def image_model(model_class=LiereViTForImageClassification, **overrides):
         "image_size": (16, 24),
         "patch_size": 8,
         "initializer_range": 0.2,
+        "generator_init": "uniform",
     }
     return model_class(LiereViTConfig(**{**config, **overrides})).eval()
 

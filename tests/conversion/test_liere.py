@@ -139,6 +139,7 @@ def tiny_state_dict(**overrides):
         "position_mode": "linspace",
         "share_generators_across_layers": True,
         "num_labels": 3,
+        "generator_init": "uniform",
     }
     model = LiereViTForImageClassification(LiereViTConfig(**{**settings, **overrides})).eval()
     return model, export_state_dict(model)

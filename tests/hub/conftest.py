@@ -38,6 +38,7 @@ def converted(tmp_path_factory) -> Path:
         position_mode="linspace",
         share_generators_across_layers=True,
         num_labels=3,
+        generator_init="uniform",
     )
     directory = tmp_path_factory.mktemp("converted")
     torch.save(export_state_dict(LiereViTForVideoClassification(config)), directory / "authors.ckpt")

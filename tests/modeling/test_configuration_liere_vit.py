@@ -7,8 +7,10 @@ import pytest
 from factory import ENCODINGS, SIZES, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from liere_hf import LiereViTConfig
+from liere_hf.modeling.position_encodings import POSITION_ENCODINGS
 
 
 def test_defaults_are_the_base_model_of_the_paper():
@@ -25,9 +27,27 @@ def test_defaults_are_the_base_model_of_the_paper():
         "pooling": "cls",
         "position_encoding": "liere",
         "generator_block_size": 8,
+        "generator_init": "planar",
         "generator_init_scale": 2 * math.pi,
     }
     assert {field: getattr(config, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("encoding", POSITION_ENCODINGS)
+def test_new_models_start_planar_and_old_files_uniform(encoding, tmp_path):
+    """Files that were saved before there was a choice do not name `generator_init`."""
+    config = LiereViTConfig(position_encoding=encoding)
+    assert config.generator_init == ("planar" if POSITION_ENCODINGS[encoding].initial_values else "uniform")
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    assert saved["generator_init"] == config.generator_init
+    assert LiereViTConfig.from_pretrained(tmp_path).generator_init == config.generator_init
+    del saved["generator_init"]
+    path.write_text(json.dumps(saved))
+    for load in (LiereViTConfig.from_pretrained, AutoConfig.from_pretrained):
+        assert load(tmp_path).generator_init == "uniform"
+        assert load(tmp_path, num_labels=3).num_labels == 3
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def backbone_config(**overrides):
         "num_register_tokens": 2,
         "image_size": 64,
         "patch_size": 16,
+        "generator_init": "uniform",
     }
     return LiereViTConfig(**settings | overrides)
 

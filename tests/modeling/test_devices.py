@@ -33,6 +33,7 @@ def built(encoding, **overrides):
         "patch_size": 8,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "generator_init": "uniform",
         **ENCODINGS[encoding],
         **overrides,
     }

@@ -48,6 +48,7 @@ class LiereViTModelTester:
             "num_attention_heads": 4,
             "intermediate_size": 37,
             "generator_block_size": 4,
+            "generator_init": "uniform",
             "out_features": ["stage1", "stage2"],
             **config_options,
         }

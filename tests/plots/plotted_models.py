@@ -22,6 +22,7 @@ def classifier(num_axes: int = 2, **options) -> LiereViTForImageClassification:
         "patch_size": [PATCH] * num_axes,
         "initializer_range": 0.4,
         "generator_block_size": 8,
+        "generator_init": "uniform",
     }
     torch.manual_seed(0)
     kind = LiereViTForVideoClassification if num_axes == 3 else LiereViTForImageClassification

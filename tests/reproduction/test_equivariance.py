@@ -54,7 +54,7 @@ def test_definition(grid_size, width, seed):
 @pytest.mark.parametrize("encoding", [name for name, each in POSITION_ENCODINGS.items() if each.is_rotary])
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 def test_encodings_whose_generators_commute_are_relative(encoding, num_axes):
-    model = untrained(num_axes, position_encoding=encoding)
+    model = untrained(num_axes, position_encoding=encoding, generator_init="uniform")
     shares = of_model(model)
     assert len(shares) == model.config.num_hidden_layers
     if encoding in (*COMMUTING, "visionllama") or num_axes == 1:
