@@ -134,7 +134,8 @@ def trained_on_moving_squares(output_dir: Path) -> Path:
     """The model of the recipe `clips`, for clips in color."""
     grey, directory = output_dir / "moving_squares", output_dir / "moving_squares_in_color"
     if not (grey / "eval_results.json").is_file():
-        train(*parse_recipe("clips", ["--output_dir", str(grey), "--resume_from_checkpoint", "false", *FLAGS]))
+        words = ["--output_dir", str(grey), "--resume_from_checkpoint", "false", *FLAGS]
+        train(*parse_recipe("clips", words, preset="published"))
     if not directory.is_dir():
         with new_directory(directory) as unfinished:
             in_color(LiereViTForVideoClassification.from_pretrained(grey)).save_pretrained(unfinished)

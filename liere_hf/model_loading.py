@@ -164,6 +164,11 @@ def _require_backbone(name: str, report: dict[str, Any], may_lack_classifier: bo
         InputError: weights of the backbone are missing or have other shapes, or those of the classifier without
             `may_lack_classifier`.
     """
+    left_over = sorted(key for key in report["unexpected_keys"] if "rotations." in key)
+    if left_over:
+        raise InputError(
+            f"{name} has {', '.join(left_over)}, which another position_encoding does not take: leave that option out"
+        )
     missing = sorted(key for key in report["missing_keys"] if not (may_lack_classifier and _is_classifier(key)))
     if missing:
         raise InputError(f"{name} lacks {len(missing)} weights of a LiereViT classifier, {', '.join(missing[:3])} ...")

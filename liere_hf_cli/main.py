@@ -157,17 +157,17 @@ class _OptionHelp(argparse.Action):
         from liere_hf.errors import InputError, sentence
 
         try:
-            _print_options(command, recipe)
+            _print_options(command, recipe, getattr(namespace, "config", None), getattr(namespace, "preset", None))
         except InputError as error:
             parser.exit(2, f"{parser.prog}: error: {sentence(error)}\n")
         parser.exit()
 
 
-def _print_options(command: str, recipe: str | None) -> None:
+def _print_options(command: str, recipe: str | None, config: str | None, preset: str | None) -> None:
     from liere_hf.configuration.option_help import print_dataclass_options, print_recipe_options
 
     if recipe is not None:
-        print_recipe_options(recipe)
+        print_recipe_options(recipe, config, preset)
     elif command == "convert":
         from liere_hf.conversion import ConversionOptions
 
@@ -189,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action=_OptionHelp)
     train.add_argument("recipe", help=RECIPE_HELP)
     train.add_argument("--config", help=CONFIG_HELP)
-    train.add_argument("--preset", help="published: generators start and learn as in the paper, whatever the recipe")
+    train.add_argument(
+        "--preset", choices=("published",), help="generators start and learn as in the paper, whatever the recipe"
+    )
     train.set_defaults(run=_train, option_names=recipe_option_names)
 
     evaluate = commands.add_parser(

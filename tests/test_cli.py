@@ -178,9 +178,60 @@ def test_recipes_of_the_paper_start_as_published_and_all_do_by_its_preset():
             assert model_arguments.generator_init is None, name
 
 
+def test_a_checkpoint_replaces_what_recipes_say_of_new_models(tmp_path):
+    """Wherever it is named: in a flag, in a further file, or in a recipe that extends another one."""
+    from liere_hf.configuration import parse_recipe, recipe_names
+    from liere_hf.configuration.arguments import ARCHITECTURE_OPTIONS
+
+    config = write_recipe(tmp_path / "config.yaml", {"model_name_or_path": "some/model"})
+    for name in recipe_names():
+        own = write_recipe(tmp_path / f"{name}.yaml", {"extends": name, "model_name_or_path": "some/model"})
+        for preset in (None, "published"):
+            for arguments in (
+                (name, ["--model_name_or_path", "some/model"], None),
+                (name, [], str(config)),
+                (str(own), [], None),
+            ):
+                model_arguments, _, run_arguments = parse_recipe(*arguments, preset=preset)
+                assert not [each for each in ARCHITECTURE_OPTIONS if getattr(model_arguments, each) is not None]
+                assert run_arguments.generator_learning_rate_factor in (None, 1)
+    own = {"extends": "digits", "model_name_or_path": "some/model", "pooling": "cls"}
+    options = own | {"generator_learning_rate_factor": 5.0}
+    model_arguments, _, run_arguments = parse_recipe(str(write_recipe(tmp_path / "own.yaml", options)))
+    assert (model_arguments.pooling, run_arguments.generator_learning_rate_factor) == ("cls", 5)
+
+
+def test_the_preset_overrides_every_option_of_the_start(tmp_path):
+    from liere_hf.configuration import parse_recipe
+
+    options = {"extends": "digits", "generator_init_scale": 0.001, "generator_init": "random_basis"}
+    recipe = write_recipe(tmp_path / "own.yaml", options)
+    assert parse_recipe(str(recipe))[0].generator_init_scale == 0.001
+    model_arguments, *_ = parse_recipe(str(recipe), preset="published")
+    assert model_arguments.generator_init == "uniform"
+    assert model_arguments.generator_init_scale == pytest.approx(6.283185307179586)
+
+
+def test_the_recipe_of_a_run_names_its_start(finished_run):
+    assert yaml.safe_load((finished_run / "recipe.yaml").read_text())["generator_init"] == "planar"
+
+
+@pytest.mark.parametrize(
+    "encoding, message",
+    [
+        ("rope_mixed", "has liere_vit.rotations.generators of shape (2, 2, 2, 1, 8, 8) where (2, 2, 2, 4, 2, 2) is"),
+        ("visionllama", "has liere_vit.rotations.generators, which another position_encoding does not take"),
+    ],
+)
+def test_a_checkpoint_of_another_encoding_is_refused(capsys, recipe, finished_run, tmp_path, encoding, message):
+    words = ["--model_name_or_path", finished_run, "--position_encoding", encoding, "--output_dir", tmp_path / "run"]
+    assert message in fails(capsys, "train", recipe, *words)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_preset_of_a_run_is_in_its_recipe(capsys, recipe, tmp_path):
     words = ["train", recipe, "--output_dir", tmp_path / "run", "--max_steps", 1, "--eval_strategy", "no"]
-    assert "preset is 'paper', allowed is published" in fails(capsys, *words, "--preset", "paper")
+    assert "argument --preset: invalid choice: 'paper'" in fails(capsys, *words, "--preset", "paper")
     assert not (tmp_path / "run").exists()
     assert run(*words, "--preset", "published").returncode == 0
     saved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())

@@ -56,6 +56,14 @@ def test_every_option_once_with_its_value_in_the_recipe(output, command):
     assert [name for name, (_, meaning) in table.items() if not meaning] == []
 
 
+def test_a_preset_and_a_further_file_count(output, tmp_path):
+    config = tmp_path / "further.yaml"
+    config.write_text("learning_rate: 0.25\n")
+    found = rows(output("train", "digits", "--preset", "published", "--config", str(config), "--help"))
+    shown = {name: found[name][0] for name in ("generator_init", "generator_learning_rate_factor", "learning_rate")}
+    assert shown == {"generator_init": "uniform", "generator_learning_rate_factor": "1.0", "learning_rate": "0.25"}
+
+
 def test_options_are_in_groups(output):
     text = output("train", "imagefolder_finetune", "--help")
     titles = ["Model", "Architecture", "Data set", "Augmentation", "Learning rate", "Evaluation and predictions"]

@@ -70,7 +70,7 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         generator_init: initial generators. With frequencies between the two below: `planar` (the default: RoPE-Mixed's
             function, each plane is a pair of neighbouring dimensions), `random_basis` (each block in a random basis,
             which all axes share) or `random_bases` (each axis in its own). Or `uniform`, as in the paper, which is
-            the default of encodings that have no other.
+            the default of encodings that have no other. None where no generators are learned.
         generator_init_scale: `uniform` is in [0, generator_init_scale).
         generator_min_frequency: the lowest initial angular frequency, in radians per patch.
         generator_max_frequency: the highest one.
@@ -169,8 +169,8 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         # The name of older configurations.
         if kwargs.pop("position_embedding_antialias", False):
             self.position_embedding_interpolation = "antialiased_cubic"
-        if self.generator_init is None:
-            self.generator_init = "planar" if encoding is not None and encoding.initial_values else "uniform"
+        if self.generator_init is None and encoding is not None:
+            self.generator_init = encoding.default_init
         if self.key_bias is None:
             self.key_bias = self.qkv_bias
         if self.pooler_output_size is None:
@@ -184,10 +184,19 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
-        """As in transformers. Configurations saved without `generator_init` are of models that started `uniform`."""
+        """As in transformers, but fields in `kwargs` count as much as if they were saved: others follow from them.
+
+        Configurations saved without `generator_init` are of models that started `uniform`.
+        """
+        fields = {name: kwargs.pop(name) for name in [*kwargs] if name in cls.__annotations__}
         if "transformers_version" in config_dict:
             config_dict = {"generator_init": "uniform"} | config_dict
-        return super().from_dict(config_dict, **kwargs)
+        if fields.get("position_encoding", config_dict.get("position_encoding")) != config_dict.get(
+            "position_encoding"
+        ):
+            # The start of another encoding.
+            config_dict = config_dict | {"generator_init": None}
+        return super().from_dict(config_dict | fields, **kwargs)
 
     @property
     def num_axes(self) -> int:
@@ -257,7 +266,6 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
             ("position_embedding_interpolation", INTERPOLATIONS),
             ("pooling", POOLINGS),
             ("final_layernorm", FINAL_LAYERNORMS),
-            ("generator_init", GENERATOR_INITS),
             ("hidden_act", ACT2FN),
             ("pooler_act", ACT2FN),
         ):
@@ -297,6 +305,10 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         block_size = self.generator_block_size
         if encoding.block_size is None:
             self._validate_block_size(block_size)
+        elif block_size != encoding.block_size:
+            raise ValueError(
+                f"generator_block_size is {block_size!r}, {self.position_encoding} allows {encoding.block_size}"
+            )
         elif self.head_dim % block_size:
             raise ValueError(
                 f"head_dim is {self.head_dim}, which must be a multiple of {block_size} for {self.position_encoding}"
@@ -317,11 +329,14 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         low, high = self.generator_min_frequency, self.generator_max_frequency
         if low > high:
             raise ValueError(
-                f"generator_min_frequency is {low!r}, allowed is at most generator_max_frequency, {high!r}"
+                f"generator_min_frequency is {low!r}, generator_max_frequency {high!r}: allowed is the lower one first"
             )
         encoding = POSITION_ENCODINGS[self.position_encoding]
-        if self.generator_init != "uniform" and encoding.parameters and encoding.initial_values is None:
-            raise ValueError(f"generator_init is {self.generator_init!r}, {self.position_encoding} allows uniform")
+        allowed = GENERATOR_INITS if encoding.initial_values or not encoding.parameters else ("uniform",)
+        if self.generator_init not in allowed and (self.generator_init is not None or encoding.parameters):
+            raise ValueError(
+                f"generator_init is {self.generator_init!r}, {self.position_encoding} allows {', '.join(allowed)}"
+            )
 
 
 __all__ = ["LiereViTConfig"]

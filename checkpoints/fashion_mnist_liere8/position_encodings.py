@@ -63,6 +63,11 @@ class PositionEncoding:
         return self.has_table or bool(self.parameters)
 
     @property
+    def default_init(self) -> str | None:
+        """How new models start; None where nothing is learned."""
+        return ("planar" if self.initial_values else "uniform") if self.parameters else None
+
+    @property
     def has_free_generators(self) -> bool:
         """Whether the learned parameters are the generators themselves, so that they can take any value."""
         return self.generators is free_generators

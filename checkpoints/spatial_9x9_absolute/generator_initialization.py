@@ -9,6 +9,8 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 GENERATOR_INITS = ("uniform", "planar", "random_basis", "random_bases")
+# Whatever the dtype and the device of the model: a Sobol sequence needs the one, and the same numbers the other.
+_TENSOR = {"device": "cpu", "dtype": torch.float32}
 
 
 def dimension_sizes(config: PreTrainedConfig) -> dict[str, int]:
@@ -37,7 +39,7 @@ def free_initial_values(config: PreTrainedConfig) -> dict[str, torch.Tensor]:
         return {"generators": planes}
     axes = 1 if config.generator_init == "random_basis" else sizes["axes"]
     shape = (sizes["layers"], axes, sizes["heads"], sizes["blocks"], sizes["width"], sizes["width"])
-    basis = torch.linalg.qr(torch.randn(shape, device="cpu")).Q
+    basis = torch.linalg.qr(torch.randn(shape, **_TENSOR)).Q
     return {"generators": (basis @ (planes - planes.mT) @ basis.mT).triu(1)}
 
 
@@ -69,7 +71,7 @@ def circulant_initial_values(config: PreTrainedConfig) -> dict[str, torch.Tensor
     width, planes = sizes["width"], sizes["width"] // 2 - 1
     directions = _directions(config, sizes["blocks"], planes)
     frequencies = _frequencies(config, planes) * directions * _patches_per_unit(config)
-    places = torch.arange(width, device="cpu").outer(torch.arange(1, planes + 1, device="cpu"))
+    places = torch.arange(width, **_TENSOR).outer(torch.arange(1, planes + 1, **_TENSOR))
     sines = torch.sin(2 * torch.pi / width * places) / width
     return {"rows": frequencies @ sines.mT}
 
@@ -78,10 +80,10 @@ def _frequencies(config: PreTrainedConfig, planes: int, blocks: int | None = Non
     """Radians per patch, (blocks, planes): neighbouring frequencies are in different blocks."""
     blocks = blocks or dimension_sizes(config)["blocks"]
     low, high = (
-        torch.tensor(float(value), device="cpu").log()
+        torch.tensor(float(value), **_TENSOR).log()
         for value in (config.generator_min_frequency, config.generator_max_frequency)
     )
-    return (low + (high - low) * torch.linspace(0, 1, blocks * planes, device="cpu")).exp().view(planes, blocks).mT
+    return (low + (high - low) * torch.linspace(0, 1, blocks * planes, **_TENSOR)).exp().view(planes, blocks).mT
 
 
 def _directions(config: PreTrainedConfig, blocks: int, planes: int) -> torch.Tensor:
@@ -93,12 +95,20 @@ def _directions(config: PreTrainedConfig, blocks: int, planes: int) -> torch.Ten
     sizes = dimension_sizes(config)
     layers, axes, heads = sizes["layers"], sizes["axes"], sizes["heads"]
     seeds = torch.randint(2**31, (layers * heads,), device="cpu").tolist()
-    points = torch.stack(
-        [torch.quasirandom.SobolEngine(axes, scramble=True, seed=seed).draw(blocks * planes) for seed in seeds]
-    )
-    normal = torch.special.ndtri(points.clamp(1e-6, 1 - 1e-6))
+    points = torch.stack([_sobol_points(axes, blocks * planes, seed) for seed in seeds])
+    # The center of the cube would have no direction.
+    normal = torch.special.ndtri(points.clamp(1e-6, 1 - 1e-6)) + 1e-12
     directions = normal / normal.norm(dim=-1, keepdim=True)
     return directions.view(layers, heads, planes, blocks, axes).permute(0, 4, 1, 3, 2)
+
+
+def _sobol_points(axes: int, count: int, seed: int) -> torch.Tensor:
+    """Of a scrambled sequence, (count, axes), float32."""
+    engine = torch.quasirandom.SobolEngine(axes, scramble=True, seed=seed)
+    points = engine.draw(count, dtype=torch.float32)
+    # The engine computes the first one in the default dtype.
+    points[0] = engine.shift.to(torch.float32) / 2**engine.MAXBIT
+    return points
 
 
 def _patches_per_unit(config: PreTrainedConfig) -> torch.Tensor:
@@ -109,12 +119,12 @@ def _patches_per_unit(config: PreTrainedConfig) -> torch.Tensor:
         steps = list(config.grid_size)
     else:
         steps = [max(patches - 1, 1) for patches in config.grid_size]
-    return torch.tensor(steps, dtype=torch.float32, device="cpu").view(-1, 1, 1, 1)
+    return torch.tensor(steps, **_TENSOR).view(-1, 1, 1, 1)
 
 
 def _planar(frequencies: torch.Tensor) -> torch.Tensor:
     """(..., planes) to raw matrices (..., 2 planes, 2 planes) that turn pairs of neighbouring dimensions."""
-    planes = torch.zeros(*frequencies.shape[:-1], *(2 * frequencies.shape[-1],) * 2, device="cpu")
+    planes = torch.zeros(*frequencies.shape[:-1], *(2 * frequencies.shape[-1],) * 2, **_TENSOR)
     first = torch.arange(0, planes.shape[-1], 2, device="cpu")
     planes[..., first, first + 1] = frequencies
     return planes
@@ -126,5 +136,5 @@ def _one_basis(config: PreTrainedConfig, frequencies: torch.Tensor, sizes: dict[
     planes = _planar(frequencies).expand(shape)
     if config.generator_init == "planar":
         return planes
-    basis = torch.linalg.qr(torch.randn(shape, device="cpu")).Q
+    basis = torch.linalg.qr(torch.randn(shape, **_TENSOR)).Q
     return (basis @ (planes - planes.mT) @ basis.mT).triu(1)

@@ -57,14 +57,18 @@ _DATA_GROUPS = {
 }
 
 
-def print_recipe_options(recipe: str) -> None:
+def print_recipe_options(recipe: str, config: str | None = None, preset: str | None = None) -> None:
     """Every option of a recipe in groups, with its value there and what it means.
 
+    Args:
+        config: path of a YAML file of options that override those of the recipe.
+        preset: as of `parse_recipe`.
+
     Raises:
-        InputError: there is no such recipe.
+        InputError: there is no such recipe, or the file does not fit.
     """
     # Recipes for fine-tuning need a model.
-    arguments = parse_recipe(recipe, ["--model_name_or_path", "MODEL"] if _needs_model(recipe) else [])
+    arguments = parse_recipe(recipe, ["--model_name_or_path", "MODEL"] if _needs_model(recipe) else [], config, preset)
     overrides = model_overrides(arguments[0])
     values = {**vars(LiereViTConfig()), **overrides} if not _needs_model(recipe) else overrides
     console = Console()

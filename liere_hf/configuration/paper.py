@@ -1,12 +1,17 @@
 """How the paper trains generators, and the results that it reports."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 # How generators start and how fast they learn, in options of a recipe.
-PUBLISHED_START: dict[str, Any] = {"generator_init": "uniform", "generator_learning_rate_factor": 1.0}
+PUBLISHED_START: dict[str, Any] = {
+    "generator_init": "uniform",
+    "generator_init_scale": 2 * math.pi,
+    "generator_learning_rate_factor": 1.0,
+}
 _FIGURES = yaml.safe_load((Path(__file__).parent / "paper.yaml").read_text())
 
 

@@ -17,6 +17,8 @@ from .paper import PUBLISHED_START
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
+# Options that a checkpoint replaces: it brings its architecture, and its generators have learned.
+OF_NEW_MODELS = ARCHITECTURE_OPTIONS | {"generator_learning_rate_factor"}
 # Options that override those of any recipe, by the name that `--preset` takes.
 RECIPE_PRESETS: dict[str, dict[str, Any]] = {"published": PUBLISHED_START}
 # libyaml, where PyYAML was built with it: experiments read a recipe for each of their hundreds of runs.
@@ -70,7 +72,19 @@ def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
             raise InputError(f"{path} has extends {base!r}, allowed is the name or the path of one recipe")
         path = recipe_path(base) if base is not None else None
         layers.insert(0, options)
-    return {name: value for options in layers for name, value in options.items()}
+    return functools.reduce(_on_top, layers)
+
+
+def _on_top(options: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    """Options, overridden by further ones."""
+    return (_of_checkpoint(options) if further.get("model_name_or_path") else options) | further
+
+
+def _of_checkpoint(options: dict[str, Any]) -> dict[str, Any]:
+    """Without those of new models, unless they were given for a checkpoint."""
+    if options.get("model_name_or_path"):
+        return options
+    return {name: value for name, value in options.items() if name not in OF_NEW_MODELS}
 
 
 def read_options(path: Path, known: set[str]) -> dict[str, Any]:
@@ -96,8 +110,8 @@ def parse_recipe(
 ) -> tuple[Any, DataArguments, RunArguments]:
     """Model, data and training arguments of a recipe, overridden by a preset, by a further YAML file, and by flags.
 
-    bf16 is the default where the hardware supports it. If the file or the flags give a checkpoint
-    (`model_name_or_path`), its architecture replaces that of the recipe.
+    bf16 is the default where the hardware supports it. A checkpoint (`model_name_or_path`) replaces what the recipe
+    below it says of new models: the architecture, and the pace of generators.
 
     Args:
         recipe: name of a built-in recipe, or path of a YAML file.
@@ -115,16 +129,18 @@ def parse_recipe(
     path = recipe_path(recipe)
     argv = ["--output_dir", f"runs/{path.stem}", "--report_to", "none"]
     argv += ["--dataloader_pin_memory", str(torch.accelerator.is_available())]
-    chosen = read_recipe(path, known) | RECIPE_PRESETS.get(preset, {})
-    layers = [chosen, *([read_options(Path(config), known)] if config else [])]
-    on_top = {*(layers[1] if config else {}), *(flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags)}
-    if "model_name_or_path" in on_top and not layers[0].get("model_name_or_path"):
-        layers[0] = {name: value for name, value in layers[0].items() if name not in ARCHITECTURE_OPTIONS}
-    if _computes_in_bf16() and not any(layer.get("use_cpu") for layer in layers) and "use_cpu" not in on_top:
+    options = read_recipe(path, known)
+    if preset is not None:
+        left_out = ARCHITECTURE_OPTIONS if options.get("model_name_or_path") else frozenset()
+        options |= {name: value for name, value in RECIPE_PRESETS[preset].items() if name not in left_out}
+    if config:
+        options = _on_top(options, read_options(Path(config), known))
+    flagged = {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags}
+    if "model_name_or_path" in flagged:
+        options = _of_checkpoint(options)
+    if _computes_in_bf16() and not options.get("use_cpu") and "use_cpu" not in flagged:
         argv += ["--bf16", "true"]
-    for options in layers:
-        argv += _as_flags(options)
-    return _parse(parser, [*argv, *flags], known)
+    return _parse(parser, [*argv, *_as_flags(options), *flags], known)
 
 
 def parse_flags(dataclass: type[T], flags: Sequence[str]) -> T:

@@ -71,13 +71,21 @@ def train(model_arguments: Any, data_arguments: DataArguments, training_argument
     """
     output_dir = Path(training_arguments.output_dir)
     require_writable_directory("output_dir", output_dir)
-    options = recipe_options(model_arguments, data_arguments, training_arguments)
+    options = recipe_options(model_arguments, data_arguments, training_arguments) | _start(model_arguments)
     checkpoint = checkpoint_to_resume(output_dir, training_arguments.resume_from_checkpoint, options)
     training_arguments.resolve_batch_size()
     # No process writes to the directory before all have checked it.
     training_arguments.distributed_state.wait_for_everyone()
     with removed_unless_kept(output_dir) as keep:
         return _train(model_arguments, data_arguments, training_arguments, options, checkpoint, keep)
+
+
+def _start(model_arguments: Any) -> dict[str, str]:
+    """How the generators of a new model start, so that its recipe stays what it is if the default changes."""
+    if model_arguments.model_name_or_path:
+        return {}
+    start = require_configuration(model_arguments).generator_init
+    return {"generator_init": start} if start else {}
 
 
 def _train(

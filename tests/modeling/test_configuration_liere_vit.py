@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from liere_hf import LiereViTConfig
+from liere_hf import LiereViTConfig, LiereViTModel
 from liere_hf.modeling.position_encodings import POSITION_ENCODINGS
 
 
@@ -37,7 +37,8 @@ def test_defaults_are_the_base_model_of_the_paper():
 def test_new_models_start_planar_and_old_files_uniform(encoding, tmp_path):
     """Files that were saved before there was a choice do not name `generator_init`."""
     config = LiereViTConfig(position_encoding=encoding)
-    assert config.generator_init == ("planar" if POSITION_ENCODINGS[encoding].initial_values else "uniform")
+    entry = POSITION_ENCODINGS[encoding]
+    assert config.generator_init == (("planar" if entry.initial_values else "uniform") if entry.parameters else None)
     config.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     saved = json.loads(path.read_text())
@@ -48,6 +49,43 @@ def test_new_models_start_planar_and_old_files_uniform(encoding, tmp_path):
     for load in (LiereViTConfig.from_pretrained, AutoConfig.from_pretrained):
         assert load(tmp_path).generator_init == "uniform"
         assert load(tmp_path, num_labels=3).num_labels == 3
+
+
+@pytest.mark.parametrize("before", POSITION_ENCODINGS)
+@pytest.mark.parametrize("after", POSITION_ENCODINGS)
+def test_another_encoding_than_the_saved_one(before, after, tmp_path):
+    """What follows from the encoding is that of the new one, and the model can be saved and loaded again."""
+    tiny_config(position_encoding=before, generator_init=None).save_pretrained(tmp_path)
+    block_size = json.loads((tmp_path / "config.json").read_text())["generator_block_size"]
+    options = {"position_encoding": after, "generator_init": None, "generator_block_size": block_size}
+    if (after, block_size) == ("string", 2):
+        with pytest.raises(ValueError, match="generator_block_size is 2, allowed for string is 4 or more"):
+            LiereViTConfig.from_pretrained(tmp_path, position_encoding=after)
+        return
+    expected = tiny_config(**options)
+    for load in (LiereViTConfig.from_pretrained, AutoConfig.from_pretrained):
+        config = load(tmp_path, position_encoding=after)
+        for field in ("position_encoding", "generator_block_size", "generator_init"):
+            assert getattr(config, field) == getattr(expected, field)
+        model = LiereViTModel(config)
+        model.save_pretrained(tmp_path / "other")
+        assert LiereViTModel.from_pretrained(tmp_path / "other").state_dict().keys() == model.state_dict().keys()
+        assert load(tmp_path, position_encoding=after, generator_init="uniform").generator_init == "uniform"
+
+
+def test_a_dictionary_of_an_encoding_without_generators_makes_one_that_starts_planar():
+    for before in ("absolute", "visionllama", "none"):
+        fields = LiereViTConfig(position_encoding=before).to_dict() | {"position_encoding": "liere"}
+        assert LiereViTConfig(**fields).generator_init == "planar"
+
+
+@pytest.mark.parametrize("encoding", [name for name, each in POSITION_ENCODINGS.items() if each.block_size])
+def test_another_encoding_in_place_is_refused_by_its_block_size(encoding):
+    config = tiny_config(position_encoding="liere", generator_block_size=8)
+    config.position_encoding = encoding
+    message = f"generator_block_size is 8, {encoding} allows {POSITION_ENCODINGS[encoding].block_size}"
+    with pytest.raises(ValueError, match=message):
+        LiereViTModel(config)
 
 
 @pytest.mark.parametrize(

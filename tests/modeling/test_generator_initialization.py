@@ -8,9 +8,12 @@ import torch
 from factory import SIZES, random_input, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel
 from transformers.models.dinov3_vit.modeling_dinov3_vit import augment_patches_center_coordinates
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification, LiereViTModel
+from liere_hf.conversion import inflate, widen_generators
+from liere_hf.modeling.generator_initialization import GENERATOR_INITS
 from liere_hf.modeling.modeling_liere_vit import LiereViTRotations
 from liere_hf.modeling.position_encodings import POSITION_ENCODINGS
 from liere_hf.modeling.positions import augment_positions
@@ -34,6 +37,54 @@ def total_frequencies(generators):
     squares = -(generators @ generators).sum(1)
     values = np.linalg.eigvalsh(squares)[..., ::2]
     return np.sort(np.sqrt(values.clip(0)).reshape(*values.shape[:2], -1))
+
+
+@pytest.mark.parametrize("encoding", STARTING)
+@pytest.mark.parametrize("init", GENERATOR_INITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_generators_of_a_model_of_any_dtype_start_alike(encoding, init, dtype, tmp_path):
+    config = tiny_config(position_encoding=encoding, generator_init=init)
+
+    def started(default_dtype):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(default_dtype)
+        try:
+            torch.manual_seed(0)
+            rotations = LiereViTRotations(config)
+            rotations.initialize()
+        finally:
+            torch.set_default_dtype(before)
+        return rotations.state_dict()
+
+    if not (init == "uniform" and dtype == torch.float64):
+        # Which is drawn in the dtype of the parameters.
+        for (name, value), expected in zip(started(dtype).items(), started(torch.float32).values(), strict=True):
+            assert torch.equal(value.float(), expected), name
+    model = AutoModel.from_config(config, dtype=dtype)
+    model.save_pretrained(tmp_path)
+    for each in (model, AutoModel.from_config(AutoConfig.from_pretrained(tmp_path))):
+        for value in each.rotations.parameters():
+            assert value.dtype == torch.promote_types(dtype, torch.float32)
+            assert value.isfinite().all() and (value != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_of_low_precision_grow(dtype, tmp_path):
+    LiereViTModel(tiny_config(generator_init="planar", generator_block_size=2)).to(dtype).save_pretrained(tmp_path)
+    model = LiereViTModel.from_pretrained(tmp_path)
+    assert model.dtype == dtype
+    for grown in (widen_generators(model, 8), inflate(model, 4)):
+        assert grown.rotations.generators.isfinite().all()
+        assert grown.dtype == dtype
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_the_center_of_a_sobol_sequence_has_a_direction(num_axes, monkeypatch):
+    engine = torch.quasirandom.SobolEngine
+    monkeypatch.setattr(engine, "draw", lambda self, count, dtype: torch.full((count, self.dimension), 0.5))
+    blocks = per_patch(tiny_config(num_axes, generator_init="planar"))
+    assert np.isfinite(blocks).all()
+    assert total_frequencies(blocks).min() > 0.05
 
 
 def test_the_encodings_that_start_with_frequencies():
@@ -161,7 +212,7 @@ def test_an_axis_of_one_patch():
     [
         (
             {"generator_init": "fourier"},
-            "generator_init is 'fourier', allowed are uniform, planar, random_basis, random_",
+            "generator_init is 'fourier', liere allows uniform, planar, random_basis, random_",
         ),
         (
             {"generator_min_frequency": 0.0},
@@ -170,7 +221,7 @@ def test_an_axis_of_one_patch():
         ({"generator_max_frequency": math.inf}, "generator_max_frequency is inf, allowed is more than 0"),
         (
             {"generator_min_frequency": 2.0},
-            "generator_min_frequency is 2.0, allowed is at most generator_max_frequency",
+            "generator_min_frequency is 2.0, generator_max_frequency 1.5: allowed is the lower one first",
         ),
         ({"pos_embed_shift": -0.1}, "pos_embed_shift is -0.1, allowed is 0 or more"),
         ({"pos_embed_jitter": 0.5}, "pos_embed_jitter is 0.5, allowed is 1 or more"),

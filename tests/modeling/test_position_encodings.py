@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from liere_hf import LiereViTConfig, LiereViTForImageClassification
 from liere_hf.benchmark.models import PRESETS, build_contestant, contestant_names
 from liere_hf.cards import build_model_card
-from liere_hf.configuration import compared_encodings
+from liere_hf.configuration import build_model_config, compared_encodings, parse_recipe, recipe_names
 from liere_hf.conversion import ConversionOptions, export_state_dict, inflate, widen_generators
 from liere_hf.conversion.vit import from_vit
 from liere_hf.errors import InputError
@@ -142,6 +142,12 @@ def test_without_initial_values_it_starts_uniform_only():
     assert LiereViTConfig(position_encoding="common_basis").generator_init == "uniform"
     with pytest.raises(ValueError, match="generator_init is 'planar', common_basis allows uniform"):
         tiny_config(position_encoding="common_basis", generator_init="planar")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "finetune" not in name])
+def test_every_recipe_for_new_models_takes_it(name):
+    model_arguments, *_ = parse_recipe(name, ["--position_encoding", "common_basis"])
+    assert build_model_config(model_arguments).generator_init == "uniform"
 
 
 def test_parameters_keep_float32(tmp_path):
