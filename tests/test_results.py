@@ -316,7 +316,7 @@ def test_speed_page_quotes_the_benchmark_of_the_exponential():
 
 
 # Experiments whose runs are not committed.
-NOT_RUN = ("chosen_start", "onset", "equivariance")
+NOT_RUN = ("onset", "equivariance")
 
 
 def test_experiments_that_have_not_been_run_are_named():

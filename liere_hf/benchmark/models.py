@@ -58,6 +58,8 @@ def _encodings() -> dict[str, dict[str, Any]]:
         **{compared.paper_name: compared.options for compared in compared_encodings().values()},
         # Not compared in experiments.
         "liere16": encoding_options("liere", 16),
+        # As new models start: smaller norms, which take fewer squarings.
+        "liere64_planar": encoding_options("liere", 64) | {"generator_init": "planar"},
         **dict.fromkeys(PUBLISHED_WAYS, encoding_options("liere", 64)),
     }
 
@@ -176,9 +178,8 @@ def build_contestant(name: str, sizes: Preset) -> PreTrainedModel:
             image_size=sizes.image_size,
             patch_size=sizes.patch_size,
             num_labels=sizes.num_labels,
-            # The start with the largest norms, which cost most.
-            generator_init="uniform",
-            **_encodings()[name],
+            # By default the start with the largest norms, which cost most.
+            **{"generator_init": "uniform"} | _encodings()[name],
         )
         is_video = len(sizes.image_size) == 3
         model = (LiereViTForVideoClassification if is_video else LiereViTForImageClassification)(config)
