@@ -315,19 +315,7 @@ def test_speed_page_quotes_the_benchmark_of_the_exponential():
         assert f"| {row['width']} | {ratio_with_interval(row, 'speedup', digits=1)} |" in page
 
 
-# Experiments whose runs are not committed.
-NOT_RUN = ("onset", "equivariance")
-
-
-def test_experiments_that_have_not_been_run_are_named():
-    page = " ".join((ROOT / "docs" / "reproduction.md").read_text().split())
-    names = ", ".join(f"`{name}`" for name in NOT_RUN[:-1])
-    assert f"{names} and `{NOT_RUN[-1]}` have not been run as a whole yet" in page
-    # Some of their runs may be there.
-    assert not any((ROOT / "results" / name / "cpu" / "table.md").exists() for name in NOT_RUN)
-
-
-@pytest.mark.parametrize("name", [name for name in (*EXPERIMENTS, *ANALYSES) if name not in NOT_RUN])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *ANALYSES])
 def test_reproduction_page_quotes_the_experiment(name):
     """Every row of the page's tables is in the committed table; figure and table are linked."""
     directory = ROOT / "results" / name / "cpu"
@@ -341,7 +329,7 @@ def test_reproduction_page_quotes_the_experiment(name):
     assert (f"](../results/{name}/cpu/figure.png)" in section) == (directory / "figure.png").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in NOT_RUN])
+@pytest.mark.parametrize("name", [*EXPERIMENTS])
 def test_tables_match_the_runs(name, tmp_path):
     experiment, scale, directory = EXPERIMENTS[name], read_scale("cpu"), ROOT / "results" / name / "cpu"
     results = {

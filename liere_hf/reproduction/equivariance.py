@@ -86,7 +86,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["# How far encodings are from relative ones", "", *textwrap.wrap(TEXT, 118), ""]
     body = []
     for row in rows:
-        before, after = (f"{100 * sum(row[when]) / len(row[when]):.1f}" for when in ("before", "after"))
-        layers = ", ".join(f"{100 * share:.1f}" for share in row["after"])
+        before, after = (_percent(sum(row[when]) / len(row[when])) for when in ("before", "after"))
+        layers = ", ".join(map(_percent, row["after"]))
         body.append([row["encoding"], row["start"], before, after, layers])
     return lines + table_lines(["encoding", "start", "before training, %", "after, %", "after, by layer"], body)
+
+
+def _percent(share: float) -> str:
+    # Rounding makes some shares negative that are zero.
+    return f"{100 * max(share, 0):.1f}"
