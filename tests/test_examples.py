@@ -53,7 +53,11 @@ def test_a_checkpoint_is_fine_tuned(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "CLIPS", {"train": 20, "test": 4})
     few = {"clips": ["--train_examples", "64", "--eval_examples", "20"]}
     parse = example.parse_recipe
-    monkeypatch.setattr(example, "parse_recipe", lambda recipe, flags: parse(recipe, [*flags, *few.get(recipe, [])]))
+    monkeypatch.setattr(
+        example,
+        "parse_recipe",
+        lambda recipe, flags, **options: parse(recipe, [*flags, *few.get(recipe, [])], **options),
+    )
     example.main("clips", tmp_path)
     rows = json.loads((tmp_path / "results.json").read_text())["accuracy, %"]
     first, second, gain = (rows[name]["seeds"] for name in ("checkpoint", "new weights", "gain"))

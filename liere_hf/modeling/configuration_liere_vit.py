@@ -16,6 +16,8 @@ POOLINGS = ("cls", "mean", "patches")
 FINAL_LAYERNORMS = ("after_pooling", "before_pooling", "none")
 # Fields with one value or one per axis.
 _SIZES = ("patch_size", "image_size", "encoder_stride")
+# Which stages a backbone gives, and what they are called.
+_STAGES = ("out_features", "out_indices", "stage_names")
 
 
 class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -196,6 +198,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         ):
             # The start of another encoding.
             config_dict = config_dict | {"generator_init": None}
+        if "num_hidden_layers" in fields:
+            # Those of a backbone with other stages.
+            config_dict = {name: value for name, value in config_dict.items() if name not in _STAGES}
         return super().from_dict(config_dict | fields, **kwargs)
 
     @property
@@ -334,8 +339,9 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
         encoding = POSITION_ENCODINGS[self.position_encoding]
         allowed = GENERATOR_INITS if encoding.initial_values or not encoding.parameters else ("uniform",)
         if self.generator_init not in allowed and (self.generator_init is not None or encoding.parameters):
+            names = ", ".join(allowed)
             raise ValueError(
-                f"generator_init is {self.generator_init!r}, {self.position_encoding} allows {', '.join(allowed)}"
+                f"generator_init is {self.generator_init!r}, allowed for {self.position_encoding}: {names}"
             )
 
 

@@ -73,6 +73,15 @@ def test_another_encoding_than_the_saved_one(before, after, tmp_path):
         assert load(tmp_path, position_encoding=after, generator_init="uniform").generator_init == "uniform"
 
 
+def test_another_number_of_layers_than_the_saved_one(tmp_path):
+    tiny_config(num_hidden_layers=3).save_pretrained(tmp_path)
+    for load in (LiereViTConfig.from_pretrained, AutoConfig.from_pretrained):
+        config = load(tmp_path, num_hidden_layers=1)
+        assert (config.stage_names, config.out_features) == (["stem", "stage1"], ["stage1"])
+        assert load(tmp_path, num_hidden_layers=2, out_indices=[1, 2]).out_features == ["stage1", "stage2"]
+        assert len(LiereViTModel(config).layers) == 1
+
+
 def test_a_dictionary_of_an_encoding_without_generators_makes_one_that_starts_planar():
     for before in ("absolute", "visionllama", "none"):
         fields = LiereViTConfig(position_encoding=before).to_dict() | {"position_encoding": "liere"}

@@ -212,7 +212,7 @@ def test_an_axis_of_one_patch():
     [
         (
             {"generator_init": "fourier"},
-            "generator_init is 'fourier', liere allows uniform, planar, random_basis, random_",
+            "generator_init is 'fourier', allowed for liere: uniform, planar, random_basis, random_",
         ),
         (
             {"generator_min_frequency": 0.0},

@@ -140,7 +140,7 @@ def test_initial_values_are_uniform():
 
 def test_without_initial_values_it_starts_uniform_only():
     assert LiereViTConfig(position_encoding="common_basis").generator_init == "uniform"
-    with pytest.raises(ValueError, match="generator_init is 'planar', common_basis allows uniform"):
+    with pytest.raises(ValueError, match="generator_init is 'planar', allowed for common_basis: uniform"):
         tiny_config(position_encoding="common_basis", generator_init="planar")
 
 
