@@ -260,7 +260,10 @@ def test_conversion_page_quotes_the_inflation():
             assert f"| {' | '.join(cells)} |" in page
 
 
-@pytest.mark.parametrize("name", ["benchmark_tiny_cifar", "benchmark_base_imagenet_one_image", "benchmark_base_video"])
+@pytest.mark.parametrize(
+    "name",
+    ["benchmark_tiny_cifar", "benchmark_start", "benchmark_base_imagenet_one_image", "benchmark_base_video"],
+)
 def test_speed_page_quotes_the_benchmarks_of_models(name):
     page = (ROOT / "docs" / "speed.md").read_text()
     results = json.loads((ROOT / "results" / name / "benchmark.json").read_text())
