@@ -190,12 +190,11 @@ class LiereViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
         Configurations saved without `generator_init` are of models that started `uniform`.
         """
-        fields = {name: kwargs.pop(name) for name in [*kwargs] if name in cls.__annotations__}
+        fields = {name: kwargs.pop(name) for name in [*kwargs] if name in LiereViTConfig.__annotations__}
         if "transformers_version" in config_dict:
             config_dict = {"generator_init": "uniform"} | config_dict
-        if fields.get("position_encoding", config_dict.get("position_encoding")) != config_dict.get(
-            "position_encoding"
-        ):
+        encoding = config_dict.get("position_encoding")
+        if fields.get("position_encoding", encoding) != encoding:
             # The start of another encoding.
             config_dict = config_dict | {"generator_init": None}
         if "num_hidden_layers" in fields:

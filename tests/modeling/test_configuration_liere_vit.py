@@ -63,7 +63,8 @@ def test_another_encoding_than_the_saved_one(before, after, tmp_path):
             LiereViTConfig.from_pretrained(tmp_path, position_encoding=after)
         return
     expected = tiny_config(**options)
-    for load in (LiereViTConfig.from_pretrained, AutoConfig.from_pretrained):
+    subclass = type("Subclass", (LiereViTConfig,), {})
+    for load in (LiereViTConfig.from_pretrained, AutoConfig.from_pretrained, subclass.from_pretrained):
         config = load(tmp_path, position_encoding=after)
         for field in ("position_encoding", "generator_block_size", "generator_init"):
             assert getattr(config, field) == getattr(expected, field)
