@@ -24,14 +24,14 @@ def empty(task: ArrowsTask) -> Layout:
     return (0,) * task.grid_size**2
 
 
-def placed(task: ArrowsTask, layout: Layout, point: tuple[int, int], glyph: str) -> Layout:
-    """The layout with a glyph in the cell at a point.
+def placed(task: ArrowsTask, layout: Layout, place: tuple[float, float], glyph: str) -> Layout:
+    """The layout with a glyph in the cell at a place.
 
     Args:
-        point: (x, y) in pixels of `board`.
+        place: shares of the board's width and height, from its top left corner.
         glyph: one of `GLYPHS`.
     """
-    column, row = (min(int(place) // cell_side(task), task.grid_size - 1) for place in point)
+    column, row = (min(max(int(share * task.grid_size), 0), task.grid_size - 1) for share in place)
     cell = row * task.grid_size + column
     return (*layout[:cell], GLYPHS.index(glyph), *layout[cell + 1 :])
 
@@ -43,18 +43,14 @@ def picture(task: ArrowsTask, layout: Layout) -> Image.Image:
 
 def board(task: ArrowsTask, layout: Layout) -> Image.Image:
     """The picture, enlarged, with lines between the cells."""
-    side = cell_side(task) * task.grid_size
+    cell_side = -(-BOARD_SIDE // task.grid_size)
+    side = cell_side * task.grid_size
     shown = picture(task, layout).resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
     pen = ImageDraw.Draw(shown)
-    for place in range(0, side + 1, cell_side(task)):
+    for place in range(0, side + 1, cell_side):
         pen.line([(place, 0), (place, side)], LINE_COLOR)
         pen.line([(0, place), (side, place)], LINE_COLOR)
     return shown
-
-
-def cell_side(task: ArrowsTask) -> int:
-    """Pixels of a cell on the board."""
-    return -(-BOARD_SIDE // task.grid_size)
 
 
 def solution(task: ArrowsTask, layout: Layout) -> str:

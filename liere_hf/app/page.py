@@ -31,12 +31,28 @@ FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "mon
 # Models compute in turn, so that the maps of one visitor do not take the memory of the next one's. What a visitor
 # changes meanwhile is computed next, the last change only.
 IN_TURN = {"concurrency_id": "models", "concurrency_limit": 1, "trigger_mode": "always_last"}
+# Of the board every click counts, in its order, also while an earlier one is under way.
+EVERY_CLICK = {
+    "concurrency_id": "board",
+    "concurrency_limit": 1,
+    "trigger_mode": "multiple",
+    "show_progress": "hidden",
+}
 # gradio's sliders are released by pointers only. Keys release them here, too.
 RELEASE_BY_KEYS = """
 () => document.addEventListener("keyup", ({key, target}) => {
     if (target.type === "range" && /^(Arrow|Page|Home$|End$)/.test(key))
         target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
 })
+"""
+# Clicks on the board, which is not a gr.Image: that one ignores clicks while a new picture loads. The element stays
+# while its content is replaced.
+CLICKED_PLACE = """
+element.addEventListener("click", ({clientX, clientY}) => {
+    const box = element.querySelector("img")?.getBoundingClientRect();
+    if (box)
+        trigger("click", {x: (clientX - box.left) / box.width, y: (clientY - box.top) / box.height});
+});
 """
 
 
@@ -54,12 +70,12 @@ class Page:
     def __init__(self, models: Mapping[str, ShownModel]):
         self.models = models
 
-    def adapt(self, title: str, layout: board.Layout, way: str) -> tuple[board.Layout, Image.Image | None, str, dict]:
+    def adapt(self, title: str, layout: board.Layout, way: str) -> tuple[board.Layout, str, str, dict]:
         """What a new first model changes: the board, if its spatial task is another one, and ways of input."""
         task, ways = self.models[title].task, self.ways(title)
         another_way = {} if way in ways else {"value": ways[0]}
         if task is None:
-            laid_out = (), None, ""
+            laid_out = (), "", ""
         else:
             same = len(layout) == task.grid_size**2
             laid_out = self.lay_out(title, layout if same else board.example(task))
@@ -78,21 +94,21 @@ class Page:
     def groups(self, chosen: str) -> list[dict]:
         return [gr.update(visible=way == chosen) for way in WAYS]
 
-    def example(self, title: str) -> tuple[board.Layout, Image.Image, str]:
+    def example(self, title: str) -> tuple[board.Layout, str, str]:
         return self.lay_out(title, board.example(self.models[title].task))
 
-    def empty(self, title: str) -> tuple[board.Layout, Image.Image, str]:
+    def empty(self, title: str) -> tuple[board.Layout, str, str]:
         return self.lay_out(title, board.empty(self.models[title].task))
 
     def place(
-        self, title: str, layout: board.Layout, glyph: str, click: gr.SelectData
-    ) -> tuple[board.Layout, Image.Image, str]:
-        return self.lay_out(title, board.placed(self.models[title].task, layout, click.index, glyph))
+        self, title: str, layout: board.Layout, glyph: str, click: gr.EventData
+    ) -> tuple[board.Layout, str, str]:
+        return self.lay_out(title, board.placed(self.models[title].task, layout, (click.x, click.y), glyph))
 
-    def lay_out(self, title: str, layout: board.Layout) -> tuple[board.Layout, Image.Image, str]:
+    def lay_out(self, title: str, layout: board.Layout) -> tuple[board.Layout, str, str]:
         """A layout, the board that shows it, and its right answer."""
         task = self.models[title].task
-        return layout, board.board(task, layout), board.solution(task, layout)
+        return layout, _board(board.board(task, layout)), board.solution(task, layout)
 
     def take_layout(self, title: str, layout: board.Layout) -> Shown:
         return Shown(_png(board.picture(self.models[title].task, layout)), None, "arrows.png")
@@ -298,26 +314,19 @@ def _add_board(page: Page, group: gr.Column, model: gr.Dropdown, shown: gr.State
     """The spatial task: layout, board and right answer."""
     layout = gr.State(())
     with group, gr.Row():
-        canvas = gr.Image(
-            label="Click a cell to fill it",
-            type="pil",
-            format="png",
-            interactive=False,
-            buttons=[],
-            elem_id="board",
-        )
+        canvas = gr.HTML(container=True, js_on_load=CLICKED_PLACE, elem_id="board")
         with gr.Column():
-            glyph = gr.Radio(list(GLYPHS), value=GLYPHS[1], label="A click puts", elem_id="glyph")
+            glyph = gr.Radio(list(GLYPHS), value=GLYPHS[1], label="A click on a cell puts", elem_id="glyph")
             solution = gr.Markdown()
             with gr.Row():
                 clear, another = gr.Button("Clear"), gr.Button("Another example")
     laid_out = [layout, canvas, solution]
     for event in (
-        clear.click(page.empty, model, laid_out, show_progress="hidden", api_name="empty"),
-        another.click(page.example, model, laid_out, show_progress="hidden", api_name="example"),
-        canvas.select(page.place, [model, layout, glyph], laid_out, show_progress="hidden", api_name=False),
+        clear.click(page.empty, model, laid_out, api_name="empty", **EVERY_CLICK),
+        another.click(page.example, model, laid_out, api_name="example", **EVERY_CLICK),
+        canvas.click(page.place, [model, layout, glyph], laid_out, api_name=False, **EVERY_CLICK),
     ):
-        event.then(page.take_layout, [model, layout], shown, show_progress="hidden", api_name=False)
+        event.then(page.take_layout, [model, layout], shown, api_name=False, **EVERY_CLICK)
     return laid_out
 
 
@@ -363,9 +372,20 @@ def _note(text: str) -> dict[str, Any]:
 
 
 def _animation(gif: bytes | None) -> dict[str, Any]:
-    source = "" if gif is None else base64.b64encode(gif).decode()
-    html = f'<img alt="The clip, with rollout and relevance" src="data:image/gif;base64,{source}">'
-    return gr.update(value=html if source else "", visible=bool(source))
+    html = "" if gif is None else _embedded(gif, "gif", 'alt="The clip, with rollout and relevance"')
+    return gr.update(value=html, visible=bool(html))
+
+
+def _board(picture: Image.Image) -> str:
+    # Its size is known before it is decoded, and a click whose release meets the next picture counts.
+    style = "max-width: none; pointer-events: none"
+    attributes = f'alt="The board" width="{picture.width}" height="{picture.height}" style="{style}"'
+    return _embedded(_png(picture), "png", attributes)
+
+
+def _embedded(content: bytes, kind: str, attributes: str) -> str:
+    """An image as a part of the page."""
+    return f'<img {attributes} src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 def _png(picture: Image.Image) -> bytes:

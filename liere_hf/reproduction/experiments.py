@@ -126,22 +126,48 @@ def _one_of_each() -> list[ComparedEncoding]:
     return list(first.values())
 
 
+PACES: dict[str, Options] = {
+    "": {"generator_learning_rate_factor": 1.0},
+    ", fast": {"generator_learning_rate_factor": 10.0},
+}
+# The options of generators to compare, by label. Frequencies are the defaults of LiereViTConfig.
+STARTS: dict[str, Options] = {
+    f"{start}{pace}": {"generator_init": init} | options
+    for start, init in {
+        "published": "uniform",
+        "planar": "planar",
+        "random basis": "random_basis",
+        "random bases": "random_bases",
+    }.items()
+    for pace, options in PACES.items()
+}
+
+
+# Of the starts the best one in `start`, where all encodings are taken together: to compare by other seeds and on other
+# tasks.
+CHOSEN_START = "planar, fast"
+CHOSEN = STARTS[CHOSEN_START]
+
+
 def _accuracy(scale: Scale) -> list[Setting]:
     return [setting for name in scale["classification"] for setting in _by_encoding(scale.tasks[name])]
 
 
 def _spatial(scale: Scale) -> list[Setting]:
-    """Training at each canvas size. Models of the smallest size are also tested on the larger ones."""
+    """Training at each canvas size and testing at all of them, as published and with the chosen start."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
-    others = [*(task.cells for task in tasks[1:]), *scale["larger_cells"]]
-    larger = {f"{cells} x {cells}": _other_canvas(tasks[0], cells) for cells in others}
-    return [
-        setting
-        for task in tasks
-        for setting in _by_encoding(
-            task, evaluated=f"{task.cells} x {task.cells}", evaluations=larger if task is tasks[0] else {}
-        )
-    ]
+    canvases = [*(task.cells for task in tasks), *scale["larger_cells"]]
+    settings = []
+    for task in tasks:
+        others = {f"{cells} x {cells}": _other_canvas(task, cells) for cells in canvases if cells != task.cells}
+        tested: dict[str, Any] = {"evaluated": f"{task.cells} x {task.cells}", "evaluations": others}
+        settings += _by_encoding(task, **tested)
+        settings += [
+            Setting(task, {"encoding": compared.title, "start": CHOSEN_START}, compared.options | CHOSEN, **tested)
+            for compared in compared_encodings().values()
+            if compared.encoding.has_free_generators
+        ]
+    return settings
 
 
 def _other_canvas(task: Task, cells: int) -> Options:
@@ -270,28 +296,6 @@ def _pooling(scale: Scale) -> list[Setting]:
     ]
 
 
-PACES: dict[str, Options] = {
-    "": {"generator_learning_rate_factor": 1.0},
-    ", fast": {"generator_learning_rate_factor": 10.0},
-}
-# The options of generators to compare, by label. Frequencies are the defaults of LiereViTConfig.
-STARTS: dict[str, Options] = {
-    f"{start}{pace}": {"generator_init": init} | options
-    for start, init in {
-        "published": "uniform",
-        "planar": "planar",
-        "random basis": "random_basis",
-        "random bases": "random_bases",
-    }.items()
-    for pace, options in PACES.items()
-}
-
-
-# Of the starts the best one in `start`, where all encodings are taken together: to compare by other seeds and on other
-# tasks.
-CHOSEN_START = "planar, fast"
-
-
 def _start(scale: Scale) -> list[Setting]:
     """Starts and paces for every encoding with free generators on a spatial task, also tested on larger canvases."""
     # Blocks of width 2 have one plane, whatever their basis.
@@ -304,7 +308,7 @@ def _start(scale: Scale) -> list[Setting]:
 
 
 def _chosen_start(scale: Scale) -> list[Setting]:
-    starts = {"published": STARTS["published"], "chosen": STARTS[CHOSEN_START]}
+    starts = {"published": STARTS["published"], "chosen": CHOSEN}
     return [setting for name in scale["chosen_start"] for setting in _by_start(scale.tasks[name], starts)]
 
 

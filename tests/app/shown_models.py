@@ -1,9 +1,14 @@
 """Saved models for tests of the page: committed checkpoints, and small untrained ones."""
 
+import base64
+import io
+import re
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from transformers import ViTImageProcessor
 
 from liere_hf import LiereViTConfig, LiereViTForImageClassification, LiereViTForVideoClassification
@@ -14,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
 SPATIAL = ROOT / "checkpoints" / "spatial_9x9_liere8"
 GRID_SIZE, CELL_SIZE = 5, 8
+
+
+def embedded_picture(source: str) -> np.ndarray:
+    """Pixels (height, width, 3) of a PNG in a page or in the address of an image."""
+    content = re.search('data:image/png;base64,([^"]+)', source)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
 def write_arrows_model(directory: Path, seed: int = 0, grid_size: int = GRID_SIZE, **options) -> Path:

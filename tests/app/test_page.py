@@ -14,7 +14,7 @@ from free_port import free_port
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
-from shown_models import CELL_SIZE, CHECKPOINT, GRID_SIZE, write_arrows_model
+from shown_models import CELL_SIZE, CHECKPOINT, GRID_SIZE, embedded_picture, write_arrows_model
 
 from liere_hf.app import board
 from liere_hf.app.limits import MAX_FILE_SIZE
@@ -56,11 +56,10 @@ def test_labels_of_layouts_are_those_of_the_task():
 
 def test_clicks_lay_out_a_task(shown_page):
     """A Y in the middle whose base points right, and an arrow in the last cell of that row."""
-    side = board.cell_side(TASK)
     layout, _, sentence = shown_page.empty(ARROWS)
     assert "No single right answer" in sentence
     for column, row, glyph in ((2, 2, "Y, base right"), (4, 2, "arrow up"), (0, 0, "arrow left"), (1, 2, "A")):
-        click = SimpleNamespace(index=[column * side + side // 2, row * side + 1])
+        click = SimpleNamespace(x=(column + 0.5) / GRID_SIZE, y=(row + 0.01) / GRID_SIZE)
         layout, shown_board, sentence = shown_page.place(ARROWS, layout, glyph, click)
     assert "Right answer: up." in sentence
     assert {GLYPHS[glyph]: cell for cell, glyph in enumerate(layout) if glyph} == {
@@ -69,12 +68,15 @@ def test_clicks_lay_out_a_task(shown_page):
         "Y, base right": 12,
         "arrow up": 14,
     }
-    assert shown_board.size == (side * GRID_SIZE, side * GRID_SIZE)
+    shown = board.board(TASK, layout)
+    assert min(shown.size) >= board.BOARD_SIDE
+    np.testing.assert_array_equal(embedded_picture(shown_board), np.asarray(shown))
     with Image.open(io.BytesIO(shown_page.take_layout(ARROWS, layout).content)) as picture:
         np.testing.assert_array_equal(np.asarray(picture), TASK.draw(np.array([layout]))[0])
-    # At the very edge of the board.
-    edge = SimpleNamespace(index=[side * GRID_SIZE, side * GRID_SIZE])
-    assert shown_page.place(ARROWS, layout, "B", edge)[0][-1] == GLYPHS.index("B")
+    # At the very edges of the board.
+    for share, cell in ((1, -1), (-1e-6, 0)):
+        edge = SimpleNamespace(x=share, y=share)
+        assert shown_page.place(ARROWS, layout, "B", edge)[0][cell] == GLYPHS.index("B")
 
 
 def test_examples_have_a_right_answer_and_are_answered(shown_page):
@@ -94,7 +96,7 @@ def test_another_first_model_brings_its_own_task(page, shown_page):
     assert shown_page.adapt(ARROWS, layout, "Spatial task")[0] == layout
     assert len(shown_page.adapt(LARGER, layout, "Spatial task")[0]) == 36
     layout, shown_board, _, way = shown_page.adapt(FASHION, layout, "Spatial task")
-    assert (layout, shown_board) == ((), None)
+    assert (layout, shown_board) == ((), "")
     assert way == page.gr.update(choices=["File", "Drawing"], value="File")
 
 
