@@ -46,7 +46,7 @@ from liere_hf.reproduction.statistics import over_seeds, paired_permutation_test
 from liere_hf.training.run import train
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+CHECKPOINT = ROOT / "checkpoints" / "liere-fashion-mnist"
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 SEEDS = range(5)
 NUM_CLOTHES = 2000

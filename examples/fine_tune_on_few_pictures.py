@@ -20,7 +20,7 @@ from liere_hf.metric_display import with_interval
 from liere_hf.output_files import write_json
 from liere_hf.training.run import train
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "fashion_mnist_liere8"
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "liere-fashion-mnist"
 SHAPES = ("circle", "square", "triangle")
 # Number of shapes, and of pictures of each for training and for testing.
 CASES = ((3, 40, 15), (2, 10, 30))

@@ -30,7 +30,7 @@ from liere_hf_cli.main import _parser, main
 
 pytestmark = pytest.mark.xdist_group("preloaded")
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "fashion_mnist_liere8"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "liere-fashion-mnist"
 # Every dataclass whose fields are flags: tests/test_option_names.py compares them with those of the commands.
 DATACLASSES = (ModelArguments, DataArguments, RunArguments, ConversionOptions, PredictionOptions)
 OPTIONS = {

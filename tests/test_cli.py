@@ -26,7 +26,7 @@ from liere_hf_cli.main import main
 
 pytestmark = pytest.mark.xdist_group("preloaded")
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "fashion_mnist_liere8"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "liere-fashion-mnist"
 RECIPE = TINY_RUN | {
     "train_examples": None,
     "eval_examples": None,

@@ -55,7 +55,7 @@ def test_code_blocks_run(page, tmp_path):
     blocks = code_blocks(page)
     assert {language for language, _ in blocks} <= {"python", "bash", "make", "yaml", "text", "bibtex"}
     if page.name == COMPILED:
-        write_one_layer(tmp_path / "checkpoints" / "fashion_mnist_liere8")
+        write_one_layer(tmp_path / "checkpoints" / "liere-fashion-mnist")
     else:
         (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     path = os.pathsep.join(map(str, (programs().folder, Path(sys.executable).parent, os.environ["PATH"])))

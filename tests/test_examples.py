@@ -123,7 +123,7 @@ def test_a_converted_vit_is_fine_tuned(example, tmp_path, monkeypatch):
 @needs_fashion_mnist
 def test_an_inflated_model_is_compared(example, tmp_path, monkeypatch):
     monkeypatch.setattr(example, "NUM_IMAGES", 4)
-    example.main(FASHION_MNIST, tmp_path / "results.json", [ROOT / "checkpoints" / "fashion_mnist_liere8"])
+    example.main(FASHION_MNIST, tmp_path / "results.json", [ROOT / "checkpoints" / "liere-fashion-mnist"])
     assert (
         json.loads((tmp_path / "results.json").read_text()).keys()
         == json.loads((ROOT / "results" / "inflation.json").read_text()).keys()

@@ -27,8 +27,8 @@ from liere_hf.reproduction.tables import write_tables
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
-SPATIAL_CHECKPOINT = ROOT / "checkpoints" / "spatial_9x9_liere8"
+CHECKPOINT = ROOT / "checkpoints" / "liere-fashion-mnist"
+SPATIAL_CHECKPOINT = ROOT / "checkpoints" / "liere-spatial-9x9"
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 
 
@@ -115,7 +115,7 @@ def test_the_readme_shows_clips_of_the_data_set(tmp_path):
     [
         (CHECKPOINT, ["eval_results.json"]),
         (SPATIAL_CHECKPOINT, ["eval_results.json", *(f"eval_results_{8 * cells}.json" for cells in (11, 14, 23))]),
-        (ROOT / "checkpoints" / "spatial_9x9_absolute", ["eval_results.json"]),
+        (ROOT / "checkpoints" / "absolute-spatial-9x9", ["eval_results.json"]),
     ],
     ids=["fashion_mnist", "spatial", "absolute"],
 )

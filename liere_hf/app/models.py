@@ -23,7 +23,7 @@ TOP_K = 5
 MAX_SIZE_FACTOR, MAX_ATTENTION_BYTES = 2, 2**30
 # Committed checkpoints of a clone, as the page shows them by default: the first two side by side.
 CHECKPOINTS = Path("checkpoints")
-DEFAULT_MODELS = ("spatial_9x9_liere8", "spatial_9x9_absolute", "fashion_mnist_liere8")
+DEFAULT_MODELS = ("liere-spatial-9x9", "absolute-spatial-9x9", "liere-fashion-mnist")
 
 
 class ShownModel:

@@ -9,9 +9,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..configuration import DATASETS, paper_accuracy
 from ..configuration.metric_names import ENDS, MEASURES, MEASURES_OF, NUM_TOP_CLASSES, problem_type
-from ..metric_display import class_rows, measure_rows, with_interval
+from ..metric_display import class_rows, interval_text, measure_rows, with_interval
 from ..modeling.position_encodings import POSITION_ENCODINGS
-from ..run_directory import Checkpoint, Conversion, Run, encoding_title, train_examples_seen, train_seconds
+from ..run_directory import (
+    Checkpoint,
+    Conversion,
+    Run,
+    encoding_title,
+    pixels_per_axis,
+    train_examples_seen,
+    train_seconds,
+)
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
@@ -44,7 +52,7 @@ def build_model_card(checkpoint: Run | Conversion, repo_id: str | None = None) -
         title=data.model_name,
         encoding=encoding_title(checkpoint.config),
         config=checkpoint.config,
-        patch_size=_per_axis(checkpoint.config, "patch_size"),
+        patch_size=pixels_per_axis(checkpoint.config, "patch_size"),
         **_inputs(checkpoint),
         **values,
     )
@@ -111,6 +119,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         "other_sizes": [
             {"size": _size(row), "main": with_interval(row, main, MEASURES[main].is_share)} for row in run.other_sizes
         ],
+        "compared": [row for comparison in run.comparisons for row in _compared_rows(comparison, main)],
         "num_parameters": training["num_parameters"],
         "num_processes": training["num_processes"],
         "examples": f"{round(train_examples_seen(training)):,}",
@@ -121,6 +130,28 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         "recipe": yaml.safe_dump(recipe, sort_keys=False).strip(),
     }
     return data, "run.md", values | training["hardware"]
+
+
+def _compared_rows(comparison: dict[str, Any], measure: str) -> list[dict[str, str]]:
+    """A row for each model that the first one is compared with."""
+    about, (_, *others) = MEASURES[measure], comparison["metrics"]
+    scale, digits = (100, 2) if about.is_share else (1, 4)
+    differences = {
+        each["model"]: interval_text(*(scale * each[end] for end in ("value", "low", "high")), digits=digits)
+        for each in comparison["differences"]
+        if each["measure"] == measure
+    }
+    return [
+        {
+            "size": _size(comparison),
+            "name": Path(name).name,
+            "encoding": comparison["encodings"][name],
+            "main": with_interval(comparison["metrics"][name], measure, about.is_share),
+            # Only measures of single examples have one.
+            "difference": differences.get(name, ""),
+        }
+        for name in others
+    ]
 
 
 def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[str, Any]]:
@@ -144,7 +175,7 @@ def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[s
 
 def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
     """The input of the snippets: an image for a pipeline, or `pixel_values` with the sizes of their axes."""
-    config, size = checkpoint.config, _per_axis(checkpoint.config, "image_size")
+    config, size = checkpoint.config, pixels_per_axis(checkpoint.config, "image_size")
     name = auto_class(config)
     has_processor = (checkpoint.directory / "preprocessor_config.json").is_file()
     frames = [("frames", size[0])] if len(size) == 3 else []
@@ -201,8 +232,3 @@ def _paper_accuracy(run: Run) -> float | None:
 
 def _size(metrics: dict[str, Any]) -> str:
     return " x ".join(map(str, metrics["input_size"]))
-
-
-def _per_axis(config: dict[str, Any], name: str) -> list[int]:
-    value = config[name]
-    return value if isinstance(value, list) else [value, value]

@@ -44,7 +44,8 @@ class Series(NamedTuple):
 
     Attributes:
         index: its place beside others at the same coordinate.
-        further: what was done to the models after the training, whose markers are hollow. Empty: nothing.
+        further: by what the models differ from those of the same name without it, in the legend of its hollow
+            markers. Empty: nothing.
     """
 
     name: str
@@ -216,7 +217,7 @@ def _along_line(axes: Axes, rows: list[Row], experiment: Experiment) -> list[Ser
 
 
 def _by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> list[Series]:
-    """A series for each model, over its evaluations. A fine-tuned one is the hollow one of what it started from."""
+    """A series for each model, over its evaluations. One with further labels is the hollow one of its encoding."""
     column, last = next(iter(rows[0].estimates)), parts[-1]
     places = sorted({row.labels[last] for row in rows}, key=lambda name: int(name.split()[0]))
     points: dict[tuple[str, ...], list[tuple[float, Estimate]]] = {}
@@ -263,6 +264,6 @@ def _add_legend(figure: Figure, title: str | None) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if entries:
-        # Plain lines stand for what was done to models, after the models themselves.
+        # Plain lines stand for what the hollow markers mean, after the models themselves.
         entries = dict(sorted(entries.items(), key=lambda entry: isinstance(entry[1], Line2D)))
         figure.legend(entries.values(), entries, title=title, loc="outside lower center", ncols=min(len(entries), 6))

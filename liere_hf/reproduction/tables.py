@@ -54,19 +54,27 @@ def markdown(experiment: Experiment, scale: Scale, rows: list[Row], hardware: st
             cells.append("" if row.paper is None else f"{row.paper:g}")
         cells += [p_text(row.p_values[name]) if name in row.p_values else "" for name in tested]
         body.append(cells)
-    seeds = rows[0].seeds
-    lines += [
-        *table_lines(header, body),
-        "",
-        f"Seeds: {', '.join(map(str, seeds))}. Intervals: {_intervals(seeds)}. Measured on {hardware}.",
-    ]
-    if tested and len(seeds) >= MANY_SEEDS:
+    lines += [*table_lines(header, body), "", *_seed_lines(rows), f"Measured on {hardware}."]
+    tests = {len(row.seeds) >= MANY_SEEDS for row in rows if row.p_values}
+    if True in tests:
         lines.append(
             "p values: exact permutation test over paired seeds, two-sided, without correction for their number."
         )
-    elif tested:
+    if False in tests:
         lines.append("p values: two-proportion z-test over the test examples of all seeds, which are the same ones.")
     return "\n".join(lines) + "\n"
+
+
+def _seed_lines(rows: list[Row]) -> list[str]:
+    """One for all tasks with the same seeds."""
+    tasks: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        tasks.setdefault(tuple(row.seeds), []).append(row.task)
+    return [
+        f"Seeds{' of ' + '; '.join(dict.fromkeys(names)) if len(tasks) > 1 else ''}: {', '.join(map(str, seeds))}. "
+        f"Intervals: {_intervals(seeds)}."
+        for seeds, names in tasks.items()
+    ]
 
 
 def _columns(rows: list[Row]) -> list[str]:
@@ -74,7 +82,7 @@ def _columns(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row.values))
 
 
-def _intervals(seeds: list[int]) -> str:
+def _intervals(seeds: Sequence[int]) -> str:
     if len(seeds) >= MANY_SEEDS:
         return "bootstrap over the seeds"
     return "Student's t over the seeds" if len(seeds) > 1 else "Wilson, over the test examples"

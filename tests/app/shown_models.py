@@ -16,8 +16,8 @@ from liere_hf.data.data_sets.arrows import DIRECTIONS
 from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
-SPATIAL = ROOT / "checkpoints" / "spatial_9x9_liere8"
+CHECKPOINT = ROOT / "checkpoints" / "liere-fashion-mnist"
+SPATIAL = ROOT / "checkpoints" / "liere-spatial-9x9"
 GRID_SIZE, CELL_SIZE = 5, 8
 
 

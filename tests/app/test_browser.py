@@ -128,7 +128,7 @@ def test_a_picture_another_layer_and_another_model(page, address, trousers):
     layer.fill("1")
     layer.blur()
     expect(maps(page, 0)).not_to_have_attribute("src", whole)
-    choose(page, 1, "fashion_mnist_liere8")
+    choose(page, 1, "liere-fashion-mnist")
     expect(answer(page, 1)).to_contain_text("Trouser")
     # Neither fonts nor telemetry of others.
     assert {url.split("/")[2] for url in page.asked if url.startswith("http")} == {address.split("/")[2]}
@@ -244,7 +244,7 @@ def test_broken_and_huge_files_get_a_sentence(page, trousers, tmp_path):
 
 
 def test_two_visitors_at_once(page, another_page, trousers, noise):
-    choose(another_page, 1, "fashion_mnist_liere8")
+    choose(another_page, 1, "liere-fashion-mnist")
     for visitor, path in ((page, trousers), (another_page, noise)):
         upload(visitor, path)
     expect(answer(page, 0)).to_contain_text("Trouser")

@@ -25,7 +25,7 @@ from liere_hf_cli.main import main
 
 pytestmark = pytest.mark.xdist_group("preloaded")
 TASK = ArrowsTask(GRID_SIZE, CELL_SIZE, 3, 2)
-FASHION, ARROWS, LARGER = "fashion_mnist_liere8", "arrows", "larger"
+FASHION, ARROWS, LARGER = "liere-fashion-mnist", "arrows", "larger"
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_median_ratio_pairs_rounds():
 @pytest.mark.end_to_end
 def test_startup_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("liere_hf.benchmark.startup.LIERE_HF", preloaded("liere-hf"))
-    model, results = str(ROOT / "checkpoints" / "fashion_mnist_liere8"), tmp_path / "results.json"
+    model, results = str(ROOT / "checkpoints" / "liere-fashion-mnist"), tmp_path / "results.json"
     with pytest.raises(SystemExit) as exit_info:
         main(["benchmark", "startup", "--model", model, "--rounds", "1", "--results_file", str(results)])
     assert exit_info.value.code == 0

@@ -8,13 +8,18 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from safetensors.torch import load_file, save_file
 
 from liere_hf.cards.model_card import build_model_card
 from liere_hf.configuration import parse_recipe
 from liere_hf.configuration.metric_names import MEASURES, MEASURES_OF
 from liere_hf.errors import InputError
+from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint
 from liere_hf_cli.main import main
+
+# The training size and another one.
+SIZES = ("8", "32")
 
 
 def test_metadata_holds_the_measured_metrics(trained):
@@ -82,6 +87,54 @@ def test_card_holds_every_option_of_the_recipe(trained, tmp_path):
     assert in_card.items() <= recipe.items()
     model_arguments, data_arguments, run_arguments = parse_recipe(str(tmp_path / "recipe.yaml"))
     assert (model_arguments.hidden_size, data_arguments.train_examples, run_arguments.max_steps) == (16, 64, 2)
+
+
+@pytest.fixture
+def compared(run_dir, tmp_path):
+    """Files of comparisons with a model that always answers 3, at the training size and at 32 pixels, by size."""
+    other = tmp_path / "always_three"
+    shutil.copytree(run_dir, other)
+    weights = load_file(other / "model.safetensors")
+    weights["classifier.bias"][3] = 1e6
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    for size in SIZES:
+        flags = ["--recipe", "digits", "--eval_examples", "64", "--use_cpu", "true", "--input_size", size]
+        with pytest.raises(SystemExit) as exit_:
+            main(["compare", str(run_dir), str(other), *flags, "--output_dir", str(tmp_path / size)])
+        assert exit_.value.code == 0
+    return {size: tmp_path / size / "comparison.json" for size in SIZES}
+
+
+def test_compared_models_are_in_the_card(run_dir, compared, tmp_path):
+    for size, path in compared.items():
+        shutil.copyfile(path, run_dir / f"comparison_{size}.json")
+    text = build_model_card(read_checkpoint(run_dir)).text
+    for size, path in compared.items():
+        content = json.loads(path.read_text())
+        own, other = content["metrics"].values()
+        row = next(line for line in text.splitlines() if line.startswith(f"| {size} x {size} | always_three |"))
+        _, _, name, encoding, accuracy, difference, _ = row.split("|")
+        assert (name.strip(), encoding.strip()) == ("always_three", "LieRE8")
+        assert accuracy.strip().startswith(f"{100 * other['accuracy']:.2f} (")
+        assert float(difference.split()[0]) == pytest.approx(100 * (other["accuracy"] - own["accuracy"]), abs=0.01)
+    assert str(tmp_path) not in text
+    target = tmp_path / "staged"
+    target.mkdir()
+    stage(read_checkpoint(run_dir), target, "org/compared")
+    for size in compared:
+        assert str(tmp_path) not in (target / f"comparison_{size}.json").read_text()
+
+
+def test_a_comparison_of_another_model_is_refused(run_dir, compared):
+    content = json.loads(compared[SIZES[0]].read_text())
+    content["metrics"] = dict(reversed(content["metrics"].items()))
+    (run_dir / "comparison.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"comparison\.json has accuracy 0.* of its first model, this model has 0"):
+        read_checkpoint(run_dir)
+    for broken in ({}, [], {"metrics": {}}, {"metrics": {"a": {}}}, {"metrics": 3}):
+        (run_dir / "comparison.json").write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"comparison\.json holds no comparison as liere-hf compare writes it"):
+            read_checkpoint(run_dir)
 
 
 def test_other_measured_sizes_are_in_the_card(run_dir):

@@ -270,13 +270,13 @@ def test_publishing_the_release_list(server, command_line, tmp_path):
     available = len(NAMES) if SOURCES.is_dir() else len(list((LIST.parents[1] / "checkpoints").iterdir()))
     assert result.stdout.count("published: ") == available
     metadata = tmp_path / "README.md"
-    metadata.write_bytes(server.snapshot("org/liere8-fashion-mnist")["README.md"])
+    metadata.write_bytes(server.snapshot("org/liere-fashion-mnist")["README.md"])
     assert metadata_load(metadata)["model-index"][0]["name"] == "ViT with LieRE8 position encoding on Fashion-MNIST"
 
-    head = server.head("org/liere8-fashion-mnist")
+    head = server.head("org/liere-fashion-mnist")
     result = command_line.run(*command, "--sources", SOURCES, token=TOKEN)
     assert result.stdout.count("unchanged: ") == available
-    assert server.head("org/liere8-fashion-mnist") == head
+    assert server.head("org/liere-fashion-mnist") == head
 
 
 def test_push_to_hub_while_training(server, command_line, tmp_path):

@@ -49,7 +49,7 @@ def test_list_has_the_current_code():
 
 def test_an_update_adds_new_modules_and_removes_deleted_ones(copy):
     """As if the current code imported some modules for the first time and no longer imported another."""
-    directory = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8"
+    directory = copy.parents[1] / "checkpoints" / "liere-fashion-mnist"
     modules = {path.name: path.read_text() for path in directory.glob("*.py")}
     for name in ("positions.py", "exponential.py"):
         (directory / name).unlink()
@@ -93,7 +93,7 @@ def test_update_without_changes_and_with_a_changed_checkpoint(copy):
     before = copy.read_text()
     update_releases(read_releases(copy))
     assert copy.read_text() == before
-    recipe = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8" / "recipe.yaml"
+    recipe = copy.parents[1] / "checkpoints" / "liere-fashion-mnist" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 7"))
     update_releases(read_releases(copy))
     entry = yaml.safe_load(copy.read_text())["releases"][0]
@@ -103,7 +103,7 @@ def test_update_without_changes_and_with_a_changed_checkpoint(copy):
 
 
 def test_a_file_that_differs_from_the_list_is_refused(copy):
-    weights = copy.parents[1] / "checkpoints" / "fashion_mnist_liere8" / "preprocessor_config.json"
+    weights = copy.parents[1] / "checkpoints" / "liere-fashion-mnist" / "preprocessor_config.json"
     weights.write_text(weights.read_text() + "\n")
     with pytest.raises(
         InputError, match=r"preprocessor_config.json of .* is not the listed one .* nothing was published"

@@ -174,7 +174,7 @@ def test_animation_has_all_frames_with_their_maps():
 )
 def test_greying_relevant_patches_changes_the_answer_more_than_random_ones():
     """200 test pictures, 4 of 16 patches: how much more the probability of the answer falls, with its 95% interval."""
-    predictor = load_predictor(str(ROOT / "checkpoints" / "fashion_mnist_liere8"), PredictionOptions(use_cpu=True))
+    predictor = load_predictor(str(ROOT / "checkpoints" / "liere-fashion-mnist"), PredictionOptions(use_cpu=True))
     content = gzip.decompress((ROOT / ".cache" / "fashion-mnist" / "t10k-images-idx3-ubyte.gz").read_bytes())
     pictures = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)[:200]
     processor = predictor.to_pixels.processor

@@ -19,7 +19,7 @@ from liere_hf.plots import attention_maps, offset_scores
 from liere_hf_cli.main import main
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "fashion_mnist_liere8"
+CHECKPOINT = ROOT / "checkpoints" / "liere-fashion-mnist"
 
 
 def run(*words: object) -> int:
