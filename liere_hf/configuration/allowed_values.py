@@ -218,6 +218,7 @@ ALLOWED: Mapping[str, NumberRange | Steps | Names | Text | Only] = {
     "crop_fraction": SHARE,
     "random_crop_padding": PixelsOrShare(),
     "random_resized_crop": PROBABILITY,
+    "train_input_sizes": COUNT,
     "rand_augment_num_ops": WHOLE,
     "rand_augment_magnitude": NumberRange(0, 30),
     "rand_augment_magnitude_std": NOT_NEGATIVE,

@@ -298,6 +298,13 @@ class DataArguments:
         default=None,
         metadata={"help": "Train on resized random crops, with an area between these shares of the image."},
     )
+    train_input_sizes: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Heights and widths in pixels, one of which, drawn at random, the images of a training batch "
+            "have: a model that is trained at several sizes is good at others, too (default: the input size)."
+        },
+    )
     horizontal_flip: bool = field(
         default=False, metadata={"help": "Flip training images horizontally with probability 0.5."}
     )

@@ -21,8 +21,9 @@ from .batching import (
     TrainingTransform,
 )
 from .data_sets.splits import Splits
+from .resizing.batch_sizes import OneOfSeveral
 from .resizing.images import EvaluationImages, TrainingImages
-from .resizing.processors import build_processor, input_size
+from .resizing.processors import build_processor, input_size, train_input_sizes
 from .resizing.volumes import EvaluationVolumes, MillimetrePositions, TrainingVolumes
 
 
@@ -66,12 +67,14 @@ def prepare(
     if processor is None:
         processor = build_processor(column, config, data_arguments, checkpoint)
     size = input_size(config, data_arguments)
-    training_pixels, evaluation_pixels = _pixels(column, size, data_arguments, processor)
+    to_pixels = evaluation_pixels(column, size, data_arguments, processor)
+    num_channels, sizes = len(processor.image_mean), train_input_sizes(config, data_arguments)
+    ways = [_training_pixels(column, each, data_arguments, num_channels) for each in sizes]
     to_positions = positions_in_millimetres(column, config, size, data_arguments)
     num_labels = len(splits.label_names)
     transform = TrainingTransform(
         column,
-        training_pixels,
+        ways[0] if len(ways) == 1 else OneOfSeveral(ways),
         BatchAugmentation.from_arguments(data_arguments, processor.image_mean, processor.image_std),
         Mixing.from_arguments(data_arguments, num_labels),
         training_arguments.seed,
@@ -81,7 +84,7 @@ def prepare(
     shuffled_patch_size = config.spatial_patch_size if data_arguments.shuffle_patches else None
 
     def examples_of(table: datasets.Dataset) -> EvaluationExamples:
-        return EvaluationExamples(table, column, evaluation_pixels, shuffled_patch_size, to_positions)
+        return EvaluationExamples(table, column, to_pixels, shuffled_patch_size, to_positions)
 
     has_both = splits.validation is not None and splits.test is not None
     return PreparedData(
@@ -100,11 +103,17 @@ def evaluation_pixels(
 
     Args:
         size: of the inputs in pixels per axis.
-
-    Raises:
-        InputError: options that the medium does not take.
     """
-    return _pixels(column, size, arguments, processor)[1]
+    window = tuple(arguments.intensity_window) if arguments.intensity_window else None
+    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    if column == "image":
+        return EvaluationImages(processor, window)
+    if column == "video":
+        # Only videos need PyAV.
+        from .resizing.clips import EvaluationClips
+
+        return EvaluationClips(size, arguments.frame_stride, arguments.eval_segments, arguments.eval_crops, mean, std)
+    return EvaluationVolumes(size, window, mean, std)
 
 
 def positions_in_millimetres(
@@ -122,27 +131,27 @@ def positions_in_millimetres(
     return MillimetrePositions(config, size, arguments.volume_spacing)
 
 
-def _pixels(
-    column: str, size: tuple[int, ...], arguments: DataArguments, processor: ImageProcessingMixin
-) -> tuple[TrainingPixels, EvaluationPixels]:
-    """Decoding and resizing in training and in evaluation."""
+def _training_pixels(
+    column: str, size: tuple[int, ...], arguments: DataArguments, num_channels: int
+) -> TrainingPixels:
+    """Decoding and resizing in training.
+
+    Raises:
+        InputError: options that the medium does not take.
+    """
     crop_scale = tuple(arguments.random_resized_crop) if arguments.random_resized_crop else None
     window = tuple(arguments.intensity_window) if arguments.intensity_window else None
-    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     if column == "image":
-        return TrainingImages(size, arguments.fit, crop_scale, window), EvaluationImages(processor, window)
+        return TrainingImages(size, arguments.fit, crop_scale, window)
     if column == "video":
-        # Only videos need PyAV.
-        from .resizing.clips import EvaluationClips, TrainingClips
+        from .resizing.clips import TrainingClips
 
-        stride = arguments.frame_stride
-        return (
-            TrainingClips(size, stride, crop_scale),
-            EvaluationClips(size, stride, arguments.eval_segments, arguments.eval_crops, mean, std),
+        return TrainingClips(size, arguments.frame_stride, crop_scale)
+    if arguments.rand_augment_num_ops or crop_scale or arguments.train_input_sizes:
+        raise InputError(
+            "volumes take neither rand_augment_num_ops nor random_resized_crop nor train_input_sizes: leave them out"
         )
-    if arguments.rand_augment_num_ops or crop_scale:
-        raise InputError("volumes take neither rand_augment_num_ops nor random_resized_crop: leave them out")
-    return TrainingVolumes(size, window, len(mean)), EvaluationVolumes(size, window, mean, std)
+    return TrainingVolumes(size, window, num_channels)
 
 
 def _training_examples(

@@ -25,10 +25,27 @@ def input_size(config: LiereViTConfig, arguments: DataArguments) -> tuple[int, .
     size = tuple(values) * config.num_axes if len(values) == 1 else tuple(values)
     if len(size) != config.num_axes:
         raise InputError(f"input_size is {values}, the model has {config.num_axes} axes")
+    _require_whole_patches("input_size", values, size, config)
+    return size
+
+
+def train_input_sizes(config: LiereViTConfig, arguments: DataArguments) -> list[tuple[int, ...]]:
+    """Pixels per axis of the inputs of training batches: the input size, or that with each of `train_input_sizes`.
+
+    Raises:
+        InputError: as `input_size`, or `train_input_sizes` that are not multiples of the patch size.
+    """
+    size, sides = input_size(config, arguments), arguments.train_input_sizes
+    sizes = [(*size[:-2], side, side) for side in sides] if sides else [size]
+    for each in sizes:
+        _require_whole_patches("train_input_sizes", sides, each, config)
+    return sizes
+
+
+def _require_whole_patches(name: str, values: list[int] | None, size: tuple[int, ...], config: LiereViTConfig) -> None:
     for pixels, patch in zip(size, config.spatial_patch_size, strict=True):
         if pixels < 1 or pixels % patch:
-            raise InputError(f"input_size is {values}, which patch_size {config.patch_size} does not divide")
-    return size
+            raise InputError(f"{name} is {values}, which patch_size {config.patch_size} does not divide")
 
 
 def build_processor(
