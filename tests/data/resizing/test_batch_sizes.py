@@ -35,7 +35,7 @@ def batches(examples: TrainingExamples, epoch: int = 0) -> list[torch.Tensor]:
 def test_every_batch_has_one_of_the_sizes_and_the_pixels_of_that_size(medium, tmp_path):
     sides = [4, 8, 16]
     found = batches(examples_of(medium, tmp_path, train_input_sizes=sides))
-    alone = {side: batches(examples_of(medium, tmp_path, train_input_sizes=[side])) for side in sides}
+    alone = {side: batches(examples_of(medium, tmp_path, train_input_sizes=[side, side])) for side in sides}
     assert {batch.shape[-1] for batch in found} == set(sides)
     for number, batch in enumerate(found):
         side = batch.shape[-1]
