@@ -119,6 +119,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         "other_sizes": [
             {"size": _size(row), "main": with_interval(row, main, MEASURES[main].is_share)} for row in run.other_sizes
         ],
+        "train_input_sizes": recipe.get("train_input_sizes"),
         "compared": [row for comparison in run.comparisons for row in _compared_rows(comparison, main)],
         "num_parameters": training["num_parameters"],
         "num_processes": training["num_processes"],

@@ -149,6 +149,10 @@ def test_other_measured_sizes_are_in_the_card(run_dir):
     assert f"| 32 x 32 | {100 * measured['accuracy']:.2f} (" in card.text
     results = [result for result in card.data.eval_results if result.dataset_config == "32 x 32 pixels"]
     assert results[0].metric_value == pytest.approx(measured["accuracy"], abs=1e-6)
+    assert "At other sizes, without training there:" in card.text
+    checkpoint = read_checkpoint(run_dir)
+    checkpoint.recipe["train_input_sizes"] = [8, 16]
+    assert "At other sizes, of a training at 8, 16 pixels:" in build_model_card(checkpoint).text
 
 
 @pytest.mark.parametrize(
