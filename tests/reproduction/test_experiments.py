@@ -34,7 +34,8 @@ from liere_hf_cli.main import main
 pytestmark = pytest.mark.xdist_group("preloaded")
 
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
-# The experiment `spatial` at the GPU scale, cut down to seconds: five encodings as published, three with another start.
+# The experiment `spatial` at the GPU scale, cut down to seconds: five encodings as published, and
+# three that start otherwise.
 NUM_RUNS = 8
 BUDGET = ONE_WIDE_HEAD | {
     "train_examples": 32,
