@@ -1,11 +1,6 @@
 """Several models on the same examples: differences in pairs, with intervals and an exact test."""
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,65 +8,17 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
+from .comparison_files import Comparison, Difference
 from .configuration import parse_recipe
 from .configuration.metric_names import MEASURES, problem_type
 from .errors import InputError
 from .evaluation import Evaluation, evaluate_examples
 from .metric_display import interval_text, with_interval
 from .model_loading import load_config
-from .output_files import write_bytes, write_json
 from .run_directory import encoding_title
 
 # Of the paired bootstrap, and how many are drawn at a time, which limits memory.
 NUM_RESAMPLES, BATCH = 2000, 50
-COMPARISON_FILE = "comparison"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A model against the first one, on the same examples.
-
-    Attributes:
-        model: its name.
-        measure: what is compared, a mean over examples.
-        value: the model's minus the first one's.
-        low, high: ends of the 95% interval of `value`, by paired bootstrap.
-        only_model_right, only_first_right: numbers of examples; None where answers are not right or wrong.
-        p_value: two-sided, of McNemar's exact test; None where there are no such numbers.
-    """
-
-    model: str
-    measure: str
-    value: float
-    low: float
-    high: float
-    only_model_right: int | None = None
-    only_first_right: int | None = None
-    p_value: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """
-    Attributes:
-        encodings: titles, by name of the model.
-        metrics: of each evaluation, by name of the model.
-        differences: of all models but the first to the first, for each measure of single examples.
-    """
-
-    encodings: dict[str, str]
-    metrics: dict[str, dict[str, Any]]
-    differences: tuple[Difference, ...]
-
-    @property
-    def first(self) -> str:
-        """The model that the others are compared with."""
-        return next(iter(self.metrics))
-
-    @property
-    def main_measure(self) -> str:
-        """The first measure of the differences, which tables and figures show."""
-        return self.differences[0].measure
 
 
 def compare(models: Sequence[str], recipe: str, flags: Sequence[str] = (), config: str | None = None) -> Comparison:
@@ -150,23 +97,6 @@ def mcnemar_test(only_one: int, only_other: int) -> float:
     return float(stats.binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
 
 
-def write_comparison(directory: Path, comparison: Comparison) -> list[Path]:
-    """Write `comparison.json`, with all measures, and `comparison.csv`, a row for each model.
-
-    Returns:
-        Their paths.
-    """
-    rows = [_csv_row(comparison, name) for name in comparison.metrics]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*rows[-1]], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    paths = [directory / f"{COMPARISON_FILE}.json", directory / f"{COMPARISON_FILE}.csv"]
-    write_json(paths[0], asdict(comparison))
-    write_bytes(paths[1], text.getvalue().encode())
-    return paths
-
-
 def print_comparison(comparison: Comparison) -> None:
     """A row for each model: its measure, the difference to the first, and the test."""
     measure = comparison.main_measure
@@ -197,21 +127,6 @@ def _of(comparison: Comparison, name: str) -> list[Difference]:
     """The difference of a model by the main measure, none for the first model."""
     measure = comparison.main_measure
     return [each for each in comparison.differences if (each.model, each.measure) == (name, measure)]
-
-
-def _csv_row(comparison: Comparison, name: str) -> dict[str, Any]:
-    metrics = comparison.metrics[name]
-    row = {"model": name, "encoding": comparison.encodings[name], "examples": metrics["examples"]}
-    for measure in MEASURES:
-        row |= {key: metrics[key] for key in (measure, f"{measure}_low", f"{measure}_high") if key in metrics}
-    for each in comparison.differences:
-        if each.model == name:
-            row |= {f"{each.measure}_difference": each.value, f"{each.measure}_difference_low": each.low}
-            row |= {f"{each.measure}_difference_high": each.high}
-            if each.p_value is not None:
-                row |= {"only_model_right": each.only_model_right, "only_first_right": each.only_first_right}
-                row |= {"mcnemar_p": each.p_value}
-    return row
 
 
 def _require_same_rows(first: str, reference: Evaluation, name: str, evaluation: Evaluation) -> None:

@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoVideoProcessor
 from .configuration import DataArguments, RunArguments
 from .configuration.metric_names import measured
 from .data import HeldOut, Splits, load_evaluation, prepare
+from .data.batching import EvaluationExamples
 from .errors import InputError
 from .hardware import hardware
 from .hub_access import hub_or_cache
@@ -82,10 +83,16 @@ def evaluate_examples(
     trainer = build_trainer(model, data, training_arguments)
     with shown_progress(trainer):
         metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-    evaluated = {"examples": len(rows.table), "split": rows.part, "input_size": list(data.input_size)}
+    evaluated = {"examples": len(rows.table), "split": rows.part, "input_size": _input_size(data.evaluation)}
     scores = trainer.compute_metrics
     return Evaluation(
         evaluated | measured(metrics) | {"per_class": scores.per_class(), "hardware": hardware()},
         scores.per_example(),
         (rows.part, held_out if rows.part == "held out" else None),
     )
+
+
+def _input_size(examples: EvaluationExamples) -> list[int]:
+    """Pixels per axis of the inputs: a saved processor may resize to another size than the model's."""
+    *frames, _, height, width = examples[0]["pixel_values"].shape
+    return [*frames, height, width]

@@ -30,13 +30,9 @@ TEST_FILE = "test_results.json"
 # What the examples are, written at the first step: classes, counts, which ones were held out, and what was left out.
 # Resuming the run and evaluating the model depend on it.
 DATA_FILE = "training_data.json"
-# By which shares of a test set differ between machines, from rounding.
-ROUNDING = 1e-3
 CONVERSION_FILE = "conversion.json"
 # Evaluations at other input sizes than the training size.
 OTHER_SIZES = "eval_results_*.json"
-# What `liere-hf compare` wrote about the model and others, one file for each input size.
-COMPARISONS = "comparison*.json"
 # A directory for what is being saved, until that is complete.
 UNFINISHED = "unfinished"
 # Options that do not change what a run computes: where it ran, and how it reported. They may change when it is
@@ -90,7 +86,6 @@ class Run(Checkpoint):
         metrics: of the final evaluation, without the prefix `eval_`.
         test_metrics: of the test split beside that of `metrics`, None if there is none.
         other_sizes: what `liere-hf evaluate --input_size ...` measured, by increasing size.
-        comparisons: what `liere-hf compare` measured of this model and others, by increasing size.
     """
 
     recipe: dict[str, Any]
@@ -98,7 +93,6 @@ class Run(Checkpoint):
     metrics: dict[str, float]
     test_metrics: dict[str, float] | None
     other_sizes: list[dict[str, Any]]
-    comparisons: list[dict[str, Any]]
 
     @property
     def published_recipe(self) -> dict[str, Any]:
@@ -108,6 +102,14 @@ class Run(Checkpoint):
         if source and is_path(source):
             recipe["model_name_or_path"] = Path(source).name
         return without_paths(recipe)
+
+    @property
+    def input_size(self) -> list[int]:
+        """Pixels per axis at which it was evaluated at the end."""
+        size, num_axes = self.recipe.get("input_size"), len(pixels_per_axis(self.config, "image_size"))
+        if not size:
+            return pixels_per_axis(self.config, "image_size")
+        return size * num_axes if len(size) == 1 else size
 
     @property
     def starts_from_directory(self) -> bool:
@@ -159,11 +161,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     metrics = _read_metrics(directory / METRICS_FILE, "eval_", config)
     has_test = (directory / TEST_FILE).is_file()
     test_metrics = _read_metrics(directory / TEST_FILE, "test_", config) if has_test else None
-    other_sizes = [_require_metrics(read_json(path), config, path) for path in directory.glob(OTHER_SIZES)]
-    at_training_size = (test_metrics or metrics) | {"input_size": pixels_per_axis(config, "image_size")}
-    comparisons = [
-        _read_comparison(path, config, [at_training_size, *other_sizes]) for path in directory.glob(COMPARISONS)
-    ]
+    other_sizes = [require_metrics(read_json(path), config, path) for path in directory.glob(OTHER_SIZES)]
     return Run(
         directory=directory,
         config=config,
@@ -172,7 +170,6 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
         metrics=metrics,
         test_metrics=test_metrics,
         other_sizes=sorted(other_sizes, key=lambda metrics: metrics["input_size"]),
-        comparisons=sorted(comparisons, key=lambda comparison: comparison["input_size"]),
     )
 
 
@@ -314,7 +311,7 @@ def learning_curve(directory: Path) -> list[dict[str, float]]:
 def without_paths(content: Any) -> Any:
     """The same data with absolute paths replaced by their last component."""
     if isinstance(content, dict):
-        return {without_paths(name): without_paths(value) for name, value in content.items()}
+        return {name: without_paths(value) for name, value in content.items()}
     if isinstance(content, list):
         return [without_paths(value) for value in content]
     if isinstance(content, str) and (Path(content).is_absolute() or content.startswith("~")):
@@ -366,35 +363,10 @@ def _require_steps_left(checkpoint: Path, options: dict[str, Any]) -> None:
 
 def _read_metrics(path: Path, prefix: str, config: dict[str, Any]) -> dict[str, Any]:
     metrics = {name.removeprefix(prefix): value for name, value in read_json(path).items()}
-    return _require_metrics(metrics, config, path)
+    return require_metrics(metrics, config, path)
 
 
-def _read_comparison(path: Path, config: dict[str, Any], evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The comparison of a model with others, and their `input_size`.
-
-    Args:
-        evaluations: of the model, one for each size.
-
-    Raises:
-        InputError: it is none, or the first model of it has another result than this one.
-    """
-    content, main = read_json(path), MEASURES_OF[problem_type(config)][0]
-    try:
-        first, *_ = content["metrics"].values()
-        size, value = first["input_size"], first[main]
-        _, _ = content["encodings"], content["differences"]
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise InputError(f"{path} holds no comparison as liere-hf compare writes it") from None
-    for evaluation in evaluations:
-        if evaluation["input_size"] == size and not math.isclose(evaluation[main], value, abs_tol=ROUNDING):
-            raise InputError(
-                f"{path} has {main} {value:.4f} of its first model, this model has {evaluation[main]:.4f}: compare "
-                "others with this model, not it with others"
-            )
-    return content | {"input_size": size}
-
-
-def _require_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+def require_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The metrics. The main one and the loss must be there, and all must be finite; one example has no interval."""
     main = MEASURES_OF[problem_type(config)][0]
     required = (main, *(main + end for end in ENDS if main == "accuracy"), "loss")

@@ -550,7 +550,8 @@ def _rotations(arguments: argparse.Namespace, flags: list[str]) -> int:
 
 @_without_library_bars
 def _compare(arguments: argparse.Namespace, flags: list[str]) -> int:
-    from liere_hf.comparison import COMPARISON_FILE, compare, print_comparison, write_comparison
+    from liere_hf.comparison import compare, print_comparison
+    from liere_hf.comparison_files import COMPARISON_FILE, write_comparison
     from liere_hf.output_files import require_writable_directory, write_bytes
     from liere_hf.plots.comparison_figure import plot_comparison
 

@@ -31,7 +31,7 @@ def placed(task: ArrowsTask, layout: Layout, place: tuple[float, float], glyph: 
         place: shares of the board's width and height, from its top left corner.
         glyph: one of `GLYPHS`.
     """
-    column, row = (min(max(int(share * task.grid_size), 0), task.grid_size - 1) for share in place)
+    column, row = (min(int(min(max(share, 0), 1) * task.grid_size), task.grid_size - 1) for share in place)
     cell = row * task.grid_size + column
     return (*layout[:cell], GLYPHS.index(glyph), *layout[cell + 1 :])
 

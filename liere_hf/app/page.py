@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,8 +78,7 @@ class Page:
         if task is None:
             laid_out = (), "", ""
         else:
-            same = len(layout) == task.grid_size**2
-            laid_out = self.lay_out(title, layout if same else board.example(task))
+            laid_out = self.lay_out(title, layout if self.fits(title, layout) else board.example(task))
         return *laid_out, gr.update(choices=ways, **another_way)
 
     def take_adapted(self, title: str, layout: board.Layout, way: str) -> Shown | dict:
@@ -102,15 +102,27 @@ class Page:
 
     def place(
         self, title: str, layout: board.Layout, glyph: str, click: gr.EventData
-    ) -> tuple[board.Layout, str, str]:
-        return self.lay_out(title, board.placed(self.models[title].task, layout, (click.x, click.y), glyph))
+    ) -> tuple[board.Layout | dict, str | dict, str | dict]:
+        """Nothing changes if the click came before the board of another model, or is not a place on the board."""
+        place = [getattr(click, name, None) for name in ("x", "y")]
+        is_place = all(isinstance(share, int | float) and math.isfinite(share) for share in place)
+        if not (is_place and self.fits(title, layout)):
+            return gr.skip(), gr.skip(), gr.skip()
+        return self.lay_out(title, board.placed(self.models[title].task, layout, place, glyph))
+
+    def fits(self, title: str, layout: board.Layout) -> bool:
+        """Whether a layout is one of the model's spatial task."""
+        task = self.models[title].task
+        return task is not None and len(layout) == task.grid_size**2
 
     def lay_out(self, title: str, layout: board.Layout) -> tuple[board.Layout, str, str]:
         """A layout, the board that shows it, and its right answer."""
         task = self.models[title].task
         return layout, _board(board.board(task, layout)), board.solution(task, layout)
 
-    def take_layout(self, title: str, layout: board.Layout) -> Shown:
+    def take_layout(self, title: str, layout: board.Layout) -> Shown | dict:
+        if not self.fits(title, layout):
+            return gr.skip()
         return Shown(_png(board.picture(self.models[title].task, layout)), None, "arrows.png")
 
     def take_file(self, path: str | None) -> Shown | None:
@@ -305,7 +317,8 @@ def _add_ways(page: Page, blocks: gr.Blocks, model: gr.Dropdown, shown: gr.State
         ask.click(page.take_drawing, [_uploads_only(drawing), is_white_on_black], shown, api_name="take_drawing")
     way.change(page.groups, way, [*groups.values()], show_progress="hidden", api_name=False)
     now = [model, laid_out[0], way]
-    adapted = gr.on([blocks.load, model.change], page.adapt, now, [*laid_out, way], api_name="adapt")
+    in_order = {"concurrency_id": EVERY_CLICK["concurrency_id"], "concurrency_limit": 1}
+    adapted = gr.on([blocks.load, model.change], page.adapt, now, [*laid_out, way], api_name="adapt", **in_order)
     # An event of its own, whose `way` is what the visitor has chosen by then.
     adapted.then(page.take_adapted, now, shown, show_progress="hidden", api_name=False)
 

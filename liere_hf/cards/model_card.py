@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..comparison_files import Comparison, read_comparisons, titles
 from ..configuration import DATASETS, paper_accuracy
 from ..configuration.metric_names import ENDS, MEASURES, MEASURES_OF, NUM_TOP_CLASSES, problem_type
 from ..metric_display import class_rows, interval_text, measure_rows, with_interval
@@ -98,7 +99,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
             result
             for metrics, split, size in [
                 (final, _final_split(run), None),
-                *((row, row.get("split", "test"), _size(row)) for row in run.other_sizes),
+                *((row, row.get("split", "test"), _per_axis_text(row["input_size"])) for row in run.other_sizes),
             ]
             for result in _eval_results(_shown(metrics, run.config), run.recipe["dataset"], split, size)
         ],
@@ -110,17 +111,19 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
         "evaluated_split": _final_split(run),
         "validation_value": with_interval(run.metrics, main, MEASURES[main].is_share) if run.test_metrics else None,
         "class_header": class_header,
-        "class_rows": [[cell.replace("|", "\\|") for cell in row] for row in class_table],
-        "main_measure": measure_rows(final)[0][0],
+        "class_rows": [_cells(row) for row in class_table],
+        "main_measure": measure_rows({main: final[main]})[0][0],
+        "evaluated_size": _per_axis_text(run.input_size),
         "has_best_weights": recipe.get("load_best_model_at_end", False),
         "paper": _paper_accuracy(run),
         "start": f"fine-tuned from {source}" if source else "trained from scratch",
         "dataset_title": dataset.title,
         "other_sizes": [
-            {"size": _size(row), "main": with_interval(row, main, MEASURES[main].is_share)} for row in run.other_sizes
+            {"size": _per_axis_text(row["input_size"]), "main": with_interval(row, main, MEASURES[main].is_share)}
+            for row in run.other_sizes
         ],
         "train_input_sizes": recipe.get("train_input_sizes"),
-        "compared": [row for comparison in run.comparisons for row in _compared_rows(comparison, main)],
+        "compared": [row for comparison in read_comparisons(run) for row in _compared_rows(comparison, main)],
         "num_parameters": training["num_parameters"],
         "num_processes": training["num_processes"],
         "examples": f"{round(train_examples_seen(training)):,}",
@@ -133,26 +136,32 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
     return data, "run.md", values | training["hardware"]
 
 
-def _compared_rows(comparison: dict[str, Any], measure: str) -> list[dict[str, str]]:
+def _compared_rows(comparison: Comparison, measure: str) -> list[list[str]]:
     """A row for each model that the first one is compared with."""
-    about, (_, *others) = MEASURES[measure], comparison["metrics"]
+    about = MEASURES[measure]
     scale, digits = (100, 2) if about.is_share else (1, 4)
     differences = {
-        each["model"]: interval_text(*(scale * each[end] for end in ("value", "low", "high")), digits=digits)
-        for each in comparison["differences"]
-        if each["measure"] == measure
+        each.model: interval_text(*(scale * number for number in (each.value, each.low, each.high)), digits=digits)
+        for each in comparison.differences
+        if each.measure == measure
     }
-    return [
-        {
-            "size": _size(comparison),
-            "name": Path(name).name,
-            "encoding": comparison["encodings"][name],
-            "main": with_interval(comparison["metrics"][name], measure, about.is_share),
-            # Only measures of single examples have one.
-            "difference": differences.get(name, ""),
-        }
-        for name in others
+    rows = [
+        [
+            _per_axis_text(metrics["input_size"]),
+            f"{metrics['examples']:,}",
+            title,
+            comparison.encodings[name],
+            with_interval(metrics, measure, about.is_share),
+            differences.get(name, ""),
+        ]
+        for (name, metrics), title in zip(comparison.metrics.items(), titles([*comparison.metrics]), strict=True)
     ]
+    return [_cells(row) for row in rows[1:]]
+
+
+def _cells(texts: list[str]) -> list[str]:
+    """Texts as cells of a table in Markdown."""
+    return [" ".join(text.replace("|", "\\|").split()) for text in texts]
 
 
 def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[str, Any]]:
@@ -231,5 +240,5 @@ def _paper_accuracy(run: Run) -> float | None:
     return paper_accuracy(setting, encoding.paper_name.format(block_size=run.config["generator_block_size"]))
 
 
-def _size(metrics: dict[str, Any]) -> str:
-    return " x ".join(map(str, metrics["input_size"]))
+def _per_axis_text(size: list[int]) -> str:
+    return " x ".join(map(str, size))

@@ -44,7 +44,8 @@ class TrainingTransform:
     """Rows of a data set to augmented examples.
 
     The augmentation of an example depends only on the seed, the epoch and the example's index. Neither the number of
-    workers and processes nor an interruption changes it. Mixing depends on the batch as well.
+    workers and processes nor an interruption changes it. Mixing, and which one of several sizes inputs have, depend on
+    the batch as well.
 
     Args:
         column: of the inputs.

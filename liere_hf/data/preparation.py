@@ -28,7 +28,7 @@ from .resizing.volumes import EvaluationVolumes, MillimetrePositions, TrainingVo
 
 
 class PreparedData(NamedTuple):
-    """The processor to save with the model, the examples, and the size of the inputs in pixels per axis.
+    """The processor to save with the model, and the examples.
 
     `train` is None where there is nothing to train on. `test` is evaluated once at the end, None if there is no such
     split beside that of `evaluation`.
@@ -38,7 +38,6 @@ class PreparedData(NamedTuple):
     train: TrainingExamples | StreamedExamples | None
     evaluation: EvaluationExamples
     test: EvaluationExamples | None
-    input_size: tuple[int, ...]
 
 
 def prepare(
@@ -68,19 +67,20 @@ def prepare(
         processor = build_processor(column, config, data_arguments, checkpoint)
     size = input_size(config, data_arguments)
     to_pixels = evaluation_pixels(column, size, data_arguments, processor)
-    num_channels, sizes = len(processor.image_mean), train_input_sizes(config, data_arguments)
-    ways = [_training_pixels(column, each, data_arguments, num_channels) for each in sizes]
     to_positions = positions_in_millimetres(column, config, size, data_arguments)
-    num_labels = len(splits.label_names)
-    transform = TrainingTransform(
-        column,
-        ways[0] if len(ways) == 1 else OneOfSeveral(ways),
-        BatchAugmentation.from_arguments(data_arguments, processor.image_mean, processor.image_std),
-        Mixing.from_arguments(data_arguments, num_labels),
-        training_arguments.seed,
-        num_labels,
-        to_positions,
-    )
+    train = None
+    if splits.train is not None:
+        num_labels = len(splits.label_names)
+        transform = TrainingTransform(
+            column,
+            _training_pixels(column, config, data_arguments, len(processor.image_mean)),
+            BatchAugmentation.from_arguments(data_arguments, processor.image_mean, processor.image_std),
+            Mixing.from_arguments(data_arguments, num_labels),
+            training_arguments.seed,
+            num_labels,
+            to_positions,
+        )
+        train = _training_examples(splits, transform, data_arguments, training_arguments)
     shuffled_patch_size = config.spatial_patch_size if data_arguments.shuffle_patches else None
 
     def examples_of(table: datasets.Dataset) -> EvaluationExamples:
@@ -88,11 +88,7 @@ def prepare(
 
     has_both = splits.validation is not None and splits.test is not None
     return PreparedData(
-        processor,
-        None if splits.train is None else _training_examples(splits, transform, data_arguments, training_arguments),
-        examples_of(splits.evaluation),
-        examples_of(splits.test) if has_both else None,
-        size,
+        processor, train, examples_of(splits.evaluation), examples_of(splits.test) if has_both else None
     )
 
 
@@ -132,26 +128,29 @@ def positions_in_millimetres(
 
 
 def _training_pixels(
-    column: str, size: tuple[int, ...], arguments: DataArguments, num_channels: int
+    column: str, config: LiereViTConfig, arguments: DataArguments, num_channels: int
 ) -> TrainingPixels:
     """Decoding and resizing in training.
 
     Raises:
-        InputError: options that the medium does not take.
+        InputError: options that the medium does not take, or sizes that are not multiples of the patch size.
     """
+    sizes = train_input_sizes(config, arguments)
     crop_scale = tuple(arguments.random_resized_crop) if arguments.random_resized_crop else None
     window = tuple(arguments.intensity_window) if arguments.intensity_window else None
     if column == "image":
-        return TrainingImages(size, arguments.fit, crop_scale, window)
-    if column == "video":
+        ways = [TrainingImages(size, arguments.fit, crop_scale, window) for size in sizes]
+    elif column == "video":
         from .resizing.clips import TrainingClips
 
-        return TrainingClips(size, arguments.frame_stride, crop_scale)
-    if arguments.rand_augment_num_ops or crop_scale or arguments.train_input_sizes:
+        ways = [TrainingClips(size, arguments.frame_stride, crop_scale) for size in sizes]
+    elif arguments.rand_augment_num_ops or crop_scale or arguments.train_input_sizes:
         raise InputError(
             "volumes take neither rand_augment_num_ops nor random_resized_crop nor train_input_sizes: leave them out"
         )
-    return TrainingVolumes(size, window, num_channels)
+    else:
+        ways = [TrainingVolumes(size, window, num_channels) for size in sizes]
+    return ways[0] if len(ways) == 1 else OneOfSeveral(ways)
 
 
 def _training_examples(

@@ -19,7 +19,6 @@ from ..modeling import modeling_liere_vit
 from ..modeling.configuration_liere_vit import LiereViTConfig
 from ..output_files import write_json
 from ..run_directory import (
-    COMPARISONS,
     CONVERSION_FILE,
     DATA_FILE,
     METRICS_FILE,
@@ -63,7 +62,7 @@ def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: in
     for name in (TRAINING_FILE, METRICS_FILE, TEST_FILE, DATA_FILE, CONVERSION_FILE):
         if (checkpoint.directory / name).is_file():
             write_json(target / name, without_paths(json.loads((checkpoint.directory / name).read_text())))
-    for path in [*checkpoint.directory.glob(OTHER_SIZES), *checkpoint.directory.glob(COMPARISONS)]:
+    for path in checkpoint.directory.glob(OTHER_SIZES):
         write_json(target / path.name, without_paths(json.loads(path.read_text())))
     if isinstance(checkpoint, Run):
         recipe = yaml.safe_dump(checkpoint.published_recipe, sort_keys=False)

@@ -2,7 +2,7 @@
 
 from matplotlib.axes import Axes
 
-from ..comparison import Comparison
+from ..comparison_files import Comparison
 from ..configuration.metric_names import ENDS, MEASURES
 from .plot import Plot, captioned, new_figure
 

@@ -79,6 +79,21 @@ def test_clicks_lay_out_a_task(shown_page):
         assert shown_page.place(ARROWS, layout, "B", edge)[0][cell] == GLYPHS.index("B")
 
 
+def test_clicks_that_are_no_places_or_come_before_the_board_change_nothing(page, shown_page):
+    nothing = (page.gr.skip(),) * 3
+    layout, *_ = shown_page.empty(ARROWS)
+    for x in (float("nan"), float("inf"), None, "1", [0.5], {}):
+        assert shown_page.place(ARROWS, layout, "B", SimpleNamespace(x=x, y=0.5)) == nothing
+    assert shown_page.place(ARROWS, layout, "B", SimpleNamespace(x=0.5)) == nothing
+    assert shown_page.place(ARROWS, layout, "B", None) == nothing
+    assert shown_page.place(ARROWS, layout, "B", SimpleNamespace(x=1e308, y=-1e308))[0][4] == GLYPHS.index("B")
+    # The layout is still that of another model's task, or the model has none.
+    click = SimpleNamespace(x=0.5, y=0.5)
+    for title in (LARGER, FASHION):
+        assert shown_page.place(title, layout, "B", click) == nothing
+        assert shown_page.take_layout(title, layout) == page.gr.skip()
+
+
 def test_examples_have_a_right_answer_and_are_answered(shown_page):
     layout, _, sentence = shown_page.example(ARROWS)
     assert re.match(rf"Right answer: ({'|'.join(DIRECTIONS)})\.", sentence)

@@ -1,6 +1,7 @@
 """Cards against the results files that they quote, and as huggingface_hub parses them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,6 @@ from liere_hf.errors import InputError
 from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint
 from liere_hf_cli.main import main
-
-# The training size and another one.
-SIZES = ("8", "32")
 
 
 def test_metadata_holds_the_measured_metrics(trained):
@@ -89,52 +87,104 @@ def test_card_holds_every_option_of_the_recipe(trained, tmp_path):
     assert (model_arguments.hidden_size, data_arguments.train_examples, run_arguments.max_steps) == (16, 64, 2)
 
 
+def copy_of(run_dir: Path, directory: Path, bias: float) -> str:
+    """The model with another bias of its class 3."""
+    shutil.copytree(run_dir, directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["classifier.bias"][3] += bias
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return str(directory)
+
+
+def compare_models(models: list[str], directory: Path, *further: str) -> dict:
+    flags = ["--recipe", "digits", "--use_cpu", "true", *further]
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", *models, *flags, "--output_dir", str(directory)])
+    assert exit_.value.code == 0
+    return json.loads((directory / "comparison.json").read_text())
+
+
 @pytest.fixture
-def compared(run_dir, tmp_path):
-    """Files of comparisons with a model that always answers 3, at the training size and at 32 pixels, by size."""
-    other = tmp_path / "always_three"
-    shutil.copytree(run_dir, other)
-    weights = load_file(other / "model.safetensors")
-    weights["classifier.bias"][3] = 1e6
-    save_file(weights, other / "model.safetensors", {"format": "pt"})
-    for size in SIZES:
-        flags = ["--recipe", "digits", "--eval_examples", "64", "--use_cpu", "true", "--input_size", size]
-        with pytest.raises(SystemExit) as exit_:
-            main(["compare", str(run_dir), str(other), *flags, "--output_dir", str(tmp_path / size)])
-        assert exit_.value.code == 0
-    return {size: tmp_path / size / "comparison.json" for size in SIZES}
+def others(run_dir, tmp_path) -> list[str]:
+    """Two models that answer 3 always and never, in directories with the same last name, which has a bar."""
+    return [copy_of(run_dir, tmp_path / name / "b|c", bias) for name, bias in (("always", 1e6), ("never", -1e6))]
 
 
-def test_compared_models_are_in_the_card(run_dir, compared, tmp_path):
-    for size, path in compared.items():
-        shutil.copyfile(path, run_dir / f"comparison_{size}.json")
+def test_compared_models_are_in_the_card(run_dir, others, tmp_path):
+    found = {}
+    for size in ("8", "32"):
+        options = ["--eval_examples", "64", "--input_size", size]
+        found[size] = compare_models([str(run_dir), *others], tmp_path / size, *options)
+        shutil.copyfile(tmp_path / size / "comparison.json", run_dir / f"comparison_{size}.json")
     text = build_model_card(read_checkpoint(run_dir)).text
-    for size, path in compared.items():
-        content = json.loads(path.read_text())
-        own, other = content["metrics"].values()
-        row = next(line for line in text.splitlines() if line.startswith(f"| {size} x {size} | always_three |"))
-        _, _, name, encoding, accuracy, difference, _ = row.split("|")
-        assert (name.strip(), encoding.strip()) == ("always_three", "LieRE8")
-        assert accuracy.strip().startswith(f"{100 * other['accuracy']:.2f} (")
-        assert float(difference.split()[0]) == pytest.approx(100 * (other["accuracy"] - own["accuracy"]), abs=0.01)
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
+    rows = [row for row in rows if len(row) == 6 and row[0] in ("8 x 8", "32 x 32")]
+    assert len(rows) == 4
+    for size, content in found.items():
+        own, *rest = content["metrics"].values()
+        for name, metrics in zip(("always", "never"), rest, strict=True):
+            row = next(row for row in rows if row[0] == f"{size} x {size}" and row[2] == rf"{name}/b\|c")
+            assert (row[1], row[3]) == ("64", "LieRE8")
+            assert row[4].startswith(f"{100 * metrics['accuracy']:.2f} (")
+            expected = 100 * (metrics["accuracy"] - own["accuracy"])
+            assert float(row[5].split()[0]) == pytest.approx(expected, abs=0.01)
     assert str(tmp_path) not in text
+
+
+def test_comparisons_are_not_published(run_dir, others, tmp_path):
+    """The card has their numbers. They hold paths of this machine."""
+    compare_models([str(run_dir), *others], run_dir, "--eval_examples", "20")
     target = tmp_path / "staged"
     target.mkdir()
     stage(read_checkpoint(run_dir), target, "org/compared")
-    for size in compared:
-        assert str(tmp_path) not in (target / f"comparison_{size}.json").read_text()
+    assert not [*target.glob("comparison*")]
+    assert "always/b" in (target / "README.md").read_text()
 
 
-def test_a_comparison_of_another_model_is_refused(run_dir, compared):
-    content = json.loads(compared[SIZES[0]].read_text())
-    content["metrics"] = dict(reversed(content["metrics"].items()))
-    (run_dir / "comparison.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"comparison\.json has accuracy 0.* of its first model, this model has 0"):
-        read_checkpoint(run_dir)
-    for broken in ({}, [], {"metrics": {}}, {"metrics": {"a": {}}}, {"metrics": 3}):
-        (run_dir / "comparison.json").write_text(json.dumps(broken))
-        with pytest.raises(InputError, match=r"comparison\.json holds no comparison as liere-hf compare writes it"):
-            read_checkpoint(run_dir)
+def test_a_comparison_of_another_model_is_refused(run_dir, others):
+    compare_models([others[0], str(run_dir)], run_dir, "--eval_examples", "20")
+    with pytest.raises(InputError, match=r"comparison\.json compares others with .*b\|c, but is a file of .*run: "):
+        build_model_card(read_checkpoint(run_dir))
+
+
+def test_damaged_comparisons_are_refused(run_dir, others):
+    """Every part of the file is taken away, or replaced by something else, in turn."""
+    whole = compare_models([str(run_dir), others[0]], run_dir, "--eval_examples", "20")
+    build_model_card(read_checkpoint(run_dir))
+    second = others[0]
+    damaged = [{}, [], 3, None, *({**whole, key: value} for key in whole for value in (None, 3, [3], "x", {}, [{}]))]
+    damaged += [{**whole, "metrics": {**whole["metrics"], second: value}} for value in (None, 3, {}, [])]
+    for key in ("accuracy", "loss", "examples", "input_size"):
+        for value in (None, "x", {}):
+            metrics = {**whole["metrics"][second], key: value}
+            damaged.append({**whole, "metrics": {**whole["metrics"], second: metrics}})
+    for key in ("model", "measure", "value", "low"):
+        for value in (None, "x", {}):
+            damaged.append({**whole, "differences": [{**whole["differences"][0], key: value}]})
+    damaged = [each for each in damaged if each != whole]
+    refused = 0
+    for content in damaged:
+        (run_dir / "comparison.json").write_text(json.dumps(content))
+        try:
+            build_model_card(read_checkpoint(run_dir))
+        except InputError as error:
+            assert "comparison.json" in str(error)
+            refused += 1
+    # A difference of an unknown measure is left out, and so is one where there is none.
+    assert len(damaged) - refused <= 5
+
+
+def test_a_fine_tuned_run_is_compared_at_its_own_size(run_dir, tmp_path):
+    """Its saved processor resizes to 16 pixels, its configuration says 8."""
+    flags = ["--model_name_or_path", str(run_dir), "--input_size", "16", "--max_steps", "1", "--train_examples", "64"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "digits", *flags, "--use_cpu", "true", "--output_dir", str(tmp_path / "tuned")])
+    assert exit_.value.code == 0
+    content = compare_models([str(tmp_path / "tuned"), str(run_dir)], tmp_path / "tuned")
+    assert [each["input_size"] for each in content["metrics"].values()] == [[16, 16], [8, 8]]
+    text = build_model_card(read_checkpoint(tmp_path / "tuned")).text
+    assert "split at 16 x 16 pixels" in text
+    assert "| 8 x 8 | 360 | run |" in text
 
 
 def test_other_measured_sizes_are_in_the_card(run_dir):
