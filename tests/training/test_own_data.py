@@ -11,6 +11,10 @@ from media_files import write_files
 from PIL import Image
 from tiny_run import TINY_RUN, write_recipe
 
+from liere_hf.cards.model_card import build_model_card
+from liere_hf.configuration.metric_names import MEASURES
+from liere_hf.metric_display import with_interval
+from liere_hf.run_directory import read_checkpoint
 from liere_hf_cli.main import main
 
 RECIPE = TINY_RUN | {
@@ -255,6 +259,16 @@ def test_several_labels_and_numbers(recipe, tmp_path, columns, measure):
     run("evaluate", tmp_path / "run", recipe, *words, "--results_file", tmp_path / "evaluation.json")
     evaluated = read(tmp_path / "evaluation.json")
     assert evaluated["split"] == "held out" and evaluated["loss"] == pytest.approx(trained["eval_loss"], abs=1e-5)
+    # The card names the measure that it shows, also of another model on the same examples.
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    run("evaluate", tmp_path / "run", recipe, *words, "--results_file", tmp_path / "run" / "eval_results_8.json")
+    run("compare", tmp_path / "run", tmp_path / "other", "--recipe", recipe, *words, "--output_dir", tmp_path / "run")
+    text = build_model_card(read_checkpoint(tmp_path / "run")).text
+    about = MEASURES[measure]
+    title = f"{about.title}, %" if about.is_share else about.title
+    value = with_interval(trained, f"eval_{measure}", about.is_share)
+    assert f"| input size | {title} (95% interval) |\n|---|---|\n| 8 x 8 | {value} |" in text
+    assert f"| other | LieRE8 | {value} |" in text
 
 
 VOLUMES = {

@@ -6,7 +6,7 @@ from transformers import TrainingArguments
 
 from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments
-from liere_hf.data import load_splits, prepare
+from liere_hf.data import Splits, load_splits, prepare
 from liere_hf.data.batching import TrainingExamples
 from liere_hf.errors import InputError
 
@@ -61,6 +61,14 @@ def test_sizes_depend_on_seed_epoch_and_index_and_are_about_equally_frequent(tmp
 def test_sizes_that_do_not_fit(sides, message, tmp_path):
     with pytest.raises(InputError, match=message):
         examples_of("image", tmp_path, train_input_sizes=sides)
+
+
+def test_sizes_of_a_training_do_not_matter_to_an_evaluation():
+    """A recipe's options are also those of an evaluation, of models with other patches."""
+    rows = load_splits(DataArguments(dataset="digits", eval_examples=4), seed=0).validation
+    arguments = DataArguments(train_input_sizes=[6], random_resized_crop=[0.5, 1.0])
+    data = prepare(Splits.of(validation=rows), IMAGES, arguments, TrainingArguments(use_cpu=True))
+    assert (data.train, data.evaluation[0]["pixel_values"].shape) == (None, (3, 8, 12))
 
 
 def test_volumes_have_one_size(tmp_path):
