@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -95,39 +96,47 @@ def read_comparisons(run: Run) -> list[Comparison]:
     return sorted(comparisons, key=lambda comparison: comparison.input_size)
 
 
-def titles(names: list[str]) -> list[str]:
+def titles(names: Sequence[str]) -> list[str]:
     """The last parts of the names of models, as few as tell them apart."""
     parts = [PurePath(name).parts or (name,) for name in names]
-    count = 1
-    while len({each[-count:] for each in parts}) < len({*names}):
-        count += 1
-    return ["/".join(each[-count:]) for each in parts]
+    longest = max(map(len, parts))
+    for count in range(1, longest + 1):
+        ends = ["/".join(each[-count:]) for each in parts]
+        if len({*ends}) == len(ends):
+            return ends
+    return [*names]
 
 
 def _read_comparison(path: Path, run: Run) -> Comparison:
     content = read_json(path)
     try:
-        comparison = Comparison(
-            dict(content["encodings"]),
-            dict(content["metrics"]),
-            tuple(Difference(**each) for each in content["differences"]),
-        )
+        differences = tuple(Difference(**each) for each in content["differences"])
+        comparison = Comparison(dict(content["encodings"]), dict(content["metrics"]), differences)
+        models = {each.model for each in differences}
+        numbers = [number for each in differences for number in (each.value, each.low, each.high)]
         for metrics in comparison.metrics.values():
-            require_metrics(metrics, run.config, path)
-            _ = f"{metrics['examples']:,}", [*map(int, metrics["input_size"])]
-        for each in comparison.differences:
-            _ = comparison.metrics[each.model], sum(map(float, (each.value, each.low, each.high)))
-        is_whole = len(comparison.metrics) > 1 and comparison.encodings.keys() == comparison.metrics.keys()
-    except (KeyError, TypeError, ValueError, AttributeError):
-        is_whole = False
-    if not is_whole:
-        raise InputError(f"{path} holds no comparison as liere-hf compare writes it")
+            numbers += [metrics["examples"], *metrics["input_size"]]
+    except (KeyError, TypeError, ValueError):
+        raise _no_comparison(path) from None
+    if not (
+        len(comparison.metrics) > 1
+        and models <= comparison.metrics.keys() == comparison.encodings.keys()
+        and all(isinstance(number, int | float) for number in numbers)
+        and all(isinstance(encoding, str) for encoding in comparison.encodings.values())
+    ):
+        raise _no_comparison(path)
+    for metrics in comparison.metrics.values():
+        require_metrics(metrics, run.config, path)
     if PurePath(comparison.first).name != run.directory.absolute().name:
         raise InputError(
             f"{path} compares others with {comparison.first}, but is a file of {run.directory}: compare others with "
             "this model, as the first one"
         )
     return comparison
+
+
+def _no_comparison(path: Path) -> InputError:
+    return InputError(f"{path} holds no comparison as liere-hf compare writes it")
 
 
 def _csv_row(comparison: Comparison, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
 from liere_hf.cards.model_card import build_model_card
+from liere_hf.comparison_files import titles
 from liere_hf.configuration import parse_recipe
 from liere_hf.configuration.metric_names import MEASURES, MEASURES_OF
 from liere_hf.errors import InputError
@@ -129,6 +130,20 @@ def test_compared_models_are_in_the_card(run_dir, others, tmp_path):
             expected = 100 * (metrics["accuracy"] - own["accuracy"])
             assert float(row[5].split()[0]) == pytest.approx(expected, abs=0.01)
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["runs/a", "runs/b"], ["a", "b"]),
+        (["/x/one/run", "/y/two/run", "run"], ["one/run", "two/run", "run"]),
+        (["org/model", "org2/model/"], ["org/model", "org2/model"]),
+        (["./a", "a"], ["./a", "a"]),
+        ([".", ".."], [".", ".."]),
+    ],
+)
+def test_titles_of_models_tell_them_apart(names, expected):
+    assert titles(names) == expected
 
 
 def test_comparisons_are_not_published(run_dir, others, tmp_path):
