@@ -98,7 +98,7 @@ def _with_p_values(experiment: Experiment, row: Row, rows: list[Row]) -> Row:
 
 def _p_values(row: Row, reference: Row) -> dict[str, float]:
     if len(row.seeds) >= MANY_SEEDS and row.seeds == reference.seeds:
-        columns = row.values.keys() & reference.values.keys()
+        columns = [name for name in row.values if name in reference.values]
         return {name: paired_permutation_test(row.values[name], reference.values[name]) for name in columns}
     successes, trials = zip(row.counts, reference.counts, strict=True)
     return {next(iter(row.values)): two_proportion_z_test(successes, trials)[1]}
