@@ -96,7 +96,7 @@ def test_a_terminal_shows_one_bar_at_a_time_and_nothing_of_it_remains(name, work
     assert not [line for line in shown.lines if "{'" in line or "it/s" in line]
     steps = [line for line in shown.lines if "step 4 of 8" in line]
     assert all(re.match(r"step 4 of 8: top-1 accuracy, %: \d", line) for line in steps)
-    assert len(steps) == {"train": 1, "reproduce": 5, "demo": 3}.get(name, 0)
+    assert len(steps) == {"train": 1, "reproduce": 8, "demo": 3}.get(name, 0)
 
 
 @every_command
@@ -115,7 +115,7 @@ def test_a_pipe_gets_plain_lines(name, work, tmp_path):
     if name == "train":
         for pattern, line in zip(expected, lines[:3], strict=True):
             assert re.fullmatch(pattern, line), line
-    assert len(lines) == 6 * {"train": 1, "reproduce": 5, "demo": 3}.get(name, 0)
+    assert len(lines) == 6 * {"train": 1, "reproduce": 8, "demo": 3}.get(name, 0)
 
 
 @pytest.mark.end_to_end

@@ -73,10 +73,6 @@ def build_figure(experiment: Experiment, rows: list[Row], results: Results) -> F
         axes.remove()
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw_panel(axes, panel, experiment)
-    # Once all limits are known, which panels may share.
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        if panel.measures[0].is_proportion:
-            _shade_impossible(axes)
     if shares:
         for axes in grid[:, 1:].flat:
             axes.set_ylabel("")
@@ -152,16 +148,6 @@ def _draw_series(axes: Axes, series: list[Series], is_line: bool) -> None:
 
 def _coordinates(series: list[Series]) -> set[float]:
     return {x for each in series for x, _ in each.points}
-
-
-def _shade_impossible(axes: Axes) -> None:
-    """Intervals of shares may reach beyond 0 and 100%, where there is no accuracy."""
-    low, high = axes.get_ylim()
-    for start, end in ((low, 0), (100, high)):
-        if start < end:
-            axes.axhspan(start, end, color="0.92", zorder=0, linewidth=0)
-    axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
-    axes.set_ylim(low, high)
 
 
 def _style(name: str, index: int) -> dict[str, str]:
@@ -266,4 +252,5 @@ def _add_legend(figure: Figure, title: str | None) -> None:
     if entries:
         # Plain lines stand for what the hollow markers mean, after the models themselves.
         entries = dict(sorted(entries.items(), key=lambda entry: isinstance(entry[1], Line2D)))
-        figure.legend(entries.values(), entries, title=title, loc="outside lower center", ncols=min(len(entries), 6))
+        columns = min(len(entries), 4 if figure.get_figwidth() == WIDTHS[0] else 6)
+        figure.legend(entries.values(), entries, title=title, loc="outside lower center", ncols=columns)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .curves import Curve, examples_to_reach
-from .experiments import Experiment, Scale
+from .experiments import Experiment, Measure, Scale, accuracy_of
 from .runner import Setting
 from .statistics import MANY_SEEDS, Estimate, over_seeds, paired_permutation_test, two_proportion_z_test
 
@@ -52,12 +52,14 @@ def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Ro
 def _row(
     experiment: Experiment, setting: Setting, runs: list[dict[str, Any]], evaluation: str, labels: Any = None
 ) -> Row:
-    if labels:
-        values = {"accuracy, %": [100 * run["metrics"][evaluation]["accuracy"] for run in runs]}
-    else:
-        measured = {measure.title: [measure.of_run(run) for run in runs] for measure in experiment.measures}
-        values = {title: each for title, each in measured.items() if None not in each}
-    estimates = {title: over_seeds(each) for title, each in values.items()}
+    measures = (Measure("accuracy, %", accuracy_of(evaluation)),) if labels else experiment.measures
+    measured = {measure: [measure.of_run(run) for run in runs] for measure in measures}
+    measured = {measure: each for measure, each in measured.items() if None not in each}
+    values = {measure.title: each for measure, each in measured.items()}
+    estimates = {
+        measure.title: _within_bounds(over_seeds(each)) if measure.is_proportion else over_seeds(each)
+        for measure, each in measured.items()
+    }
     metrics = [run["metrics"][evaluation] for run in runs]
     first = next(iter(estimates))
     if len(runs) == 1:
@@ -77,6 +79,12 @@ def _row(
         x=setting.x,
         paper=setting.paper if evaluation == "training" else None,
     )
+
+
+def _within_bounds(estimate: Estimate) -> Estimate:
+    """An estimate of a share in per cent, its interval cut at 0 and 100."""
+    low, high = (None if end is None else min(max(end, 0.0), 100.0) for end in (estimate.low, estimate.high))
+    return Estimate(estimate.mean, low, high)
 
 
 def _num_examples(metrics: dict[str, float]) -> int:
