@@ -19,5 +19,5 @@ class OneOfSeveral:
         self.ways = list(ways)
 
     def __call__(self, inputs: Sequence[Any], draws: Draws) -> torch.Tensor:
-        """What the drawn one returns."""
+        """uint8 of shape (batch, [frames,] 3, height, width), of the drawn size."""
         return self.ways[int(draws.next(1)[0, 0] * len(self.ways))](inputs, draws)
