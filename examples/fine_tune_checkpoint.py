@@ -7,8 +7,8 @@ in five new classes, with the recipe `imagefolder_finetune`. `make fashion-mnist
 
 `digits`: the same model and recipe on scikit-learn's 1,797 handwritten digits.
 
-`clips`: a model of the recipe `clips`, which has learned in which of eight directions a square moves, on 100 MP4 files
-in which discs move in four directions, with the recipe `clips_finetune`; 200 further files are the test split.
+`clips`: the video model of checkpoints/, which has learned in which of eight directions a square moves, on 100 MP4
+files in which discs move in four directions, with the recipe `clips_finetune`; 200 further files are the test split.
 
 A fifth of the pictures is the test split. The recipes are used without flags but the paths. The other model has the
 same architecture, recipe and number of steps, and new weights. The seed determines the pictures or clips, the test
@@ -33,20 +33,19 @@ from sklearn.model_selection import train_test_split
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from liere_hf import LiereViTConfig, LiereViTForVideoClassification
+from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.data import load_splits
 from liere_hf.data.decoding.images import decode_image
 from liere_hf.hardware import hardware
 from liere_hf.metric_display import interval_text
 from liere_hf.model_loading import classifier_class
-from liere_hf.modeling.video_processing_liere_vit import LiereViTVideoProcessor
 from liere_hf.output_files import new_directory, write_json
 from liere_hf.reproduction.statistics import over_seeds, paired_permutation_test
 from liere_hf.training.run import train
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINT = ROOT / "checkpoints" / "liere-fashion-mnist"
+CLOTHES_MODEL, CLIPS_MODEL = ROOT / "checkpoints" / "liere-fashion-mnist", ROOT / "checkpoints" / "liere-clips"
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 SEEDS = range(5)
 NUM_CLOTHES = 2000
@@ -125,49 +124,18 @@ def draw_clip(motion: str, random: np.random.Generator) -> list[Image.Image]:
     return frames
 
 
-def trained_on_clothes(output_dir: Path) -> Path:
-    """The released checkpoint."""
-    return CHECKPOINT
-
-
-def trained_on_moving_squares(output_dir: Path) -> Path:
-    """The model of the recipe `clips`, for clips in color."""
-    grey, directory = output_dir / "moving_squares", output_dir / "moving_squares_in_color"
-    if not (grey / "eval_results.json").is_file():
-        words = ["--output_dir", str(grey), "--resume_from_checkpoint", "false", *FLAGS]
-        train(*parse_recipe("clips", words, preset="published"))
-    if not directory.is_dir():
-        with new_directory(directory) as unfinished:
-            in_color(LiereViTForVideoClassification.from_pretrained(grey)).save_pretrained(unfinished)
-            LiereViTVideoProcessor(
-                size={"shortest_edge": 32}, crop_size=32, image_mean=[0.5] * 3, image_std=[0.25] * 3
-            ).save_pretrained(unfinished)
-    return directory
-
-
-def in_color(model: LiereViTForVideoClassification) -> LiereViTForVideoClassification:
-    """A model of one channel for three, which answers the same where they are equal."""
-    config = LiereViTConfig.from_dict(model.config.to_dict() | {"num_channels": 3})
-    name, weights = "liere_vit.embeddings.patch_embeddings.projection.weight", model.state_dict()
-    # Patches are flattened with the channel last.
-    weights[name] = weights[name].repeat_interleave(3, dim=-1) / 3
-    in_three = LiereViTForVideoClassification(config)
-    in_three.load_state_dict(weights)
-    return in_three
-
-
 class Study(NamedTuple):
     """A recipe, the checkpoint that it starts from, and what writes the files that it trains on."""
 
     recipe: str
-    checkpoint: Callable[[Path], Path]
+    checkpoint: Path
     write: Callable[[Path, int], None]
 
 
 STUDIES = {
-    "clothes": Study("imagefolder_finetune", trained_on_clothes, write_clothes),
-    "digits": Study("imagefolder_finetune", trained_on_clothes, write_digits),
-    "clips": Study("clips_finetune", trained_on_moving_squares, write_clips),
+    "clothes": Study("imagefolder_finetune", CLOTHES_MODEL, write_clothes),
+    "digits": Study("imagefolder_finetune", CLOTHES_MODEL, write_digits),
+    "clips": Study("clips_finetune", CLIPS_MODEL, write_clips),
 }
 
 
@@ -194,16 +162,15 @@ def fine_tune(recipe: str, model: Path, files: Path, output_dir: Path, seed: int
 def main(subject: str, output_dir: Path) -> None:
     """Run all of it and write the results."""
     study = STUDIES[subject]
-    checkpoint = study.checkpoint(output_dir)
     accuracies: dict[str, list[float]] = {"checkpoint": [], "new weights": []}
     for seed in track(SEEDS, description="Fine-tuning"):
         runs = output_dir / f"seed{seed}"
-        models = {"checkpoint": checkpoint, "new weights": runs / "new"}
+        models = {"checkpoint": study.checkpoint, "new weights": runs / "new"}
         if not (runs / "files").is_dir():
             with new_directory(runs / "files") as unfinished:
                 study.write(unfinished, seed)
         if not models["new weights"].is_dir():
-            write_new_model(checkpoint, models["new weights"], seed)
+            write_new_model(study.checkpoint, models["new weights"], seed)
         for name, model in models.items():
             directory = runs / name.replace(" ", "_")
             accuracies[name].append(100 * fine_tune(study.recipe, model, runs / "files", directory, seed))

@@ -87,7 +87,7 @@ def test_recipes_are_listed(output):
     _, _, *lines, _ = output("recipes").splitlines()
     table = {name: cells for name, *cells in (re.split(r"  +", line.strip()) for line in lines)}
     assert list(table) == recipe_names()
-    assert table["fashion_mnist"] == ["Fashion-MNIST", "4 layers of 128", "7 epochs", "15"]
+    assert table["fashion_mnist"] == ["Fashion-MNIST", "4 layers of 128", "24 epochs", "55"]
     assert table["cifar100"] == ["CIFAR-100", "base", "200 epochs"]
     assert table["imagefolder_finetune"][1] == "yours"
     assert table["ucf101_smoke"][2:] == ["90 steps", "2"]

@@ -122,7 +122,7 @@ def _run_card(run: Run) -> tuple[ModelCardData, str, dict[str, Any]]:
             {"size": _per_axis_text(row["input_size"]), "main": with_interval(row, main, MEASURES[main].is_share)}
             for row in run.other_sizes
         ],
-        "train_input_sizes": recipe.get("train_input_sizes"),
+        "train_input_sizes": sorted({*(recipe.get("train_input_sizes") or ())}),
         "compared": [row for comparison in read_comparisons(run) for row in _compared_rows(comparison, main)],
         "num_parameters": training["num_parameters"],
         "num_processes": training["num_processes"],
@@ -184,20 +184,30 @@ def _conversion_card(conversion: Conversion) -> tuple[ModelCardData, str, dict[s
 
 
 def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The input of the snippets: an image for a pipeline, or `pixel_values` with the sizes of their axes."""
+    """The input of the snippets: an image for a pipeline, a video, or `pixel_values`; and the sizes of their axes."""
     config, size = checkpoint.config, pixels_per_axis(checkpoint.config, "image_size")
     name = auto_class(config)
-    has_processor = (checkpoint.directory / "preprocessor_config.json").is_file()
     frames = [("frames", size[0])] if len(size) == 3 else []
     space = [*zip(("height", "width")[: len(size)], size[-2:], strict=True)]
     axes = [("batch", 1), *frames, ("channels", config["num_channels"]), *space]
     return {
         "auto_class": name,
-        "input": "image" if name == "AutoModelForImageClassification" and has_processor else "pixel_values",
+        "input": _kind_of_input(checkpoint, name),
         "size": size,
         "axes": [axis for axis, _ in axes],
         "shape": [extent for _, extent in axes],
     }
+
+
+def _kind_of_input(checkpoint: Checkpoint, name: str) -> str:
+    def has(processor: str) -> bool:
+        return (checkpoint.directory / processor).is_file()
+
+    if name == "AutoModelForImageClassification" and has("preprocessor_config.json"):
+        return "image"
+    is_of_volumes = isinstance(checkpoint, Run) and checkpoint.recipe["dataset"] == "volumes"
+    is_video = name == "AutoModelForVideoClassification" and checkpoint.config["num_channels"] == 3
+    return "video" if is_video and not is_of_volumes and has("video_preprocessor_config.json") else "pixel_values"
 
 
 def _final_split(run: Run) -> str:

@@ -216,7 +216,7 @@ def test_other_measured_sizes_are_in_the_card(run_dir):
     assert results[0].metric_value == pytest.approx(measured["accuracy"], abs=1e-6)
     assert "At other sizes, without training there:" in card.text
     checkpoint = read_checkpoint(run_dir)
-    checkpoint.recipe["train_input_sizes"] = [8, 16]
+    checkpoint.recipe["train_input_sizes"] = [16, 8, 16]
     assert "At other sizes, of a training at 8, 16 pixels:" in build_model_card(checkpoint).text
 
 
@@ -260,6 +260,16 @@ def test_converted_models_name_their_source(converted):
     assert "`authors.ckpt`" in card.text
     assert "liere-hf convert authors.ckpt OUTPUT_DIR --from liere --image_size 4 16 16 --patch_size 2 8 8" in card.text
     assert str(converted.parent) not in str(card)
+
+
+@pytest.mark.parametrize(("dataset", "is_video"), [("clips", True), ("volumes", False)])
+def test_videos_go_through_their_processor_and_volumes_do_not(dataset, is_video, tmp_path):
+    checkpoint = Path(__file__).parents[2] / "checkpoints" / "liere-clips"
+    recipe = shutil.copytree(checkpoint, tmp_path / "run") / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("dataset: clips", f"dataset: {dataset}"))
+    text = build_model_card(read_checkpoint(recipe.parent), "org/model").text
+    assert text.count("processor = AutoVideoProcessor.from_pretrained") == 2 * is_video
+    assert text.count("pixel_values = torch.zeros(1, 8, 3, 32, 32)") == 2 * (not is_video)
 
 
 @pytest.mark.parametrize("name", ["train_results.json", "eval_results.json", "recipe.yaml"])

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from volume_files import read_channel
 
+from liere_hf import LiereViTConfig
 from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.data import load_splits
 from liere_hf.data.data_sets.moving_squares import BLOCK_SIZE, BRIGHT, DIRECTIONS, NOISE, SIDE, clips
+from liere_hf.data.decoding.videos import decode_frames
 
 NAMES = list(DIRECTIONS)
 
@@ -52,3 +54,18 @@ def test_loader():
     assert np.array_equal(read_channel(data.train[3]["volume"]), clips(3, 1)[0])
     assert data.train[3]["label"] == 3
     assert not np.array_equal(read_channel(data.test[0]["volume"]), clips(0, 1)[0])
+
+
+def test_a_model_of_three_channels_gets_the_same_clips_as_videos():
+    config = LiereViTConfig(image_size=[8, 32, 32], patch_size=[2, 8, 8], num_channels=3)
+    data = load_splits(DataArguments(dataset="clips", train_examples=20, eval_examples=10), 5, config)
+    assert data.train.column_names == ["video", "label"]
+    for number in (0, 3, 19):
+        frames = decode_frames(data.train[number]["video"], range(8))
+        assert np.array_equal(frames, np.repeat(clips(number, 1)[0][:, None], 3, axis=1))
+
+
+def test_the_recipe_of_videos_shows_every_frame():
+    model_arguments, data_arguments, _ = parse_recipe("clips_video")
+    frames, *_ = model_arguments.image_size
+    assert (frames, data_arguments.frame_stride, data_arguments.intensity_window) == (8, 1, None)
