@@ -148,7 +148,7 @@ def test_no_answer_is_a_sentence(shown_page, tmp_path):
 def test_sliders_have_the_ranges_of_a_model(shown_page):
     width, layer, head = shown_page.sliders(FASHION)
     assert [width[name] for name in ("minimum", "maximum", "step", "value")] == [4, 56, 4, 28]
-    assert (layer["maximum"], layer["value"], head["maximum"]) == (4, 4, 2)
+    assert (layer["maximum"], layer["value"], head["maximum"]) == (4, 4, 8)
 
 
 @pytest.fixture(scope="module")

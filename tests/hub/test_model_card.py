@@ -265,7 +265,7 @@ def test_converted_models_name_their_source(converted):
 @pytest.mark.parametrize(("dataset", "is_video"), [("clips", True), ("volumes", False)])
 def test_videos_go_through_their_processor_and_volumes_do_not(dataset, is_video, tmp_path):
     checkpoint = Path(__file__).parents[2] / "checkpoints" / "liere-clips"
-    recipe = shutil.copytree(checkpoint, tmp_path / "run") / "recipe.yaml"
+    recipe = shutil.copytree(checkpoint, tmp_path / "liere-clips") / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("dataset: clips", f"dataset: {dataset}"))
     text = build_model_card(read_checkpoint(recipe.parent), "org/model").text
     assert text.count("processor = AutoVideoProcessor.from_pretrained") == 2 * is_video

@@ -166,15 +166,15 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(models, files, monkeypatch
 def test_info_of_a_trained_model(tmp_path, capsys):
     assert run("info", CHECKPOINT, "--json", tmp_path / "info.json") == 0
     info = json.loads((tmp_path / "info.json").read_text())
-    assert info["parameters"]["all"] == 688_778
+    assert info["parameters"]["all"] == 676_106
     assert info["encoding"] == "LieRE8"
     assert info["training"]["dataset"] == "fashion_mnist"
     results = json.loads((CHECKPOINT / "eval_results.json").read_text())
     assert info["results"]["evaluation"]["accuracy"] == results["eval_accuracy"]
     assert info["files"]["model.safetensors"] == (CHECKPOINT / "model.safetensors").stat().st_size
     printed = capsys.readouterr().out
-    assert "688,778" in printed
-    assert "88.69 (88.05 to 89.30)" in printed
+    assert "676,106" in printed
+    assert "91.86 (91.31 to 92.38)" in printed
 
 
 def test_info_counts_flops_and_parameters(tmp_path, capsys):
