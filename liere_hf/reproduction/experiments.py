@@ -176,13 +176,16 @@ def _other_canvas(task: Task, cells: int) -> Options:
 
 
 def _block_size(scale: Scale) -> list[Setting]:
-    settings = []
-    for width in (2, 4, 8, 16, 32, 64):
-        options = encoding_options("liere", width)
-        paper = paper_accuracy(scale.images.paper_results, f"liere{width}")
-        if width == 2:
-            options, paper = encoding_options("rope_mixed"), paper_accuracy(scale.images.paper_results, "rope_mixed")
-        settings.append(Setting(scale.images, {"block size": str(width)}, options, paper=paper, x=width))
+    """Widths of blocks, as published and with the chosen start. Width 2 is RoPE-Mixed."""
+    task, settings = scale.images, []
+    for label, start in {"published": {}, CHOSEN_START: CHOSEN}.items():
+        for width in (2, 4, 8, 16, 32, 64):
+            options, paper_name = encoding_options("liere", width), f"liere{width}"
+            if width == 2:
+                options, paper_name = encoding_options("rope_mixed"), "rope_mixed"
+            paper = None if start else paper_accuracy(task.paper_results, paper_name)
+            labels = {"block size": str(width), "start": label}
+            settings.append(Setting(task, labels, options | start, paper=paper, x=width))
     return settings
 
 
@@ -393,7 +396,7 @@ EXPERIMENTS = {
         _block_size,
         (ACCURACY,),
         "8",
-        Line("width of a block", log_x=True),
+        Line("width of a block", "start", log_x=True),
     ),
     "sharing": Experiment("Generators shared by heads and layers", "table 4", _sharing, (ACCURACY,), "own"),
     "shuffling": Experiment(
