@@ -20,6 +20,7 @@ from liere_hf.configuration import compared_encodings, parse_recipe
 from liere_hf.demo import ENCODINGS
 from liere_hf.evaluation import evaluate
 from liere_hf.metric_display import interval_text, with_interval
+from liere_hf.model_loading import classifier_class
 from liere_hf.reproduction.analyses import ANALYSES
 from liere_hf.reproduction.experiments import EXPERIMENTS, read_scale
 from liere_hf.reproduction.summary import summarize
@@ -28,7 +29,6 @@ from liere_hf.reproduction.tables import write_tables
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CHECKPOINT = ROOT / "checkpoints" / "liere-fashion-mnist"
-SPATIAL_CHECKPOINT = ROOT / "checkpoints" / "liere-spatial-9x9"
 FASHION_MNIST = ROOT / ".cache" / "fashion-mnist"
 LISTED = yaml.safe_load((ROOT / "model_cards" / "releases.yaml").read_text())["releases"]
 RELEASES = [release for release in LISTED if "checkpoint" in release]
@@ -364,8 +364,9 @@ def test_the_input_side_is_fast_enough():
 @pytest.mark.parametrize("release", RELEASES, ids=lambda release: release["name"])
 def test_checkpoints_are_small_and_accurate(release):
     directory = ROOT / release["checkpoint"]
-    assert release["num_parameters"] <= 1_500_000
-    assert sum(path.stat().st_size for path in directory.iterdir()) < 20_000_000
+    model = classifier_class(LiereViTConfig.from_pretrained(directory)).from_pretrained(directory)
+    assert model.num_parameters() == release["num_parameters"] <= 1_500_000
+    assert (directory / "model.safetensors").stat().st_size < 6_000_000
     measured = accuracies(directory)
     for side, least in PROMISED.get(release["name"], {}).items():
         assert measured[side] >= least
@@ -379,10 +380,12 @@ def test_checkpoint_works_in_a_pipeline():
 
 
 @pytest.mark.end_to_end
-def test_the_spatial_checkpoint_has_the_accuracy_in_its_results(tmp_path):
-    flags = ["--output_dir", str(tmp_path), "--model_name_or_path", str(SPATIAL_CHECKPOINT), "--disable_tqdm", "true"]
-    measured = evaluate(*parse_recipe("arrows_9x9", flags))
-    stated = json.loads((SPATIAL_CHECKPOINT / "eval_results.json").read_text())
+@pytest.mark.parametrize(("name", "recipe"), [("liere-spatial-9x9", "arrows_9x9"), ("liere-clips", "clips_video")])
+def test_checkpoints_of_generated_data_have_the_accuracy_in_their_results(name, recipe, tmp_path):
+    checkpoint = ROOT / "checkpoints" / name
+    flags = ["--output_dir", str(tmp_path), "--model_name_or_path", str(checkpoint), "--disable_tqdm", "true"]
+    measured = evaluate(*parse_recipe(recipe, flags))
+    stated = json.loads((checkpoint / "eval_results.json").read_text())
     assert measured["examples"] == 2000
     assert measured["accuracy"] == pytest.approx(stated["eval_accuracy"], abs=1e-3)
 

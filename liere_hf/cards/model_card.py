@@ -199,15 +199,16 @@ def _inputs(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _kind_of_input(checkpoint: Checkpoint, name: str) -> str:
-    def has(processor: str) -> bool:
-        return (checkpoint.directory / processor).is_file()
-
-    if name == "AutoModelForImageClassification" and has("preprocessor_config.json"):
+def _kind_of_input(checkpoint: Checkpoint, auto: str) -> str:
+    """What the snippets start from. Without the processor of a picture or video, and for volumes, `pixel_values`."""
+    processors = {path.name for path in checkpoint.directory.glob("*preprocessor_config.json")}
+    if auto == "AutoModelForImageClassification" and "preprocessor_config.json" in processors:
         return "image"
+    # Three axes and channels are a video's, unless the model was trained on volumes.
     is_of_volumes = isinstance(checkpoint, Run) and checkpoint.recipe["dataset"] == "volumes"
-    is_video = name == "AutoModelForVideoClassification" and checkpoint.config["num_channels"] == 3
-    return "video" if is_video and not is_of_volumes and has("video_preprocessor_config.json") else "pixel_values"
+    if auto != "AutoModelForVideoClassification" or checkpoint.config["num_channels"] != 3 or is_of_volumes:
+        return "pixel_values"
+    return "video" if "video_preprocessor_config.json" in processors else "pixel_values"
 
 
 def _final_split(run: Run) -> str:

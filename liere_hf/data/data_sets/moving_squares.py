@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from ...configuration import DataArguments
+from ...errors import InputError
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from .splits import Splits
 
@@ -36,9 +37,15 @@ TRAIN_EXAMPLES, EVALUATION_EXAMPLES = 10_000, 2_000
 def load_clips(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     """`train_examples` and `eval_examples` clips, the same ones for every seed.
 
-    They are volumes of one channel, or for a model of three channels videos, whose frames are grey.
+    They are volumes of one channel, or for a model of three channels videos of 8 frames, 32 x 32 pixels, in grey.
+
+    Raises:
+        InputError: videos are too short for the model's frames and `frame_stride`.
     """
-    column, encode = ("video", _video) if config is not None and config.num_channels == 3 else ("volume", _npy)
+    column, encode = "volume", _npy
+    if config is not None and config.num_channels == 3:
+        column, encode = "video", _video
+        _require_long_enough(arguments, config)
     encoded = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     features = datasets.Features({column: encoded, "label": datasets.ClassLabel(names=list(DIRECTIONS))})
     splits = {}
@@ -80,6 +87,20 @@ def _block(number: int) -> np.ndarray:
         for frame, (row, column) in zip(clip, start + times * step, strict=True):
             frame[row : row + SQUARE, column : column + SQUARE] = BRIGHT
     return clips
+
+
+def _require_long_enough(arguments: DataArguments, config: LiereViTConfig) -> None:
+    """
+    Raises:
+        InputError: see `load_clips`.
+    """
+    # Only videos need PyAV.
+    from ..decoding.videos import check_video
+
+    video = {"bytes": _video(clips(0, 1)[0]), "path": None}
+    fault = check_video(video, arguments.input_size or config.spatial_image_size, arguments.frame_stride).fault
+    if fault:
+        raise InputError(f"every video of the data set clips is too short: {fault}")
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ from liere_hf.configuration import DataArguments, parse_recipe
 from liere_hf.data import load_splits
 from liere_hf.data.data_sets.moving_squares import BLOCK_SIZE, BRIGHT, DIRECTIONS, NOISE, SIDE, clips
 from liere_hf.data.decoding.videos import decode_frames
+from liere_hf.errors import InputError
 
 NAMES = list(DIRECTIONS)
 
@@ -58,7 +59,7 @@ def test_loader():
 
 def test_a_model_of_three_channels_gets_the_same_clips_as_videos():
     config = LiereViTConfig(image_size=[8, 32, 32], patch_size=[2, 8, 8], num_channels=3)
-    data = load_splits(DataArguments(dataset="clips", train_examples=20, eval_examples=10), 5, config)
+    data = load_splits(DataArguments(dataset="clips", train_examples=20, eval_examples=10, frame_stride=1), 5, config)
     assert data.train.column_names == ["video", "label"]
     for number in (0, 3, 19):
         frames = decode_frames(data.train[number]["video"], range(8))
@@ -69,3 +70,17 @@ def test_the_recipe_of_videos_shows_every_frame():
     model_arguments, data_arguments, _ = parse_recipe("clips_video")
     frames, *_ = model_arguments.image_size
     assert (frames, data_arguments.frame_stride, data_arguments.intensity_window) == (8, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("frames", "options", "advice"),
+    [
+        (8, {"frame_stride": 4}, "set frame_stride to 1 or less"),
+        (16, {"frame_stride": 1}, "at least 16 are needed"),
+        (8, {"frame_stride": 1, "input_size": [12, 32, 32]}, "at least 12 are needed"),
+    ],
+)
+def test_videos_are_not_repeated_to_fill_a_clip(frames, options, advice):
+    config = LiereViTConfig(image_size=[frames, 32, 32], patch_size=[2, 8, 8], num_channels=3)
+    with pytest.raises(InputError, match=f"data set clips is too short: it has 8 frames; .*{advice}"):
+        load_splits(DataArguments(dataset="clips", train_examples=20, **options), 5, config)
