@@ -71,6 +71,7 @@ class Experiment:
         line: draws lines instead of points.
         by_evaluation: if every evaluation of a model has its own row, the labels of the comma-separated parts of the
             evaluations' names.
+        panels_by: the label whose values have panels of their own, besides tasks and evaluations.
         curves_against: an encoding. The figure also shows learning curves, and a table how much less training the
             others need for its final accuracy.
     """
@@ -82,6 +83,7 @@ class Experiment:
     reference: str | None = None
     line: Line | None = None
     by_evaluation: tuple[str, ...] = ()
+    panels_by: str | None = None
     curves_against: str | None = None
 
 
@@ -153,20 +155,29 @@ def _accuracy(scale: Scale) -> list[Setting]:
     return [setting for name in scale["classification"] for setting in _by_encoding(scale.tasks[name])]
 
 
+def _by_encoding_and_start() -> list[tuple[ComparedEncoding, dict[str, str], Options]]:
+    """Labels and options of every encoding as published, then of those with free generators with the chosen start."""
+    compared = compared_encodings().values()
+    return [
+        *((each, {"encoding": each.title}, each.options) for each in compared),
+        *(
+            (each, {"encoding": each.title, "start": CHOSEN_START}, each.options | CHOSEN)
+            for each in compared
+            if each.encoding.has_free_generators
+        ),
+    ]
+
+
 def _spatial(scale: Scale) -> list[Setting]:
-    """Training at each canvas size and testing at all of them, as published and with the chosen start."""
+    """Training at each canvas size and testing at all of them."""
     tasks = [scale.tasks[name] for name in scale["spatial"]]
     canvases = [*(task.cells for task in tasks), *scale["larger_cells"]]
     settings = []
     for task in tasks:
         others = {f"{cells} x {cells}": _other_canvas(task, cells) for cells in canvases if cells != task.cells}
-        tested: dict[str, Any] = {"evaluated": f"{task.cells} x {task.cells}", "evaluations": others}
-        settings += _by_encoding(task, **tested)
-        settings += [
-            Setting(task, {"encoding": compared.title, "start": CHOSEN_START}, compared.options | CHOSEN, **tested)
-            for compared in compared_encodings().values()
-            if compared.encoding.has_free_generators
-        ]
+        for compared, labels, options in _by_encoding_and_start():
+            paper = None if "start" in labels else paper_accuracy(task.paper_results, compared.paper_name)
+            settings.append(Setting(task, labels, options, f"{task.cells} x {task.cells}", others, paper=paper))
     return settings
 
 
@@ -230,7 +241,7 @@ def _resolution(scale: Scale) -> list[Setting]:
     task, (finetuned,) = scale.images, scale["finetuned"]["input_size"]
     (trained_size,) = task.options.get("image_size") or parse_recipe(task.recipe)[0].image_size
     settings = []
-    for compared in compared_encodings().values():
+    for compared, labels, options in _by_encoding_and_start():
         modes = PAPER_POSITION_MODES if compared.encoding.is_rotary else PAPER_POSITION_MODES[:1]
         evaluations = {
             f"{mode}, {size} px": {"input_size": [size], "position_mode": mode} | scale["tested"]
@@ -238,9 +249,9 @@ def _resolution(scale: Scale) -> list[Setting]:
             for size in scale["sizes"]
             if (mode, size) != ("sequential", trained_size)
         }
-        trained = Setting(task, {"encoding": compared.title}, compared.options, f"sequential, {trained_size} px")
+        trained = Setting(task, labels, options, f"sequential, {trained_size} px")
         settings.append(replace(trained, evaluations=evaluations))
-        labels = {"encoding": compared.title, "training": f"and fine-tuned at {finetuned} px"}
+        labels = labels | {"training": f"and fine-tuned at {finetuned} px"}
         settings.append(Setting(task, labels, scale["finetuned"], f"sequential, {finetuned} px", start=trained))
     return settings
 
@@ -416,6 +427,7 @@ EXPERIMENTS = {
         _resolution,
         (ACCURACY,),
         by_evaluation=("positions", "tested at"),
+        panels_by="start",
     ),
     "efficiency": Experiment(
         "Data and compute",

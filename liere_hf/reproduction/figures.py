@@ -84,17 +84,19 @@ def build_figure(experiment: Experiment, rows: list[Row], results: Results) -> F
 
 
 def _panels(experiment: Experiment, rows: list[Row]) -> list[Panel]:
-    """One for each task and each evaluation, whose name's last part is the horizontal axis.
+    """One for each task, each value of `panels_by` and each evaluation, whose name's last part is the horizontal axis.
 
     Points with two labels have a panel for each measure.
     """
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        parts = (row.task, *(row.labels[part] for part in experiment.by_evaluation[:-1]))
+        parts = (row.task, row.labels.get(experiment.panels_by, ""))
+        parts += tuple(row.labels[part] for part in experiment.by_evaluation[:-1])
         grouped.setdefault(parts, []).append(row)
     panels = []
     for parts, chosen in grouped.items():
-        title, measures = ", ".join(parts), [each for each in experiment.measures if each.title in chosen[0].values]
+        title = ", ".join(filter(None, parts))
+        measures = [each for each in experiment.measures if each.title in chosen[0].values]
         if experiment.by_evaluation or experiment.line is not None:
             panels.append(Panel(title, (measures[0],), chosen))
         elif len(chosen[0].labels) > 1:
@@ -106,7 +108,7 @@ def _panels(experiment: Experiment, rows: list[Row]) -> list[Panel]:
 
 def _draw_panel(axes: Axes, panel: Panel, experiment: Experiment) -> None:
     if experiment.by_evaluation:
-        series, is_line = _by_evaluation(axes, panel.rows, experiment.by_evaluation), True
+        series, is_line = _by_evaluation(axes, panel.rows, experiment), True
     elif experiment.line is not None:
         series, is_line = _along_line(axes, panel.rows, experiment), True
     else:
@@ -202,13 +204,14 @@ def _along_line(axes: Axes, rows: list[Row], experiment: Experiment) -> list[Ser
     ]
 
 
-def _by_evaluation(axes: Axes, rows: list[Row], parts: tuple[str, ...]) -> list[Series]:
+def _by_evaluation(axes: Axes, rows: list[Row], experiment: Experiment) -> list[Series]:
     """A series for each model, over its evaluations. One with further labels is the hollow one of its encoding."""
-    column, last = next(iter(rows[0].estimates)), parts[-1]
+    column, last = next(iter(rows[0].estimates)), experiment.by_evaluation[-1]
+    apart = {*experiment.by_evaluation, experiment.panels_by}
     places = sorted({row.labels[last] for row in rows}, key=lambda name: int(name.split()[0]))
     points: dict[tuple[str, ...], list[tuple[float, Estimate]]] = {}
     for row in rows:
-        model = tuple(value for key, value in row.labels.items() if key not in parts)
+        model = tuple(value for key, value in row.labels.items() if key not in apart)
         points.setdefault(model, []).append((places.index(row.labels[last]), row.estimates[column]))
     _name_places(axes, places, last)
     names = list(dict.fromkeys(name for name, *_ in points))
