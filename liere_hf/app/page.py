@@ -141,8 +141,8 @@ class Page:
         model = self.models[title]
         return (
             gr.update(**_widths(model)),
-            gr.update(maximum=model.num_layers, value=model.num_layers),
-            gr.update(maximum=model.num_heads, value=1),
+            gr.update(**_range(1, model.num_layers, model.num_layers)),
+            gr.update(**_range(1, model.num_heads, 1)),
         )
 
     def answer(
@@ -267,8 +267,8 @@ class _Column:
             self.model = gr.Dropdown([*page.models], value=title, label="Model", filterable=False)
             with gr.Row():
                 self.width = gr.Slider(label="Size, in pixels", **_widths(model))
-                self.layer = gr.Slider(1, model.num_layers, model.num_layers, step=1, label="After layer")
-                self.head = gr.Slider(1, model.num_heads, 1, step=1, label="Head of the rotations")
+                self.layer = gr.Slider(label="After layer", **_range(1, model.num_layers, model.num_layers))
+                self.head = gr.Slider(label="Head of the rotations", **_range(1, model.num_heads, 1))
             self.note = gr.Textbox(show_label=False, visible=False, interactive=False, elem_classes="note")
             self.answers = gr.Label(label="Answer", num_top_classes=TOP_K, elem_classes="answer")
             self.maps = _figure("Where it looks", "maps")
@@ -372,11 +372,17 @@ def _figure(label: str, kind: str) -> gr.Image:
 
 
 def _widths(model: ShownModel) -> dict[str, Any]:
+    return _range(model.patch_width, model.max_width, model.training_width, model.patch_width)
+
+
+def _range(first: int, last: int, value: int, step: int = 1) -> dict[str, Any]:
+    """Of a slider, hidden where there is nothing to choose: Gradio takes no range of a single value."""
     return {
-        "minimum": model.patch_width,
-        "maximum": model.max_width,
-        "step": model.patch_width,
-        "value": model.training_width,
+        "minimum": first,
+        "maximum": max(last, first + step),
+        "step": step,
+        "value": value,
+        "visible": first < last,
     }
 
 

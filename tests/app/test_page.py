@@ -151,6 +151,29 @@ def test_sliders_have_the_ranges_of_a_model(shown_page):
     assert (layer["maximum"], layer["value"], head["maximum"]) == (4, 4, 8)
 
 
+@pytest.mark.parametrize("options", [{"num_hidden_layers": 1}, {"num_attention_heads": 1}])
+def test_models_with_nothing_to_choose(options, page, names, tmp_path):
+    """Of one layer or one head; at first, or chosen on the page instead of others."""
+    slim = str(write_arrows_model(tmp_path / "slim", **options))
+    for shown in ([slim], [*names[:2], slim]):
+        blocks = page.build_page(shown, use_cpu=True)
+        client = visitor(page.launch(blocks, port=free_port()))
+        client.predict(handle_file(CHECKPOINT.parents[1] / "docs" / "images" / "app.png"), api_name="/take_file")
+        sliders = client.predict("slim", api_name="/sliders")
+        width, layer, head = (each["value"] for each in sliders)
+        assert ["num_hidden_layers" in options, "num_attention_heads" in options] == [
+            not each["visible"] for each in sliders[1:]
+        ]
+        assert top(client.predict("slim", width, layer, api_name="/answer")) in DIRECTIONS
+        assert client.predict("slim", width, layer, head, api_name="/offsets")
+        blocks.close()
+
+
+@pytest.mark.parametrize("checkpoint", sorted(path.parent.name for path in CHECKPOINT.parent.glob("*/config.json")))
+def test_committed_checkpoints_have_pages(checkpoint, page):
+    page.build_page([str(CHECKPOINT.parent / checkpoint)], use_cpu=True).close()
+
+
 @pytest.fixture(scope="module")
 def address(page, names):
     """Of the page with the first two models, on a socket."""
