@@ -1,6 +1,8 @@
 """Evaluation of a saved classifier on data that it was not trained on."""
 
+import copy
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,9 +82,12 @@ def evaluate_examples(
         processor = None
     splits = Splits.of(validation=rows.table)
     data = prepare(splits, model.config, data_arguments, training_arguments, name, processor)
-    trainer = build_trainer(model, data, training_arguments)
-    with shown_progress(trainer):
-        metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    # Trainer creates its output directory, in which an evaluation leaves nothing.
+    training_arguments = copy.copy(training_arguments)
+    with TemporaryDirectory() as training_arguments.output_dir:
+        trainer = build_trainer(model, data, training_arguments)
+        with shown_progress(trainer):
+            metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     evaluated = {"examples": len(rows.table), "split": rows.part, "input_size": _input_size(data.evaluation)}
     scores = trainer.compute_metrics
     return Evaluation(

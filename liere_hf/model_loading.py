@@ -182,10 +182,8 @@ def _require_backbone(name: str, report: dict[str, Any], may_lack_classifier: bo
         else "only the classifier may differ: leave out the options of the architecture, and take input_size for "
         "another size of inputs"
     )
-    raise InputError(
-        f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected, and {len(mismatched) - 1} "
-        f"more such weights; {advice}"
-    )
+    more = f", and {len(mismatched) - 1} more such weights" if len(mismatched) > 1 else ""
+    raise InputError(f"{name} has {key} of shape {tuple(shape)} where {tuple(expected)} is expected{more}; {advice}")
 
 
 def _is_classifier(key: str) -> bool:

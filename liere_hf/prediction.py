@@ -181,11 +181,7 @@ def _column(name: str, config: LiereViTConfig, recipe: dict[str, Any]) -> str:
     Raises:
         InputError: files do not give such inputs.
     """
-    found = [
-        column
-        for column, medium in MEDIA.items()
-        if medium.num_axes == config.num_axes and medium.num_channels in (None, config.num_channels)
-    ]
+    found = [column for column, medium in MEDIA.items() if medium.suits(config)]
     if not found:
         raise InputError(
             f"model {name} takes {config.num_axes} axes and {config.num_channels} channel(s), files give 2 axes and 3 "

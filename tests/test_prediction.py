@@ -160,6 +160,24 @@ def test_video_and_volume_models(tmp_path):
     assert [label for label, _ in first.values] == [label for label, _ in second.values]
 
 
+def test_short_videos_are_left_out(tmp_path):
+    """As in an evaluation: no frame is repeated to fill a clip. A still picture is a video of one frame."""
+    pytest.importorskip("av")
+    from video_files import write_video
+
+    checkpoint = Path(__file__).parents[1] / "checkpoints" / "liere-clips"
+    for count in (1, 7, 8):
+        write_video(tmp_path / f"{count}.mp4", count, size=(32, 32))
+    Image.new("RGB", (32, 32)).save(tmp_path / "still.png")
+    (tmp_path / "still.png").rename(tmp_path / "still.mp4")
+    rows = predict(str(checkpoint), [str(tmp_path)], PredictionOptions(use_cpu=True)).rows
+    errors = {Path(row.file).name: row.error for row in rows}
+    assert errors.pop("8.mp4") is None
+    for name, frames in {"1.mp4": "1 frame", "7.mp4": "7 frames", "still.mp4": "1 frame"}.items():
+        assert f"it has {frames}; a clip of 8 with frame_stride 1 takes 8" in errors.pop(name)
+    assert not errors
+
+
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
 def test_other_problems(model, pictures, tmp_path, problem):
     """Numbers have no probabilities; classes that exclude nothing have each their own."""

@@ -1,8 +1,12 @@
 """The media of inputs: the column that holds them, and what a model for them looks like."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import datasets
+
+from ..errors import InputError
+from ..modeling.configuration_liere_vit import LiereViTConfig
 
 
 class Medium(NamedTuple):
@@ -11,6 +15,10 @@ class Medium(NamedTuple):
     feature: Any
     num_axes: int
     num_channels: int | None
+
+    def suits(self, config: LiereViTConfig) -> bool:
+        """Whether a model takes such inputs."""
+        return self.num_axes == config.num_axes and self.num_channels in (None, config.num_channels)
 
 
 # By the name of the column.
@@ -24,3 +32,21 @@ MEDIA = {
 def encoded_feature(column: str) -> Any:
     """The type of a column of encoded files, with rows `{"bytes": ..., "path": ...}`: `datasets` decodes nothing."""
     return MEDIA[column].feature(decode=False)
+
+
+def require_taken(columns: Sequence[str], config: LiereViTConfig) -> None:
+    """
+    Raises:
+        InputError: a model takes none of these media.
+    """
+    if not any(MEDIA[column].suits(config) for column in columns):
+        raise InputError(
+            f"image_size is {config.image_size!r} and num_channels {config.num_channels}, "
+            f"{', '.join(map(_needs, columns))}"
+        )
+
+
+def _needs(column: str) -> str:
+    medium = MEDIA[column]
+    channels = "" if medium.num_channels is None else f" and {medium.num_channels} channels"
+    return f"{column}s need {medium.num_axes} axes{channels}"

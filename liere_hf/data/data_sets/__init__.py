@@ -8,6 +8,7 @@ from ...configuration import DATASETS, DataArguments
 from ...configuration.metric_names import SINGLE_LABEL
 from ...errors import InputError
 from ...modeling.configuration_liere_vit import LiereViTConfig
+from ..media import require_taken
 from .evaluation_rows import EvaluationRows, rows_for_evaluation, with_classes
 from .splits import HeldOut, Splits, hold_out, random_subset, require_trainable, select_subsets
 
@@ -35,8 +36,8 @@ def load_splits(arguments: DataArguments, seed: int, config: LiereViTConfig | No
         config: of the model, whose inputs the examples must suit.
 
     Raises:
-        InputError: no data set named, files that are missing or cannot be read, or examples that no classifier can be
-            trained on.
+        InputError: no data set named, files that are missing or cannot be read, a model for other inputs, or examples
+            that no classifier can be trained on.
     """
     splits = _load(arguments, config)
     require_trainable(splits)
@@ -73,13 +74,29 @@ def _load(arguments: DataArguments, config: LiereViTConfig | None) -> Splits:
     name = arguments.dataset
     if name is None:
         raise InputError(f"dataset is not given, allowed are {', '.join(DATASETS)}")
+    if config is not None:
+        # Before files are checked, as videos of other models would seem too short.
+        require_taken(DATASETS[name].media, config)
+    _require_taken_options(name, arguments)
     # Imported when its data set is named: training on images then needs neither PyAV nor scikit-learn.
     module = importlib.import_module(f"{__name__}.{DATASETS[name].module}")
-    given = [option for option in OWN_OPTIONS if getattr(arguments, option) not in (None, SINGLE_LABEL)]
-    if given and DATASETS[name].module != "own_data":
-        own = ", ".join(name for name, data_set in DATASETS.items() if data_set.module == "own_data")
-        raise InputError(f"{given[0]} is given, which {name} does not take: allowed with it are the data sets {own}")
     listed = arguments.train_file or arguments.validation_file or arguments.test_file
     path = listed or arguments.data_dir
     source = str(Path(path).resolve()) if path else arguments.hub_id or name
     return getattr(module, f"load_{name}")(arguments, config)._replace(source=source)
+
+
+def _require_taken_options(name: str, arguments: DataArguments) -> None:
+    """
+    Raises:
+        InputError: an option that would have no effect on this data set.
+    """
+
+    def first_given(options: tuple[str, ...]) -> str | None:
+        return next((option for option in options if getattr(arguments, option) not in (None, SINGLE_LABEL)), None)
+
+    if DATASETS[name].is_built_in and (given := first_given(("data_dir", "hub_id"))):
+        raise InputError(f"{given} is given, which {name} does not take: it needs no files")
+    if DATASETS[name].module != "own_data" and (given := first_given(OWN_OPTIONS)):
+        own = ", ".join(name for name, data_set in DATASETS.items() if data_set.module == "own_data")
+        raise InputError(f"{given} is given, which {name} does not take: allowed with it are the data sets {own}")

@@ -40,8 +40,11 @@ def load_clips(arguments: DataArguments, config: LiereViTConfig | None) -> Split
     They are volumes of one channel, or for a model of three channels videos of 8 frames, 32 x 32 pixels, in grey.
 
     Raises:
-        InputError: videos are too short for the model's frames and `frame_stride`.
+        InputError: another number of channels, or videos that are too short for the model's frames and
+            `frame_stride`.
     """
+    if config is not None and config.num_channels not in (1, 3):
+        raise InputError(f"num_channels is {config.num_channels}, clips take 1 (volumes) or 3 (videos)")
     column, encode = "volume", _npy
     if config is not None and config.num_channels == 3:
         column, encode = "video", _video

@@ -70,7 +70,6 @@ def check_video(video: dict[str, Any], size: Sequence[int], frame_stride: int) -
     Args:
         video: `bytes`, or None and the `path` of a file: a row of a `datasets.Video(decode=False)` column.
     """
-    needed = minimum_frames(size, frame_stride)
     try:
         with _open(video) as stream:
             if next(_decode(stream), None) is None:
@@ -78,15 +77,46 @@ def check_video(video: dict[str, Any], size: Sequence[int], frame_stride: int) -
         count = count_frames(video)
     except InputError as error:
         return Check(fault=reason(error))
-    cut = f", of {count.announced} before it was cut" if count.announced > count.available else ""
-    if count.available < needed:
-        largest = (count.available - 1) // max(size[0] - 1, 1)
-        advice = f"set frame_stride to {largest} or less" if largest > 0 else f"at least {size[0]} are needed"
-        return Check(
-            fault=f"it has {count.available} frames{cut}; a clip of {size[0]} with frame_stride {frame_stride} takes "
-            f"{needed}: {advice}"
-        )
-    return Check(remark=f"used as far as it goes: it has {count.available} frames{cut}" if cut else None)
+    cut = _cut(count)
+    fault = _length_fault(count, size, frame_stride)
+    return Check(fault, f"used as far as it goes: it has {_frames(count)}{cut}" if cut and not fault else None)
+
+
+def last_start(video: dict[str, Any], size: Sequence[int], frame_stride: int) -> int:
+    """The last frame at which a clip of `size[0]` frames that are `frame_stride` apart can start.
+
+    Args:
+        video: as in `check_video`.
+
+    Raises:
+        InputError: the video cannot be read, or is too short.
+    """
+    count = count_frames(video)
+    fault = _length_fault(count, size, frame_stride)
+    if fault:
+        raise InputError(f"video {_name(video)} cannot be read: {fault}")
+    return count.available - minimum_frames(size, frame_stride)
+
+
+def _length_fault(count: FrameCount, size: Sequence[int], frame_stride: int) -> str | None:
+    needed = minimum_frames(size, frame_stride)
+    if count.available >= needed:
+        return None
+    largest = (count.available - 1) // max(size[0] - 1, 1)
+    or_less = " or less" if largest > 1 else ""
+    advice = f"set frame_stride to {largest}{or_less}" if largest > 0 else f"at least {size[0]} are needed"
+    return (
+        f"it has {_frames(count)}{_cut(count)}; a clip of {size[0]} with frame_stride {frame_stride} takes {needed}: "
+        f"{advice}"
+    )
+
+
+def _frames(count: FrameCount) -> str:
+    return f"{count.available} frame{'s' * (count.available != 1)}"
+
+
+def _cut(count: FrameCount) -> str:
+    return f", of {count.announced} before it was cut" if count.announced > count.available else ""
 
 
 def count_frames(video: dict[str, Any]) -> FrameCount:

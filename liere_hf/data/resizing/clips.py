@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from ..decoding.videos import count_frames, decode_frames, minimum_frames
+from ..decoding.videos import decode_frames, last_start, minimum_frames
 from ..draws import Draws
 from ..normalization import normalize
 from .random_boxes import NUMBERS_PER_BOX, random_resized_crop
@@ -32,7 +32,7 @@ class TrainingClips:
         """uint8 of shape (batch, frames, 3, height, width).
 
         Raises:
-            InputError: a video without a frame that can be decoded.
+            InputError: a video that is too short, or without a frame that can be decoded.
         """
         starts = draws.next(1)[:, 0]
         clips = [self._decode(video, start) for video, start in zip(videos, starts, strict=True)]
@@ -42,7 +42,7 @@ class TrainingClips:
         return torch.stack([self._crop_at_random(clip, row) for clip, row in zip(clips, numbers, strict=True)])
 
     def _decode(self, video: dict[str, Any], number: float) -> torch.Tensor:
-        start = int(number * (_last_start(video, self.size, self.frame_stride) + 1))
+        start = int(number * (last_start(video, self.size, self.frame_stride) + 1))
         return decode_frames(video, _clip_indices(start, self.size, self.frame_stride))
 
     def _crop_at_random(self, clip: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
@@ -89,7 +89,7 @@ class EvaluationClips:
         """float32 of shape (batch, frames, 3, height, width).
 
         Raises:
-            InputError: a video without a frame that can be decoded.
+            InputError: a video that is too short, or without a frame that can be decoded.
         """
         segments = [view // self.num_crops for view in views]
         clips = []
@@ -102,13 +102,9 @@ class EvaluationClips:
         return normalize(torch.stack(clips), self.image_mean, self.image_std)
 
     def _decode(self, video: dict[str, Any], segment: int) -> torch.Tensor:
-        last = _last_start(video, self.size, self.frame_stride)
+        last = last_start(video, self.size, self.frame_stride)
         start = round(last * segment / (self.num_segments - 1)) if self.num_segments > 1 else last // 2
         return decode_frames(video, _clip_indices(start, self.size, self.frame_stride))
-
-
-def _last_start(video: dict[str, Any], size: tuple[int, ...], frame_stride: int) -> int:
-    return max(count_frames(video).available - minimum_frames(size, frame_stride), 0)
 
 
 def _clip_indices(start: int, size: tuple[int, ...], frame_stride: int) -> range:

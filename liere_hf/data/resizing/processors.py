@@ -10,7 +10,7 @@ from ...errors import InputError
 from ...hub_access import hub_or_cache
 from ...modeling.configuration_liere_vit import LiereViTConfig
 from ...modeling.video_processing_liere_vit import LiereViTVideoProcessor
-from ..media import MEDIA
+from ..media import require_taken
 
 
 def input_size(config: LiereViTConfig, arguments: DataArguments) -> tuple[int, ...]:
@@ -61,13 +61,7 @@ def build_processor(
     Raises:
         InputError: the model takes other inputs than the data has.
     """
-    medium = MEDIA[column]
-    if config.num_axes != medium.num_axes or medium.num_channels not in (None, config.num_channels):
-        channels = "" if medium.num_channels is None else f" and {medium.num_channels} channels"
-        raise InputError(
-            f"image_size is {config.image_size!r} and num_channels {config.num_channels}, {column}s need "
-            f"{medium.num_axes} axes{channels}"
-        )
+    require_taken([column], config)
     kind = ViTImageProcessor if column == "image" else LiereViTVideoProcessor
     auto = AutoImageProcessor if column == "image" else AutoVideoProcessor
     geometry = _geometry(column, input_size(config, arguments)[-2:], arguments)

@@ -197,7 +197,7 @@ def test_corrupt_and_short_videos_are_named_or_skipped(official, tmp_path, hold_
         ({"input_size": [12, 32, 32]}, None),
         ({"frame_stride": 2, "input_size": [6, 32, 32]}, None),
         ({"input_size": [13]}, "it has 12 frames; a clip of 13 with frame_stride 1 takes 13: at least 13 are needed"),
-        ({"frame_stride": 2}, "it has 12 frames; a clip of 8 with frame_stride 2 takes 15: set frame_stride to 1 or"),
+        ({"frame_stride": 2}, "it has 12 frames; a clip of 8 with frame_stride 2 takes 15: set frame_stride to 1"),
         (
             {"frame_stride": 9, "input_size": [4]},
             "it has 12 frames; a clip of 4 with frame_stride 9 takes 28: set frame_stride to 3 or less",

@@ -7,10 +7,11 @@ import torch
 from torchvision.transforms import v2
 from video_files import NUM_FRAMES, full_decode, row, write_video
 
-from liere_hf.data.decoding.videos import minimum_frames
+from liere_hf.data.decoding.videos import check_video, minimum_frames
 from liere_hf.data.draws import Draws
 from liere_hf.data.resizing.clips import EvaluationClips, TrainingClips
 from liere_hf.data.resizing.random_boxes import NUMBERS_PER_BOX, random_resized_crop
+from liere_hf.errors import InputError
 
 
 def test_training_clips_are_spaced_and_start_everywhere(video):
@@ -56,13 +57,32 @@ def test_training_clips_depend_only_on_the_draws(video, crop_scale):
     assert np.array_equal(first.next(1), second.next(1))
 
 
-def test_short_videos_repeat_their_last_frame(tmp_path):
-    path = write_video(tmp_path / "short.avi", 5)
-    expected = full_decode(path)
-    clip = TrainingClips((4, 240, 240), 2, None)([row(path)], Draws(0, 0, [3]))[0]
-    assert clip.equal(expected[[0, 2, 4, 4], :, :, 40:280])
-    views = EvaluationClips((4, 240, 240), 2, 2, 1, (0.0,) * 3, (1.0,) * 3)([row(path)] * 2, [0, 1])
-    assert torch.equal((views * 255).round().byte(), clip.expand(2, -1, -1, -1, -1))
+@pytest.mark.parametrize(
+    "num_frames, stride, advice",
+    [
+        (1, 1, "it has 1 frame; a clip of 4 with frame_stride 1 takes 4: at least 4 are needed"),
+        (3, 1, "it has 3 frames; a clip of 4 with frame_stride 1 takes 4: at least 4 are needed"),
+        (4, 1, None),
+        (5, 2, "it has 5 frames; a clip of 4 with frame_stride 2 takes 7: set frame_stride to 1"),
+        (7, 2, None),
+        (9, 3, "it has 9 frames; a clip of 4 with frame_stride 3 takes 10: set frame_stride to 2 or less"),
+    ],
+)
+def test_short_videos_are_refused_as_before_training(tmp_path, num_frames, stride, advice):
+    """No frame is repeated to fill a clip: neither in training nor in evaluations and predictions."""
+    path, size = write_video(tmp_path / "short.avi", num_frames), (4, 240, 240)
+    assert check_video(row(path), size, stride).fault == advice
+    ways = (
+        lambda: TrainingClips(size, stride, None)([row(path)], Draws(0, 0, [3])),
+        lambda: EvaluationClips(size, stride, 2, 1, MEAN, STD)([row(path)] * 2, [0, 1]),
+    )
+    for read in ways:
+        if advice is None:
+            assert read().shape[1:] == (4, 3, 240, 240)
+        else:
+            with pytest.raises(InputError) as caught:
+                read()
+            assert str(caught.value) == f"video {path} cannot be read: {advice}"
 
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
