@@ -10,7 +10,7 @@ from typing import Any
 from .configuration.metric_names import MEASURES
 from .errors import InputError
 from .output_files import write_bytes, write_json
-from .run_directory import Run, read_json, require_metrics
+from .run_directory import Run, encoding_title, read_json, require_metrics, require_own_metrics
 
 COMPARISON_FILE = "comparison"
 # One file for each input size, in the directory of the first model.
@@ -131,6 +131,13 @@ def _read_comparison(path: Path, run: Run) -> Comparison:
         raise InputError(
             f"{path} compares others with {comparison.first}, but is a file of {run.directory}: compare others with "
             "this model, as the first one"
+        )
+    require_own_metrics(comparison.metrics[comparison.first], run.config, path)
+    encodings = comparison.encodings[comparison.first], encoding_title(run.config)
+    if encodings[0] != encodings[1]:
+        raise InputError(
+            f"{path} compares others with a model with {encodings[0]}, but {run.directory} has {encodings[1]}: it is "
+            "of another model"
         )
     return comparison
 

@@ -161,7 +161,7 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
     metrics = _read_metrics(directory / METRICS_FILE, "eval_", config)
     has_test = (directory / TEST_FILE).is_file()
     test_metrics = _read_metrics(directory / TEST_FILE, "test_", config) if has_test else None
-    other_sizes = [require_metrics(read_json(path), config, path) for path in directory.glob(OTHER_SIZES)]
+    other_sizes = [require_own_metrics(read_json(path), config, path) for path in directory.glob(OTHER_SIZES)]
     return Run(
         directory=directory,
         config=config,
@@ -363,7 +363,22 @@ def _require_steps_left(checkpoint: Path, options: dict[str, Any]) -> None:
 
 def _read_metrics(path: Path, prefix: str, config: dict[str, Any]) -> dict[str, Any]:
     metrics = {name.removeprefix(prefix): value for name, value in read_json(path).items()}
-    return require_metrics(metrics, config, path)
+    return require_own_metrics(metrics, config, path)
+
+
+def require_own_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """As `require_metrics`, of the model itself: a file of a model for other classes or axes is refused."""
+    require_metrics(metrics, config, path)
+    names = {*config.get("id2label", {}).values()}
+    others = [name for name in metrics.get("per_class", {}) if name not in names]
+    if names and others:
+        raise InputError(f"{path} has the class {others[0]!r}, which the model does not have: it is of another model")
+    num_axes = len(pixels_per_axis(config, "image_size"))
+    if len(metrics.get("input_size", [0] * num_axes)) != num_axes:
+        raise InputError(
+            f"{path} has input_size {metrics['input_size']}, the model has {num_axes} axes: it is of another model"
+        )
+    return metrics
 
 
 def require_metrics(metrics: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -619,7 +619,7 @@ def _publish(arguments: argparse.Namespace, flags: list[str]) -> int:
     from liere_hf.hub import preview, publish
 
     if arguments.dry_run:
-        preview(arguments.directory, arguments.repo_id, arguments.space)
+        preview(arguments.directory, arguments.repo_id, arguments.space, arguments.revision, arguments.tag)
         return 0
     publication = publish(
         arguments.directory,
@@ -657,6 +657,8 @@ def _reproduce(arguments: argparse.Namespace, flags: list[str]) -> int:
         return 0
     require_writable_directory("results_dir", arguments.results_dir)
     if arguments.redraw:
+        if flags:
+            raise InputError(f"{flags[0]} is given with --redraw, which draws results as they are: leave it out")
         redraw(arguments.experiment, arguments.scale, arguments.results_dir)
         return 0
     require_writable_directory("work_dir", arguments.work_dir)

@@ -1,6 +1,7 @@
 """Publication of a checkpoint on the Hub, in one commit."""
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ NEUTRAL_FILES = {".gitattributes", REPOCARD_NAME, "LICENSE"}
 # Fields of config.json that may differ between two versions of the same model.
 _VERSION_FIELDS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "auto_map"}
 _NOTHING = "nothing was uploaded"
+# What git allows, after git-check-ref-format.
+_REFERENCE = re.compile(r"(?![-./]|.*(?:\.\.|//|/\.|@\{|\.lock(?:/|$)))[^\x00-\x20\x7f~^:?*\[\\]+(?<![./])")
 
 
 class Publication(NamedTuple):
@@ -73,10 +76,11 @@ def publish(
         space: publish the page of `liere-hf app` with the model instead, as a Space.
 
     Raises:
-        InputError: the run is not finished, the name or the token is not valid, or the repository holds another model.
+        InputError: the run is not finished, a name or the token is not valid, or the repository holds another model.
         RunError: the Hub cannot be reached or fails; the message says what the repository holds now.
     """
     require_repo_id(repo_id)
+    _require_references(revision, tag)
     checkpoint = read_checkpoint(directory)
     with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
         (stage_space if space else stage)(checkpoint, Path(folder), repo_id)
@@ -88,13 +92,16 @@ def publish(
             return target.upload(Path(folder), build_model_card(checkpoint).data.model_name, tag)
 
 
-def preview(directory: Path, repo_id: str, space: bool = False) -> None:
+def preview(
+    directory: Path, repo_id: str, space: bool = False, revision: str | None = None, tag: str | None = None
+) -> None:
     """Print what `publish` would upload, the files with their sizes and the card, without contacting the Hub.
 
     Raises:
         InputError: as `publish`, except for what only the Hub knows.
     """
     require_repo_id(repo_id)
+    _require_references(revision, tag)
     with tempfile.TemporaryDirectory(prefix="liere_hf-") as folder:
         (stage_space if space else stage)(read_checkpoint(directory), Path(folder), repo_id)
         table = Table("file", "bytes", title=repo_id)
@@ -117,6 +124,16 @@ def require_repo_id(repo_id: str) -> None:
         raise InputError(f"repository {repo_id!r} is not allowed: it must be ORG/NAME")
 
 
+def _require_references(revision: str | None, tag: str | None) -> None:
+    """
+    Raises:
+        InputError: git does not allow such a branch or tag, which the Hub would find out after an upload.
+    """
+    for field, name in (("revision", revision), ("tag", tag)):
+        if name is not None and not _REFERENCE.fullmatch(name):
+            raise InputError(f"{field} is {name!r}, allowed are names that git takes, such as main or v1.0")
+
+
 def full_repo_id(name: str, token: str | None = None) -> str:
     """`ORG/NAME` unchanged; a name without an organization gets the user of the token as one."""
     if "/" in name:
@@ -135,6 +152,7 @@ class Target:
     """
 
     def __init__(self, repo_id: str, revision: str | None = None, token: str | None = None, kind: str = "model"):
+        _require_references(revision, None)
         self.repo_id = repo_id
         self._kind = {"repo_type": kind}
         self._folder = f"{folder_in_space(repo_id)}/" if kind == "space" else ""

@@ -55,9 +55,11 @@ def stage(checkpoint: Checkpoint, target: Path, repo_id: str, max_shard_size: in
         max_shard_size: in bytes; a larger file of weights is split into shards.
 
     Raises:
-        InputError: weights are missing, not finite or of another architecture, code is missing, or a file contains a
-            token or the path of a directory of this machine.
+        InputError: weights are missing, not finite or of another architecture, code or the processor of a run is
+            missing, or a file contains a token or the path of a directory of this machine.
     """
+    if isinstance(checkpoint, Run):
+        _require_processor(checkpoint.directory)
     stage_model(checkpoint.directory, target, max_shard_size)
     for name in (TRAINING_FILE, METRICS_FILE, TEST_FILE, DATA_FILE, CONVERSION_FILE):
         if (checkpoint.directory / name).is_file():
@@ -80,6 +82,7 @@ def stage_space(checkpoint: Checkpoint, target: Path, repo_id: str) -> None:
     Raises:
         InputError: as `stage`.
     """
+    _require_processor(checkpoint.directory)
     folder = target / folder_in_space(repo_id)
     folder.mkdir()
     stage_model(checkpoint.directory, folder)
@@ -155,6 +158,15 @@ def _require_sound_weights(directory: Path, names: list[str]) -> None:
             raise InputError(
                 f"{directory} has {name} of shape {found.get(name)}, its {architecture} has {expected.get(name)}"
             )
+
+
+def _require_processor(directory: Path) -> None:
+    """
+    Raises:
+        InputError: it is missing, so that files cannot become inputs of the model.
+    """
+    if not any((directory / name).is_file() for name in PROCESSORS):
+        raise InputError(f"{directory} has no processor, it needs one of {', '.join(PROCESSORS)}")
 
 
 def _require_whole_code(directory: Path, names: list[str]) -> None:

@@ -162,6 +162,36 @@ def test_a_comparison_of_another_model_is_refused(run_dir, others):
         build_model_card(read_checkpoint(run_dir))
 
 
+def test_a_comparison_of_a_model_with_another_encoding_is_refused(run_dir, others):
+    """One that lies in a directory of the same name."""
+    compare_models([str(run_dir), others[0]], run_dir, "--eval_examples", "20")
+    config = json.loads((run_dir / "config.json").read_text()) | {"position_encoding": "rope_mixed"}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        InputError, match=r"comparison\.json compares others with a model with LieRE8, but .* RoPE-Mixed"
+    ):
+        build_model_card(read_checkpoint(run_dir))
+
+
+@pytest.mark.parametrize("file", ["eval_results.json", "test_results.json", "eval_results_32.json"])
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("per_class", {"Ankle boot": {"examples": 3}}, "has the class 'Ankle boot', which the model does not have"),
+        ("input_size", [8, 32, 32], "has input_size \\[8, 32, 32\\], the model has 2 axes"),
+    ],
+)
+def test_measurements_of_another_model_are_refused(run_dir, file, key, value, message):
+    prefix = {"eval_results.json": "eval_", "test_results.json": "test_"}.get(file, "")
+    metrics = json.loads((run_dir / "eval_results.json").read_text())
+    metrics = {prefix + name.removeprefix("eval_"): each for name, each in metrics.items()}
+    (run_dir / file).write_text(json.dumps(metrics | {f"{prefix}input_size": [32, 32]}))
+    read_checkpoint(run_dir)
+    (run_dir / file).write_text(json.dumps(metrics | {f"{prefix}input_size": [32, 32], prefix + key: value}))
+    with pytest.raises(InputError, match=f"{file} {message}: it is of another model"):
+        read_checkpoint(run_dir)
+
+
 def test_damaged_comparisons_are_refused(run_dir, others):
     """Every part of the file is taken away, or replaced by something else, in turn."""
     whole = compare_models([str(run_dir), others[0]], run_dir, "--eval_examples", "20")

@@ -2,15 +2,21 @@
 
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from command_line import TOKEN
 from huggingface_hub import HfApi, ModelCard, metadata_load
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny_run import TWO_STEPS, as_flags
 
+from liere_hf.errors import InputError
+from liere_hf.hub import preview, publish
 from liere_hf.hub.staging import stage
 from liere_hf.run_directory import read_checkpoint
 
@@ -55,6 +61,23 @@ def assert_one_sentence(result, *words):
     assert "hf_" not in result.output
     for word in words:
         assert word in result.stderr
+
+
+@given(st.text(alphabet="ab.-/@{~^:?*[\\ \t\x7flockü1", max_size=8))
+@example("a.lock/b")
+@example("x.lock")
+@example("main")
+@example("refs/pr/1")
+@settings(deadline=None, max_examples=100)
+def test_branches_and_tags_are_those_that_git_allows(name):
+    """Before anything is read or uploaded."""
+    is_allowed = subprocess.run(["git", "check-ref-format", "--branch", name], capture_output=True).returncode == 0
+    for options in ({"tag": name}, {"revision": name}):
+        for call in (publish, preview):
+            with pytest.raises(InputError) as caught:
+                call(Path("missing"), "org/name", **options)
+            refused = f"{next(iter(options))} is {name!r}, allowed are names that git takes"
+            assert str(caught.value).startswith("missing is not a directory" if is_allowed else refused)
 
 
 @pytest.mark.parametrize("kind", ["trained", "converted"])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
 from liere_hf.errors import InputError
-from liere_hf.hub.staging import MODELING, stage
+from liere_hf.hub.staging import MODELING, stage, stage_space
 from liere_hf.run_directory import read_checkpoint
 
 REPO_ID = "org/name"
@@ -89,6 +89,15 @@ def test_missing_code(run_dir, target):
     (run_dir / "exponential.py").unlink()
     with pytest.raises(InputError, match=r"lacks exponential.py: the model needs its code"):
         stage(read_checkpoint(run_dir), target, REPO_ID)
+
+
+@pytest.mark.parametrize("way", [stage, stage_space])
+def test_a_missing_processor(run_dir, target, way):
+    """The card and the page read files with it."""
+    (run_dir / "preprocessor_config.json").unlink()
+    with pytest.raises(InputError, match=r"run has no processor, it needs one of preprocessor_config\.json, "):
+        way(read_checkpoint(run_dir), target, REPO_ID)
+    assert not [*target.iterdir()]
 
 
 def test_local_paths_are_not_published(run_dir, target, tmp_path):
