@@ -21,6 +21,8 @@ from .summary import Results, summarize
 from .tables import write_tables
 
 SCALES = ("paper", "gpu", "cpu")
+# Of the result of a run.
+RESULT_KEYS = {"labels", "seed", "keys", "metrics", "curve", "num_parameters", "hardware"}
 
 
 def list_experiments() -> None:
@@ -107,7 +109,7 @@ def _redraw_experiment(experiment: Experiment, name: str, scale_name: str, direc
     for setting, seed in _runs(experiment, scale):
         path = _result_path(directory, setting, seed)
         _require_result(path, name, scale_name)
-        results[setting.name, seed] = json.loads(path.read_text())
+        results[setting.name, seed] = _read_result(path, ["training", *setting.evaluations])
     draw(directory / "figure.png", experiment, summarize(experiment, scale, results), results)
 
 
@@ -118,6 +120,22 @@ def _require_result(path: Path, name: str, scale_name: str) -> None:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: liere-hf reproduce {name} --scale {scale_name} makes it")
+
+
+def _read_result(path: Path, evaluations: Sequence[str]) -> dict[str, Any]:
+    """The result of a run.
+
+    Raises:
+        InputError: the file does not hold one with the metrics of these evaluations.
+    """
+    try:
+        result = json.loads(path.read_text())
+        missing = [*(RESULT_KEYS - result.keys()), *(set(evaluations) - result["metrics"].keys())]
+    except (ValueError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} is not the result of a run: delete it, and reproduce makes it again") from error
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: delete it, and reproduce makes it again")
+    return result
 
 
 def _require_scale(name: str) -> None:
@@ -170,7 +188,7 @@ def _finished(path: Path, keys: dict[str, str]) -> dict[str, Any] | None:
     """The result in a file, if its settings are the current ones."""
     if not path.is_file():
         return None
-    result = json.loads(path.read_text())
+    result = _read_result(path, [])
     return result if result["keys"] == keys else None
 
 

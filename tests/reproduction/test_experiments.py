@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -33,6 +34,7 @@ from liere_hf_cli.main import main
 
 pytestmark = pytest.mark.xdist_group("preloaded")
 
+RESULTS = Path(__file__).parents[2] / "results"
 PAPER = yaml.safe_load((Path(liere_hf.__file__).parent / "configuration" / "paper.yaml").read_text())["accuracy"]
 # The experiment `spatial` at the GPU scale, cut down to seconds: five encodings as published, and
 # three that start otherwise.
@@ -259,6 +261,10 @@ def test_two_commands_share_the_work_and_an_interrupted_one_resumes(tmp_path):
             "figure.json does not exist: liere-hf reproduce attention",
         ),
         (["reproduce", "spatial", "--redraw"], "does not exist: liere-hf reproduce spatial --scale cpu makes it"),
+        (
+            ["reproduce", "accuracy", "--redraw", "--learning_rate", "0.1"],
+            "--learning_rate is given with --redraw, which draws results as they are",
+        ),
         (["reproduce", "rope", "--data_dir", "cifar100"], "data_dir is 'cifar100', allowed is DATASET=DIRECTORY"),
         (["reproduce", "spatial", "--max_stepz", "3"], "unknown option '--max_stepz', did you mean '--max_steps'?"),
     ],
@@ -266,6 +272,19 @@ def test_two_commands_share_the_work_and_an_interrupted_one_resumes(tmp_path):
 def test_bad_input_is_one_sentence(argv, sentence, tmp_path, capsys):
     assert run(*argv, "--results_dir", tmp_path, "--work_dir", tmp_path) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "{}", '{"metrics": {}}', "null"])
+@pytest.mark.parametrize("redraw", [True, False])
+def test_a_damaged_result_is_one_sentence(content, redraw, tmp_path, capsys):
+    shutil.copytree(RESULTS / "spatial", tmp_path / "results" / "spatial")
+    damaged = next((tmp_path / "results").rglob("*absolute-seed0.json"))
+    damaged.write_text(content)
+    directories = ["--results_dir", tmp_path / "results", "--work_dir", tmp_path / "work"]
+    assert run("reproduce", "spatial", *["--redraw"] * redraw, *directories) == 2
+    error = capsys.readouterr().err
+    assert str(damaged) in error and "delete it, and reproduce makes it again" in error
+    assert damaged.read_text() == content
 
 
 def test_list_has_all_experiments_on_a_narrow_screen(capsys, monkeypatch):
