@@ -21,9 +21,16 @@ from .limits import require_moderate
 TOP_K = 5
 # Sizes go up to this multiple of the training size, while the attention of a single input takes less than this.
 MAX_SIZE_FACTOR, MAX_ATTENTION_BYTES = 2, 2**30
-# Committed checkpoints of a clone, as the page shows them by default: the first two side by side.
+# Committed checkpoints of a clone, as the page lists them by default: the first two side by side.
 CHECKPOINTS = Path("checkpoints")
-DEFAULT_MODELS = ("liere-spatial-9x9", "absolute-spatial-9x9", "liere-fashion-mnist")
+DEFAULT_MODELS = (
+    "liere-spatial-9x9",
+    "absolute-spatial-9x9",
+    "rope-mixed-spatial-9x9",
+    "liere-fashion-mnist",
+    "liere-clips",
+    "rope-mixed-clips",
+)
 
 
 class ShownModel:

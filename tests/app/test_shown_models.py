@@ -121,17 +121,14 @@ def test_titles_show_no_path_and_differ(tmp_path):
 
 
 def test_default_models_are_those_of_a_clone(tmp_path, monkeypatch):
-    """LieRE on the spatial task comes first, with absolute positions beside it, whatever their names."""
-    committed = [path.parent.name for path in CHECKPOINT.parent.glob("*/config.json")]
-    assert {*DEFAULT_MODELS} < {*committed}
+    """All of them. LieRE on the spatial task comes first, with absolute positions beside it, whatever their names."""
+    assert sorted(DEFAULT_MODELS) == sorted(path.parent.name for path in CHECKPOINT.parent.glob("*/config.json"))
     monkeypatch.chdir(CHECKPOINT.parents[1])
     shown = load_models([], use_cpu=True)
     assert tuple(shown) == DEFAULT_MODELS
-    first, *others = shown.values()
-    assert (first.task.grid_size, first.model.config.position_encoding) == (9, "liere")
-    beside = [model for model in others if model.task is not None]
-    assert [model.model.config.position_encoding for model in beside] == ["absolute"] * len(beside)
-    assert others[: len(beside)] == beside
+    first, second, *_ = shown.values()
+    assert [model.task.grid_size for model in (first, second)] == [9, 9]
+    assert [model.model.config.position_encoding for model in (first, second)] == ["liere", "absolute"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"no model is given, and .*checkpoints has none"):
         load_models([])
