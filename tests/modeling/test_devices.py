@@ -14,6 +14,13 @@ ENCODINGS = {
     "visionllama": {"position_encoding": "visionllama"},
     "rope_mixed": {"position_encoding": "rope_mixed"},
     **{f"liere{width}": {"generator_block_size": width} for width in (4, 8, 16, 32, 64, 128)},
+    **{
+        name: {"position_encoding": name, "generator_block_size": 8} for name in ("comrope_ld", "comrope_ap", "string")
+    },
+    **{
+        start: {"generator_block_size": 8, "generator_init": start}
+        for start in ("planar", "random_basis", "random_bases")
+    },
 }
 # The largest error of logits and gradients, relative to their norms. Half precision rounds activations, not rotations.
 PRECISIONS = {torch.float32: 1e-3, torch.bfloat16: 0.25}

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES
 from factory import SIZES, random_input, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,8 +248,9 @@ def test_what_is_not_allowed_is_said(options, message):
 @pytest.mark.parametrize(
     "amounts", [{"shift": 0.3}, {"jitter": 1.5}, {"rescale": 2.0}, {"shift": 0.1, "jitter": 1.2, "rescale": 1.5}]
 )
-def test_coordinates_change_as_dinov3s(amounts):
-    positions = torch.rand(1, 12, 2)
+@pytest.mark.parametrize("device", DEVICES)
+def test_coordinates_change_as_dinov3s(amounts, device):
+    positions = torch.rand(1, 12, 2, device=device)
     torch.manual_seed(3)
     expected = augment_patches_center_coordinates(positions, **amounts)
     torch.manual_seed(3)
@@ -258,7 +260,8 @@ def test_coordinates_change_as_dinov3s(amounts):
 
 @pytest.mark.parametrize("num_axes", SIZES)
 @pytest.mark.parametrize("encoding", ["visionllama", *STARTING])
-def test_only_training_changes_coordinates(encoding, num_axes):
+@pytest.mark.parametrize("device", DEVICES)
+def test_only_training_changes_coordinates(device, encoding, num_axes):
     config = tiny_config(
         num_axes,
         position_encoding=encoding,
@@ -268,17 +271,19 @@ def test_only_training_changes_coordinates(encoding, num_axes):
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    model = LiereViTModel(config)
+    model = LiereViTModel(config).to(device)
     with torch.no_grad():
         for parameter in model.layers.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        pixel_values = random_input(config)
+        pixel_values = random_input(config).to(device)
         evaluated = [model.eval()(pixel_values).last_hidden_state for _ in range(2)]
         trained = [model.train()(pixel_values).last_hidden_state for _ in range(2)]
     assert torch.equal(*evaluated)
     assert (trained[0] - trained[1]).abs().max() > 1e-4
     assert (trained[0] - evaluated[0]).abs().max() > 1e-4
-    plain = LiereViTModel(LiereViTConfig(**{**config.to_dict(), "pos_embed_shift": None, "pos_embed_jitter": None}))
+    plain = LiereViTModel(
+        LiereViTConfig(**{**config.to_dict(), "pos_embed_shift": None, "pos_embed_jitter": None})
+    ).to(device)
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(plain.train()(pixel_values).last_hidden_state, evaluated[0], rtol=0, atol=1e-5)
