@@ -1,17 +1,18 @@
 """How far encodings are from relative ones, whose scores depend on positions by their offset alone."""
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..configuration import compared_encodings, encoding_options
+from ..configuration import compared_encodings
 from ..modeling.modeling_liere_vit import LiereViTRotations
-from ..modeling.position_encodings import POSITION_ENCODINGS
 from ..modeling.positions import grid_positions
-from .experiments import STARTS, Scale
+from .experiments import CHOSEN, CHOSEN_START, STARTS, Scale, commuting_shapes
 from .runner import ExperimentRunner, Setting
 from .tables import table_lines
 
@@ -21,7 +22,9 @@ for all pairs with the same offset. Measured is the rest: 1 - |mean of R(p)^T R(
 with the squared Frobenius norm of blocks of width b, averaged over all offsets of the training grid that two or more
 pairs have, over blocks, heads and layers. It is 0% for a relative encoding and at most 100%.
 """
-BLOCK_SIZE = 8
+# Shares of the training after which it is measured, and how often checkpoints are saved for that.
+DURING = {0.25: "after a quarter, %", 0.5: "after half, %", 0.75: "after three quarters, %"}
+SAVED = {"save_strategy": "steps", "save_steps": 0.25, "save_total_limit": 4}
 
 
 def beyond_offsets(rotations: torch.Tensor, grid_size: tuple[int, ...]) -> torch.Tensor:
@@ -52,17 +55,36 @@ def of_model(model: PreTrainedModel) -> list[float]:
 
 
 def measure_equivariance(scale: Scale, runner: ExperimentRunner, console: Console) -> list[dict[str, Any]]:
-    """Every encoding with learned generators before and after training on the task of the experiment `start`."""
+    """Every encoding with learned generators over its training on the task of the experiment `start`."""
     task = scale.tasks[scale["start"]]
     seed = scale.seeds_of(task)[0]
     rows = []
     for title, start, options in _settings():
-        setting = Setting(task, {"start": start, "encoding": title}, options)
+        setting = Setting(task, {"start": start, "encoding": title}, options | SAVED)
         console.print(f"{title}, {start}: its model, trained now if it is not there")
         before = of_model(runner.untrained_model(setting, seed))
-        after = of_model(AutoModelForImageClassification.from_pretrained(runner.wait_for(setting, seed)))
-        rows.append({"encoding": title, "start": start, "before": before, "after": after})
+        directory = runner.wait_for(setting, seed)
+        during = [of_model(_load(path)) for path in _checkpoints(directory)]
+        rows.append(
+            {
+                "encoding": title,
+                "start": start,
+                "before": before,
+                "during": during,
+                "after": of_model(_load(directory)),
+            }
+        )
     return rows
+
+
+def _load(directory: Path) -> PreTrainedModel:
+    return AutoModelForImageClassification.from_pretrained(directory)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Those that are nearest to the shares `DURING` of a training."""
+    steps = {int(path.name.rpartition("-")[2]): path for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return [steps[min(steps, key=lambda step: abs(step - share * max(steps)))] for share in DURING]
 
 
 def _settings() -> list[tuple[str, str, dict[str, Any]]]:
@@ -74,22 +96,20 @@ def _settings() -> list[tuple[str, str, dict[str, Any]]]:
         for start, options in STARTS.items()
         if compared.encoding.block_size != 2 or start == "published"
     ]
-    for name, encoding in POSITION_ENCODINGS.items():
-        if encoding.parameters and not encoding.has_free_generators and not encoding.colors:
-            title = encoding.title.format(block_size=BLOCK_SIZE)
-            found.append((title, "planar, fast", encoding_options(name, BLOCK_SIZE) | STARTS["planar, fast"]))
+    for title, options in commuting_shapes().items():
+        found.append((title, CHOSEN_START, options | CHOSEN))
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of Markdown."""
     lines = ["# How far encodings are from relative ones", "", *textwrap.wrap(TEXT, 118), ""]
+    header = ["encoding", "start", "before training, %", *DURING.values(), "after, %", "after, by layer"]
     body = []
     for row in rows:
-        before, after = (_percent(sum(row[when]) / len(row[when])) for when in ("before", "after"))
-        layers = ", ".join(map(_percent, row["after"]))
-        body.append([row["encoding"], row["start"], before, after, layers])
-    return lines + table_lines(["encoding", "start", "before training, %", "after, %", "after, by layer"], body)
+        means = [_percent(sum(layers) / len(layers)) for layers in (row["before"], *row["during"], row["after"])]
+        body.append([row["encoding"], row["start"], *means, ", ".join(map(_percent, row["after"]))])
+    return lines + table_lines(header, body)
 
 
 def _percent(share: float) -> str:

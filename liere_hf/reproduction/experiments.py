@@ -10,6 +10,7 @@ import yaml
 
 from ..configuration import ComparedEncoding, compared_encodings, encoding_options, paper_accuracy, parse_recipe
 from ..configuration.arguments import AUTHORS_IMAGE_MEAN, AUTHORS_IMAGE_STD, PRESETS
+from ..modeling.position_encodings import POSITION_ENCODINGS
 from .curves import examples_to_reach
 from .runner import Options, Setting, Task
 
@@ -74,6 +75,9 @@ class Experiment:
         panels_by: the label whose values have panels of their own, besides tasks and evaluations.
         curves_against: an encoding. The figure also shows learning curves, and a table how much less training the
             others need for its final accuracy.
+        curves_by: a label. A further figure has the learning curves of spatial tasks: a line for each of its values,
+            in a panel for each encoding.
+        paired_with: an encoding. A further table has the differences of the others to it, in pairs of equal seeds.
     """
 
     title: str
@@ -85,6 +89,8 @@ class Experiment:
     by_evaluation: tuple[str, ...] = ()
     panels_by: str | None = None
     curves_against: str | None = None
+    curves_by: str | None = None
+    paired_with: str | None = None
 
 
 def accuracy_of(evaluation: str) -> Callable[[dict[str, Any]], float | None]:
@@ -340,6 +346,31 @@ def _by_start(task: Task, starts: dict[str, Options]) -> list[Setting]:
     ]
 
 
+# Block width of the encodings in `shape`.
+SHAPE_BLOCK_SIZE = 8
+
+
+def commuting_shapes() -> dict[str, Options]:
+    """Titles and options of encodings beside the paper's whose generators commute by their structure."""
+    return {
+        encoding.title.format(block_size=SHAPE_BLOCK_SIZE): encoding_options(name, SHAPE_BLOCK_SIZE)
+        for name, encoding in POSITION_ENCODINGS.items()
+        if encoding.parameters and not encoding.has_free_generators and not encoding.colors
+    }
+
+
+def _shape(scale: Scale) -> list[Setting]:
+    """Structures of the generators, from one start and at one pace."""
+    compared = compared_encodings()
+    paper = {title: compared[title].options for title in ("RoPE-Mixed", f"LieRE{SHAPE_BLOCK_SIZE}")}
+    tasks = [scale.tasks[name] for name in scale["shape"]]
+    return [
+        Setting(task, {"encoding": title}, options | CHOSEN, evaluations=_larger_canvases(task))
+        for task in tasks
+        for title, options in {**paper, **commuting_shapes()}.items()
+    ]
+
+
 # Cells more on a side than the trained canvas has.
 LARGER_CANVASES = {"2 cells larger": 2, "4 cells larger": 4}
 
@@ -453,6 +484,8 @@ EXPERIMENTS = {
         _start,
         SPATIAL_MEASURES,
         "published",
+        curves_by="start",
+        paired_with="RoPE-Mixed",
     ),
     "chosen_start": Experiment(
         "The chosen start on other seeds and tasks",
@@ -460,6 +493,8 @@ EXPERIMENTS = {
         _chosen_start,
         SPATIAL_MEASURES,
         "published",
+        curves_by="start",
+        paired_with="RoPE-Mixed",
     ),
     "onset": Experiment(
         "What decides when a task is learned",
@@ -467,6 +502,7 @@ EXPERIMENTS = {
         _onset,
         SPATIAL_MEASURES,
         "none",
+        curves_by="change",
     ),
     "pooling": Experiment("CLS or mean pooling", "section 5", _pooling, (ACCURACY,)),
 }

@@ -14,9 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
 from ..configuration import compared_encodings
+from .curves import Curve
 from .experiments import Experiment, Measure
 from .statistics import Estimate
-from .summary import Results, Row, full_curves
+from .summary import Results, Row, curves_by_encoding, full_curves
 
 # Okabe and Ito's colors, for series that are not encodings.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -27,6 +28,8 @@ PANEL_HEIGHT = 3.6
 # Typographic points between series at one place, so that neither markers nor intervals cover one another, and the most
 # that all series take together.
 SPACING, MAX_SPREAD = 10, 34
+# About as many characters of a legend's labels stand side by side, its handles taking as much as some of them.
+LEGEND_CHARACTERS_PER_INCH, HANDLE_CHARACTERS = 12, 6
 # Labels of places that are longer than this together are slanted.
 MAX_LABEL_CHARACTERS = 60
 
@@ -81,6 +84,40 @@ def build_figure(experiment: Experiment, rows: list[Row], results: Results) -> F
     _add_legend(figure, _legend_title(experiment, rows))
     figure.suptitle(f"{experiment.title} (95% intervals)")
     return figure
+
+
+def draw_curves(path: Path, experiment: Experiment, results: Results) -> None:
+    """Write the figure of learning curves of an experiment with `curves_by`."""
+    figure = build_curves(experiment, results)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def build_curves(experiment: Experiment, results: Results) -> Figure:
+    """Accuracy over training examples, the mean of the seeds; 90% is where `examples until 90%` are measured."""
+    curves = curves_by_encoding(experiment.curves_by, results)
+    size = (WIDTHS[min(len(curves), len(WIDTHS)) - 1], PANEL_HEIGHT + 1.0)
+    figure, (panels,) = plt.subplots(1, len(curves), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axes, (encoding, named) in zip(panels, curves.items(), strict=True):
+        # A part after a comma is a variant, dashed in the same color.
+        kinds = list(dict.fromkeys(name.partition(", ")[0] for name in named))
+        for name, of_seeds in named.items():
+            kind, variant, _ = name.partition(", ")
+            style = {"color": f"C{kinds.index(kind)}", "linestyle": "--" if variant else "-"}
+            axes.plot(*_mean_curve(of_seeds), **style, linewidth=1.2, label=name)
+        axes.axhline(90, color="0.6", linewidth=0.8, zorder=0)
+        axes.set(xlabel="training examples", title=encoding)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("accuracy, %")
+    _add_legend(figure, experiment.curves_by)
+    figure.suptitle(f"{experiment.title} (mean of the seeds)")
+    return figure
+
+
+def _mean_curve(curves: list[Curve]) -> tuple[list[float], np.ndarray]:
+    """Examples, and the accuracy in per cent averaged over seeds."""
+    examples = [point["examples"] for point in curves[0]]
+    return examples, np.mean([[100 * point["accuracy"] for point in curve] for curve in curves], axis=0)
 
 
 def _panels(experiment: Experiment, rows: list[Row]) -> list[Panel]:
@@ -234,9 +271,7 @@ def _name_places(axes: Axes, places: list[str], title: str) -> None:
 def _draw_curves(axes: Axes, results: Results) -> None:
     """Learning curves with all data, averaged over seeds."""
     for index, (name, curves) in enumerate(full_curves(results).items()):
-        examples = [point["examples"] for point in curves[0]]
-        accuracy = np.mean([[100 * point["accuracy"] for point in curve] for curve in curves], axis=0)
-        axes.plot(examples, accuracy, **_style(name, index), linewidth=1.2, markersize=5, label=name)
+        axes.plot(*_mean_curve(curves), **_style(name, index), linewidth=1.2, markersize=5, label=name)
     axes.set(xlabel="training examples", ylabel="accuracy, %", title="All data, mean of the seeds")
     axes.grid(axis="y", alpha=0.3)
 
@@ -255,5 +290,8 @@ def _add_legend(figure: Figure, title: str | None) -> None:
     if entries:
         # Plain lines stand for what the hollow markers mean, after the models themselves.
         entries = dict(sorted(entries.items(), key=lambda entry: isinstance(entry[1], Line2D)))
-        columns = min(len(entries), 4 if figure.get_figwidth() == WIDTHS[0] else 6)
+        fitting = int(
+            LEGEND_CHARACTERS_PER_INCH * figure.get_figwidth() / (max(map(len, entries)) + HANDLE_CHARACTERS)
+        )
+        columns = min(len(entries), fitting, 4 if figure.get_figwidth() == WIDTHS[0] else 6)
         figure.legend(entries.values(), entries, title=title, loc="outside lower center", ncols=columns)

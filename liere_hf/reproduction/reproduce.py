@@ -15,9 +15,9 @@ from ..errors import InputError
 from ..output_files import write_json
 from .analyses import ANALYSES, FIGURE_FILE
 from .experiments import EXPERIMENTS, Experiment, Scale, read_scale
-from .figures import draw
+from .figures import draw, draw_curves
 from .runner import POLLING_SECONDS, ExperimentRunner, Setting
-from .summary import Results, summarize
+from .summary import Results, Row, summarize
 from .tables import write_tables
 
 SCALES = ("paper", "gpu", "cpu")
@@ -110,7 +110,7 @@ def _redraw_experiment(experiment: Experiment, name: str, scale_name: str, direc
         path = _result_path(directory, setting, seed)
         _require_result(path, name, scale_name)
         results[setting.name, seed] = _read_result(path, ["training", *setting.evaluations])
-    draw(directory / "figure.png", experiment, summarize(experiment, scale, results), results)
+    _draw(directory, experiment, summarize(experiment, scale, results), results)
 
 
 def _require_result(path: Path, name: str, scale_name: str) -> None:
@@ -201,8 +201,14 @@ def _report(
         return
     rows = summarize(experiment, scale, results)
     console.print(write_tables(directory, experiment, scale, rows, results), markup=False)
-    draw(directory / "figure.png", experiment, rows, results)
+    _draw(directory, experiment, rows, results)
     console.print(f"Written to {directory}")
+
+
+def _draw(directory: Path, experiment: Experiment, rows: list[Row], results: Results) -> None:
+    draw(directory / "figure.png", experiment, rows, results)
+    if experiment.curves_by:
+        draw_curves(directory / "curves.png", experiment, results)
 
 
 def _remove_others(directory: Path, results: Results) -> None:

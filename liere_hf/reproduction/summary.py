@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from .curves import Curve, examples_to_reach
 from .experiments import Experiment, Measure, Scale, accuracy_of
 from .runner import Setting
 from .statistics import MANY_SEEDS, Estimate, over_seeds, paired_permutation_test, two_proportion_z_test
 
 Results = dict[tuple[str, int], dict[str, Any]]
+ENCODING = "encoding"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class Row:
     x: float | None = None
     paper: float | None = None
     p_values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How an encoding differs from another one, in pairs of runs with equal seeds.
+
+    Attributes:
+        labels: of the encoding.
+        estimates: of the differences, by column.
+        p_values: of the exact permutation test, by column.
+    """
+
+    task: str
+    labels: dict[str, str]
+    estimates: dict[str, Estimate]
+    p_values: dict[str, float]
 
 
 def summarize(experiment: Experiment, scale: Scale, results: Results) -> list[Row]:
@@ -112,12 +131,39 @@ def _p_values(row: Row, reference: Row) -> dict[str, float]:
     return {next(iter(row.values)): two_proportion_z_test(successes, trials)[1]}
 
 
+def paired_differences(baseline: str, rows: list[Row]) -> list[PairedDifference]:
+    """Of each encoding to the one with the title `baseline` that is otherwise equal, in the order of the rows.
+
+    Only from `MANY_SEEDS` pairs on.
+    """
+    found = []
+    for row in (row for row in rows if len(row.seeds) >= MANY_SEEDS):
+        sought = (row.task, {**row.labels, ENCODING: baseline}, row.seeds)
+        for other in rows:
+            if other is not row and (other.task, other.labels, other.seeds) == sought:
+                pairs = {name: (row.values[name], other.values[name]) for name in row.values if name in other.values}
+                estimates = {name: over_seeds(np.subtract(*pair)) for name, pair in pairs.items()}
+                p_values = {name: paired_permutation_test(*pair) for name, pair in pairs.items()}
+                found.append(PairedDifference(row.task, row.labels, estimates, p_values))
+    return found
+
+
+def curves_by_encoding(label: str, results: Results) -> dict[str, dict[str, list[Curve]]]:
+    """Learning curves with several points by encoding and by the value of another label, one for each seed."""
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for result in results.values():
+        if len(result["curve"]) > 1:
+            named = curves.setdefault(result["labels"].get(ENCODING, ""), {})
+            named.setdefault(result["labels"][label], []).append(result["curve"])
+    return curves
+
+
 def full_curves(results: Results) -> dict[str, list[Curve]]:
     """Learning curves with all data by encoding, one for each seed."""
     curves: dict[str, list[Curve]] = {}
     for result in results.values():
         if result["labels"]["share of the data"] == "100%":
-            curves.setdefault(result["labels"]["encoding"], []).append(result["curve"])
+            curves.setdefault(result["labels"][ENCODING], []).append(result["curve"])
     return curves
 
 

@@ -12,7 +12,7 @@ from ..metric_display import interval_text
 from ..output_files import write_bytes, write_json
 from .experiments import Experiment, Scale
 from .statistics import MANY_SEEDS, Estimate
-from .summary import Results, Row, training_saved
+from .summary import PairedDifference, Results, Row, paired_differences, training_saved
 
 # Figure 9: how many times less training the relative encodings need for the accuracy of absolute positions.
 PAPER_SAVED = "3.5 to 3.9"
@@ -26,6 +26,13 @@ def write_tables(directory: Path, experiment: Experiment, scale: Scale, rows: li
         saved = training_saved(experiment.curves_against, results)
         table += _saved_markdown(experiment.curves_against, saved)
         content["training_saved"] = {name: estimate and estimate._asdict() for name, estimate in saved.items()}
+    if experiment.paired_with:
+        found = paired_differences(experiment.paired_with, rows)
+        table += _differences_markdown(experiment.paired_with, found) if found else ""
+        content["paired_differences"] = [
+            asdict(each) | {"estimates": {name: one._asdict() for name, one in each.estimates.items()}}
+            for each in found
+        ]
     write_json(directory / "results.json", content)
     write_bytes(directory / "results.csv", _as_csv(rows).encode())
     write_bytes(directory / "table.md", table.encode())
@@ -96,6 +103,27 @@ def _saved_markdown(baseline: str, saved: dict[str, Estimate | None]) -> str:
     ]
     cells = [[name, as_text(estimate) if estimate else "not reached"] for name, estimate in saved.items()]
     lines += table_lines(["encoding", "times (95% interval)"], cells)
+    return "\n".join(lines) + "\n"
+
+
+def _differences_markdown(baseline: str, found: list[PairedDifference]) -> str:
+    columns = list(dict.fromkeys(name for each in found for name in each.estimates))
+    header = ["task", *found[0].labels]
+    for name in columns:
+        header += [f"{name} (95% interval)", "p"]
+    body = []
+    for each in found:
+        cells = [each.task, *each.labels.values()]
+        for name in columns:
+            has_it = name in each.estimates
+            cells += [as_text(each.estimates[name]), p_text(each.p_values[name])] if has_it else ["", ""]
+        body.append(cells)
+    lines = [
+        "",
+        f"Differences to {baseline} in pairs of runs with equal seeds, and p values of the exact permutation test:",
+        "",
+        *table_lines(header, body),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from liere_hf import LiereViTConfig, LiereViTModel
 from liere_hf.modeling.position_encodings import POSITION_ENCODINGS
-from liere_hf.reproduction.equivariance import beyond_offsets, of_model
+from liere_hf.reproduction import equivariance
+from liere_hf.reproduction.equivariance import beyond_offsets, measure_equivariance, of_model, table
+from liere_hf.reproduction.experiments import STARTS, read_scale
+from liere_hf.reproduction.runner import ExperimentRunner
 
 COMMUTING = ("rope_mixed", "comrope_ld", "comrope_ap", "string")
 
@@ -71,3 +75,25 @@ def test_liere_is_relative_where_it_starts_so(init, is_relative):
     with torch.no_grad():
         model.rotations.generators.add_(0.5 * torch.randn_like(model.rotations.generators))
     assert min(of_model(model)) > 1e-3
+
+
+def test_it_is_measured_over_a_training(tmp_path, monkeypatch):
+    """At a high learning rate LieRE leaves its relative start step by step; RoPE-Mixed cannot."""
+    chosen = [
+        (title, "planar, fast", options | STARTS["planar, fast"])
+        for title, options in (
+            ("RoPE-Mixed", {"position_encoding": "rope_mixed"}),
+            ("LieRE8", {"position_encoding": "liere", "generator_block_size": 8}),
+        )
+    ]
+    monkeypatch.setattr(equivariance, "_settings", lambda: chosen)
+    flags = ["--train_examples", "512", "--eval_examples", "16", "--eval_strategy", "no", "--learning_rate", "0.01"]
+    runner = ExperimentRunner(tmp_path, {}, [*flags, "--warmup_steps", "0", "--disable_tqdm", "true"])
+    rope, liere = measure_equivariance(read_scale("cpu"), runner, Console(quiet=True))
+    values = [np.mean(layers) for layers in (liere["before"], *liere["during"], liere["after"])]
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert values == sorted(values)
+    assert values[1] > 1e-4
+    assert np.abs([rope["before"], *rope["during"], rope["after"]]).max() < 1e-5
+    lines = table([rope, liere])
+    assert lines[-1].startswith(f"| LieRE8 | planar, fast | 0.0 | {100 * values[1]:.1f} | {100 * values[2]:.1f} | ")

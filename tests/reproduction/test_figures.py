@@ -16,8 +16,8 @@ from matplotlib.transforms import Affine2D, Bbox
 
 from liere_hf.configuration import compared_encodings
 from liere_hf.reproduction.experiments import EXPERIMENTS, Experiment, read_scale
-from liere_hf.reproduction.figures import build_figure
-from liere_hf.reproduction.summary import Row, summarize
+from liere_hf.reproduction.figures import build_curves, build_figure
+from liere_hf.reproduction.summary import Results, Row, summarize
 
 RESULTS = Path(__file__).parents[2] / "results"
 COMMITTED = [name for name in EXPERIMENTS if (RESULTS / name / "cpu" / "table.md").is_file()]
@@ -30,15 +30,19 @@ every_figure = pytest.mark.parametrize(
 PAGE_WIDTH_PIXELS = 830
 
 
-@functools.cache
-def drawn(name: str) -> tuple[Figure, list[Row]]:
-    """The figure with its rows, drawn as for a file, so that everything has its place."""
+def committed_results(name: str) -> Results:
     experiment, scale, runs = EXPERIMENTS[name], read_scale("cpu"), RESULTS / name / "cpu" / "runs"
-    results = {
+    return {
         (setting.name, seed): json.loads((runs / f"{setting.name}-seed{seed}.json").read_text())
         for setting in experiment.settings(scale)
         for seed in scale.seeds_of(setting.task)
     }
+
+
+@functools.cache
+def drawn(name: str) -> tuple[Figure, list[Row]]:
+    """The figure with its rows, drawn as for a file, so that everything has its place."""
+    experiment, scale, results = EXPERIMENTS[name], read_scale("cpu"), committed_results(name)
     rows = summarize(experiment, scale, results)
     figure = build_figure(experiment, rows, results)
     figure.canvas.draw()
@@ -107,6 +111,31 @@ def test_one_legend_beside_the_panels_names_every_series(name):
             each.title for each in EXPERIMENTS[name].measures
         }
         assert set(labels) <= values
+
+
+@pytest.mark.parametrize("name", [name for name in COMMITTED if EXPERIMENTS[name].curves_by])
+def test_learning_curves_end_at_the_mean_accuracy(name):
+    """Each line of a panel has its entry in a legend that is inside the figure."""
+    experiment, results = EXPERIMENTS[name], committed_results(name)
+    figure = build_curves(experiment, results)
+    figure.canvas.draw()
+    rows, (legend,) = drawn(name)[1], figure.legends
+    box, labels = legend.get_window_extent(), {text.get_text() for text in legend.get_texts()}
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y0 >= figure.bbox.y0
+    num_lines = 0
+    for axes in figure.axes:
+        for line in (line for line in axes.lines if line.get_label() in labels):
+            (row,) = (
+                row
+                for row in rows
+                if row.labels[experiment.curves_by] == line.get_label()
+                and row.labels.get("encoding", "") == axes.get_title()
+                and "examples until 90%" in row.values
+            )
+            assert line.get_ydata()[-1] == pytest.approx(row.estimates["accuracy, %"].mean, abs=0.01)
+            num_lines += 1
+    assert num_lines == sum("examples until 90%" in row.values for row in rows)
+    plt.close(figure)
 
 
 @every_figure
