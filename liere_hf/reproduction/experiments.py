@@ -504,5 +504,12 @@ EXPERIMENTS = {
         "none",
         curves_by="change",
     ),
+    "shape": Experiment(
+        "Structures of the generators",
+        "beyond the paper",
+        _shape,
+        SPATIAL_MEASURES,
+        "RoPE-Mixed",
+    ),
     "pooling": Experiment("CLS or mean pooling", "section 5", _pooling, (ACCURACY,)),
 }
