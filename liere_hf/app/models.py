@@ -28,6 +28,7 @@ DEFAULT_MODELS = (
     "absolute-spatial-9x9",
     "rope-mixed-spatial-9x9",
     "liere-fashion-mnist",
+    "rope-mixed-fashion-mnist",
     "liere-clips",
     "rope-mixed-clips",
 )
