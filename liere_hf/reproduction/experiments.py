@@ -351,11 +351,11 @@ SHAPE_BLOCK_SIZE = 8
 
 
 def commuting_shapes() -> dict[str, Options]:
-    """Titles and options of encodings beside the paper's whose generators commute by their structure."""
+    """Titles and options of encodings whose generators commute by their structure, beside RoPE-Mixed."""
     return {
         encoding.title.format(block_size=SHAPE_BLOCK_SIZE): encoding_options(name, SHAPE_BLOCK_SIZE)
         for name, encoding in POSITION_ENCODINGS.items()
-        if encoding.parameters and not encoding.has_free_generators and not encoding.colors
+        if encoding.parameters and not encoding.has_free_generators
     }
 
 
