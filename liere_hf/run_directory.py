@@ -174,9 +174,12 @@ def read_checkpoint(directory: Path) -> Run | Conversion:
 
 
 def pixels_per_axis(config: dict[str, Any], name: str) -> list[int]:
-    """`image_size` or `patch_size` of a config.json, where one number stands for height and width."""
+    """`image_size` or `patch_size` of a config.json. One number stands for all axes: those of the other size, or 2."""
     value = config[name]
-    return value if isinstance(value, list) else [value, value]
+    if isinstance(value, list):
+        return value
+    other = config["patch_size" if name == "image_size" else "image_size"]
+    return [value] * (len(other) if isinstance(other, list) else 2)
 
 
 def recipe_options(

@@ -11,13 +11,14 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
+from liere_hf import LiereViTConfig
 from liere_hf.cards.model_card import build_model_card
 from liere_hf.comparison_files import titles
 from liere_hf.configuration import parse_recipe
 from liere_hf.configuration.metric_names import MEASURES, MEASURES_OF
 from liere_hf.errors import InputError
 from liere_hf.hub.staging import stage
-from liere_hf.run_directory import read_checkpoint
+from liere_hf.run_directory import pixels_per_axis, read_checkpoint
 from liere_hf_cli.main import main
 
 
@@ -38,6 +39,22 @@ def test_metadata_holds_the_measured_metrics(trained):
             interval = [evaluation[f"eval_{key}_{end}"] for end in ("low", "high")]
             assert result.metric_args["confidence_interval_95"] == pytest.approx(interval, abs=1e-6)
     assert not measured
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size"),
+    [
+        *[(8, 4), (8, [4]), ([8], 4), ([8], [4]), (8, [4, 2]), ([8, 12], 4), ([8, 12], [4, 2])],
+        *[(8, [2, 4, 4]), ([8, 12, 16], 4), ([8, 12, 16], [2, 4, 4])],
+    ],
+)
+def test_sizes_have_the_axes_of_the_model(image_size, patch_size, tmp_path):
+    """Also where one of them is a single number, which stands for every axis."""
+    config = LiereViTConfig(image_size=image_size, patch_size=patch_size)
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert pixels_per_axis(saved, "image_size") == [*config.spatial_image_size]
+    assert pixels_per_axis(saved, "patch_size") == [*config.spatial_patch_size]
 
 
 def test_classes_are_in_the_card(trained):
